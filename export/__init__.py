@@ -1,0 +1,1 @@
+"""Workstation only: PyTorch in; ONNX graphs, onnxruntime-training artifacts and inference models out."""

@@ -1,0 +1,136 @@
+"""Replaces operators that onnxruntime-training 1.19 cannot differentiate by ones that it can.
+
+1. Resize (linear or nearest, fixed sizes) -> two products with constant matrices.
+2. InstanceNormalization (as which GroupNorm is exported) -> its elementary operations.
+3. HardSwish and HardSigmoid -> multiply, add, clip.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from tinytl_edge.runtime.errors import UsageError
+
+from .graph import GraphEditor, attribute, static_shapes
+
+
+def lower(model: ModelProto) -> ModelProto:
+    """Lower in place and return the model.
+
+    Raises:
+        UsageError: a Resize of a kind that is no fixed matrix product.
+    """
+    shapes = static_shapes(model)
+    editor = GraphEditor(model)
+    lowerings = {
+        "Resize": _lower_resize,
+        "InstanceNormalization": _lower_instance_norm,
+        "HardSwish": _lower_hard_swish,
+        "HardSigmoid": _lower_hard_sigmoid,
+    }
+    for node in list(editor.nodes):
+        if node.op_type in lowerings:
+            editor.remove(node)
+            lowerings[node.op_type](editor, node, shapes)
+    return editor.finish()
+
+
+def _lower_resize(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
+    source, result = shapes[node.input[0]], shapes[node.output[0]]
+    rows = resize_matrix(node, int(source[2]), int(result[2]))
+    columns = resize_matrix(node, int(source[3]), int(result[3]))
+    left = editor.add_constant(f"{node.name}/rows", rows)
+    right = editor.add_constant(f"{node.name}/columns", columns.T)
+    tall = editor.add("MatMul", [left, node.input[0]], f"{node.name}/tall")
+    editor.add("MatMul", [tall, right], node.name, output=node.output[0])
+
+
+def resize_matrix(node: NodeProto, old: int, new: int) -> np.ndarray:
+    """The float32 [new, old] matrix that a Resize node applies along one axis (ONNX operator reference).
+
+    Raises:
+        UsageError: the node's mode is neither linear nor nearest, or it crops or antialiases.
+    """
+    mode = bytes(attribute(node, "mode", b"nearest")).decode()
+    coordinates = bytes(attribute(node, "coordinate_transformation_mode", b"half_pixel")).decode()
+    scale = new / old
+    position = np.arange(new, dtype=np.float64)
+    if coordinates == "half_pixel" or (coordinates == "pytorch_half_pixel" and new > 1):
+        position = (position + 0.5) / scale - 0.5
+    elif coordinates == "pytorch_half_pixel":
+        position = np.zeros(1)
+    elif coordinates == "align_corners":
+        position = position * (old - 1) / max(new - 1, 1)
+    elif coordinates == "asymmetric":
+        position = position / scale
+    else:
+        raise UsageError(f"Resize '{node.name}' uses {coordinates} coordinates, which cannot be trained through.")
+    matrix = np.zeros((new, old))
+    rows = np.arange(new)
+    if mode == "linear":
+        position = np.clip(position, 0, old - 1)
+        low = np.floor(position).astype(int)
+        high = np.minimum(low + 1, old - 1)
+        np.add.at(matrix, (rows, low), 1 - (position - low))
+        np.add.at(matrix, (rows, high), position - low)
+    elif mode == "nearest":
+        rounding = bytes(attribute(node, "nearest_mode", b"round_prefer_floor")).decode()
+        nearest = {
+            "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+            "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+            "floor": np.floor,
+            "ceil": np.ceil,
+        }[rounding](position)
+        matrix[rows, np.clip(nearest, 0, old - 1).astype(int)] = 1
+    else:
+        raise UsageError(f"Resize '{node.name}' is {mode}; linear and nearest can be trained through.")
+    return matrix.astype(np.float32)
+
+
+def _lower_instance_norm(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
+    """y = scale * (x - mean) / sqrt(var + epsilon) + bias over all but the first two axes."""
+    x, scale, bias = node.input
+    rank = len(shapes[x])
+    axes = list(range(2, rank))
+    name = node.name
+    mean = editor.add("ReduceMean", [x], f"{name}/mean", axes=axes, keepdims=1)
+    centred = editor.add("Sub", [x, mean], f"{name}/centred")
+    squared = editor.add("Mul", [centred, centred], f"{name}/squared")
+    variance = editor.add("ReduceMean", [squared], f"{name}/variance", axes=axes, keepdims=1)
+    epsilon = editor.add_constant(f"{name}/epsilon", np.array(attribute(node, "epsilon", 1e-5), np.float32))
+    deviation = editor.add("Sqrt", [editor.add("Add", [variance, epsilon], f"{name}/shifted")], f"{name}/deviation")
+    constant_scale, constant_bias = editor.constant(scale), editor.constant(bias)
+    plain = (
+        constant_scale is not None
+        and constant_bias is not None
+        and bool((constant_scale == 1).all())
+        and not constant_bias.any()
+    )
+    if plain:
+        editor.add("Div", [centred, deviation], name, output=node.output[0])
+        return
+    target = editor.add_constant(f"{name}/shape", np.array([-1] + [1] * (rank - 2), np.int64))
+    normal = editor.add("Div", [centred, deviation], f"{name}/normal")
+    scaled = editor.add("Mul", [normal, editor.add("Reshape", [scale, target], f"{name}/scale")], f"{name}/scaled")
+    editor.add("Add", [scaled, editor.add("Reshape", [bias, target], f"{name}/bias")], name, output=node.output[0])
+
+
+def _hard_sigmoid(editor: GraphEditor, node: NodeProto, alpha: float, beta: float, output: str | None) -> str:
+    name = node.name
+    slope = editor.add_constant(f"{name}/alpha", np.array(alpha, np.float32))
+    offset = editor.add_constant(f"{name}/beta", np.array(beta, np.float32))
+    zero = editor.add_constant(f"{name}/zero", np.array(0, np.float32))
+    one = editor.add_constant(f"{name}/one", np.array(1, np.float32))
+    line = editor.add("Add", [editor.add("Mul", [node.input[0], slope], f"{name}/slope"), offset], f"{name}/line")
+    return editor.add("Clip", [line, zero, one], f"{name}/gate", output=output)
+
+
+def _lower_hard_sigmoid(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
+    alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
+    _hard_sigmoid(editor, node, float(alpha), float(beta), node.output[0])  # type: ignore[arg-type]
+
+
+def _lower_hard_swish(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
+    gate = _hard_sigmoid(editor, node, 1 / 6, 0.5, None)
+    editor.add("Mul", [node.input[0], gate], node.name, output=node.output[0])

@@ -1,0 +1,2 @@
+"""tinytl-edge"""
+__version__ = "0.1.0"
