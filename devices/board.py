@@ -145,7 +145,9 @@ class Board:
         """The board that `to_json` wrote."""
         fields: dict[str, Any] = json.loads(text)
         fields["cores"] = [CoreCluster(**cluster) for cluster in fields["cores"]]
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        # JSON has no tuples.
+        fields.update((name, tuple(value)) for name, value in fields.items() if isinstance(value, list))
+        return cls(**fields)
 
     def describe(self) -> str:
         """All that is known, one fact a line."""

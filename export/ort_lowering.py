@@ -3,9 +3,12 @@
 1. Resize (linear or nearest, fixed sizes) -> two products with constant matrices.
 2. InstanceNormalization (as which GroupNorm is exported) -> its elementary operations.
 3. HardSwish and HardSigmoid -> multiply, add, clip.
+4. AveragePool -> a depthwise convolution: its own gradient has the batch size built in.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import numpy as np
 from onnx import ModelProto, NodeProto
@@ -28,6 +31,7 @@ def lower(model: ModelProto) -> ModelProto:
         "InstanceNormalization": _lower_instance_norm,
         "HardSwish": _lower_hard_swish,
         "HardSigmoid": _lower_hard_sigmoid,
+        "AveragePool": _lower_average_pool,
     }
     for node in list(editor.nodes):
         if node.op_type in lowerings:
@@ -134,3 +138,33 @@ def _lower_hard_sigmoid(editor: GraphEditor, node: NodeProto, shapes: dict[str, 
 def _lower_hard_swish(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
     gate = _hard_sigmoid(editor, node, 1 / 6, 0.5, None)
     editor.add("Mul", [node.input[0], gate], node.name, output=node.output[0])
+
+
+def _lower_average_pool(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
+    kernel = cast("list[int]", attribute(node, "kernel_shape"))
+    rank = len(kernel)
+    strides = cast("list[int]", attribute(node, "strides", [1] * rank))
+    pads = list(cast("list[int]", attribute(node, "pads", [0] * 2 * rank)))
+    channels, *sizes = (int(n) for n in shapes[node.input[0]][1:])
+    results = [int(n) for n in shapes[node.output[0]][2:]]
+    for axis in range(rank):  # ceil_mode: windows that reach past the padding
+        beyond = (results[axis] - 1) * strides[axis] + kernel[axis] - sizes[axis] - pads[axis] - pads[axis + rank]
+        pads[axis + rank] += max(beyond, 0)
+    weight = np.full((channels, 1, *kernel), 1 / np.prod(kernel), np.float32)
+    more = {"group": channels, "kernel_shape": kernel, "strides": strides, "pads": pads}
+    inputs = [node.input[0], editor.add_constant(f"{node.name}/weight", weight)]
+    if not any(pads) or (attribute(node, "count_include_pad", 0) and not attribute(node, "ceil_mode", 0)):
+        editor.add("Conv", inputs, node.name, output=node.output[0], **more)
+        return
+    counts = [
+        np.array([_overlap(i * stride - before, size, k) for i in range(result)], np.float32) / k
+        for result, stride, before, size, k in zip(results, strides, pads, sizes, kernel)
+    ]
+    correction = editor.add_constant(f"{node.name}/correction", 1 / np.multiply.outer(*counts))
+    average = editor.add("Conv", inputs, f"{node.name}/sum", **more)
+    editor.add("Mul", [average, correction], node.name, output=node.output[0])
+
+
+def _overlap(start: int, size: int, kernel: int) -> int:
+    """How many of the `kernel` positions from `start` lie within [0, size)."""
+    return min(start + kernel, size) - max(start, 0)

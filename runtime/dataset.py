@@ -32,9 +32,10 @@ VERSION = "1"
 UNLABELLED = -1
 
 # What a camera or a phone writes. HEIC and AVIF are not read: they are listed to be reported, not overlooked.
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .bmp .gif .webp .ppm .pgm .pbm .pnm .tif .tiff .heic .heif .avif".split()
-)
+SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".tif", ".tiff", ".heic", ".heif", ".avif",
+))  # fmt: skip
 # Pillow goes by a file's content, and some formats it knows (EPS) start other programs: these do not.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
@@ -65,7 +66,7 @@ class Dataset:
         self.classes = classes
         self.resolution = resolution
         self._images_start = images_start
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = os.open(path, os.O_RDONLY)
         self._close = weakref.finalize(self, os.close, self._descriptor)
 
     @property
@@ -125,9 +126,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         raise damaged("it was not written by 'tinytl-edge pack'")
     version = file.metadata.get("version")
     if version != VERSION:
-        raise damaged(
-            f"it has version {version!r} where this tinytl-edge reads '{VERSION}', so pack it again"
-        )
+        raise damaged(f"it has version {version!r}, not '{VERSION}', so pack the photographs again")
     if not re.fullmatch("[1-9][0-9]{0,4}", file.metadata.get("resolution", "")):
         raise damaged("its resolution is not a number of pixels")
     resolution = int(file.metadata["resolution"])
@@ -167,9 +166,7 @@ def _read_labels(
     allowed = range(class_count) if class_count else range(UNLABELLED, UNLABELLED + 1)
     for index, label in enumerate(labels):
         if label not in allowed:
-            raise damaged(
-                f"the label of sample {index} is {label}, which is none of its {class_count} classes"
-            )
+            raise damaged(f"the label {label} of sample {index} is none of its {class_count} classes")
     return labels
 
 
@@ -297,8 +294,8 @@ def pack(
     for name in photographs:
         if name not in label_of:
             raise DataError(
-                f"{_shown(Path(folder, name))} is not a class of the model, which knows {_list_names(names)}: "
-                "rename or remove that folder."
+                f"{_shown(Path(folder, name))} is not a class of the model, which knows "
+                f"{_list_names(names)}: rename or remove that folder."
             )
 
     total = sum(map(len, photographs.values()))
@@ -320,10 +317,8 @@ def pack(
                 done += 1
                 progress(done, total)
         if not any(counts):
-            reason = (
-                "none of its photographs can be used" if total else "its class folders hold no photographs"
-            )
-            raise DataError(f"{_shown(Path(folder))} cannot be packed: {reason}.")
+            what = "photographs that can be used" if total else "photographs in its class folders"
+            raise DataError(f"{_shown(Path(folder))} has no {what}.")
 
     _write(out, resolution, names, samples(), total)
     without = [name for name, count in zip(names, counts) if not count]
@@ -417,11 +412,10 @@ def _read_square(path: Path, size: int) -> bytes:
         raise _UnusablePictureError("it has more pixels than are safe to decode") from None
     except MemoryError:
         raise _UnusablePictureError("it does not fit into memory") from None
+    except OSError as error:
+        raise _UnusablePictureError(error.strerror or f"it is damaged ({_shown(error)})") from None
     except Exception as error:  # a damaged file can make a decoder raise anything
-        reason = (
-            getattr(error, "strerror", None) or f"it is damaged ({_shown(error) or type(error).__name__})"
-        )
-        raise _UnusablePictureError(reason) from None
+        raise _UnusablePictureError(f"it is damaged ({_shown(error) or type(error).__name__})") from None
 
 
 def _square(image: Image.Image, size: int) -> bytes:
@@ -431,7 +425,7 @@ def _square(image: Image.Image, size: int) -> bytes:
     # memory. Twice the size is kept for the filter below to work on.
     image.draft("RGB", (2 * size, 2 * size))
     image.load()
-    orientation = _orientation(image)  # after loading: Pillow turns a TIFF by itself
+    orientation = _orientation(image)
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
@@ -470,8 +464,10 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }
+    if image.format == "TIFF":  # Pillow has turned it by itself, and in some versions left the tag
+        return None
     with contextlib.suppress(Exception):  # broken EXIF says nothing against the pixels
-        return turns.get(image.getexif().get(_EXIF_ORIENTATION))
+        return turns.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     return None
 
 

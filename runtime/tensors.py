@@ -18,6 +18,7 @@ from typing import IO
 from .errors import DamagedFileError, StorageError
 
 HEADER_LIMIT = 16 * 1024 * 1024
+_METADATA = "__metadata__"
 ITEM_SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
@@ -97,7 +98,7 @@ def _checked_header(path: Path, file: IO[bytes], size: int) -> TensorFile:
         raise damaged("its header is not JSON") from None
     if not isinstance(header, dict):
         raise damaged("its header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise damaged("its metadata is not a table of strings")
 
@@ -137,6 +138,8 @@ def write_tensors(
     """
     tensors = list(tensors)
     shapes = {name: (dtype, shape) for name, dtype, shape, _ in tensors}
+    if len(shapes) != len(tensors):
+        raise ValueError("two tensors have the same name")
     for name, dtype, shape, content in tensors:
         if len(content) != ITEM_SIZES[dtype] * math.prod(shape):
             raise ValueError(f"tensor {name!r} has {len(content)} bytes, not what its shape needs")
@@ -153,7 +156,9 @@ def encode_header(
 
     With `length`, padded with blanks to that many bytes, so that a writer can reserve room for it.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    if _METADATA in tensors:
+        raise ValueError(f"the format keeps the name {_METADATA!r} to itself")
+    header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
     offset = 0
     for name, (dtype, shape) in tensors.items():
         size = ITEM_SIZES[dtype] * math.prod(shape)
@@ -184,9 +189,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(
-            OSError
-        ):  # mkstemp's 0600 would hide it from others; some media know no modes
+        with contextlib.suppress(OSError):  # mkstemp's 0600 would hide it; some media know no modes
             umask = os.umask(0)
             os.umask(umask)
             os.chmod(temporary, 0o666 & ~umask)  # noqa: PTH101

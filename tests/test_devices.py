@@ -1,11 +1,10 @@
-"""Boards and their temperature, on made-up /proc and /sys trees: nothing here depends on the machine it runs on."""
+"""Boards and their temperature, on made-up /proc and /sys trees, whatever machine runs the tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-
 from tinytl_edge.devices.board import (
     BOARDS,
     GIB,
@@ -41,8 +40,8 @@ def arm_processors(count: int, part: str, features: str) -> str:
     )
 
 
-def clocks(count: int, khz: int) -> dict[str, str]:
-    return {f"sys/devices/system/cpu/cpu{i}/cpufreq/cpuinfo_max_freq": f"{khz}\n" for i in range(count)}
+def clocks(processors: range, khz: int) -> dict[str, str]:
+    return {f"sys/devices/system/cpu/cpu{i}/cpufreq/cpuinfo_max_freq": f"{khz}\n" for i in processors}
 
 
 def caches(*levels: tuple[int, str, str]) -> dict[str, str]:
@@ -67,7 +66,7 @@ def pi_4(tmp_path: Path) -> Path:
             "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
             "proc/cpuinfo": arm_processors(4, "0xd08", "fp asimd evtstrm crc32 cpuid") + trailer,
             "proc/self/status": "Name:\tpython3\nCpus_allowed:\tf\nCpus_allowed_list:\t0-3\n",
-            **clocks(4, 1_800_000),
+            **clocks(range(4), 1_800_000),
             **caches((1, "Data", "32K"), (1, "Instruction", "48K"), (2, "Unified", "1024K")),
             **meminfo(3_884_364, 3_400_000),
         },
@@ -101,7 +100,7 @@ def test_raspberry_pi_zero_2_w_with_a_32_bit_kernel_and_without_cache_files(tmp_
         {
             "proc/device-tree/model": "Raspberry Pi Zero 2 W Rev 1.0\0",
             "proc/cpuinfo": processors.replace("CPU architecture: 8", "CPU architecture: 7"),
-            **clocks(4, 1_000_000),
+            **clocks(range(4), 1_000_000),
             **meminfo(436_000, 300_000),
         },
     )
@@ -120,7 +119,7 @@ def test_jetson_orin_nano(tmp_path: Path) -> None:
         {
             "proc/device-tree/model": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0",
             "proc/cpuinfo": arm_processors(6, "0xd42", "fp asimd atomics fphp asimdhp asimddp"),
-            **clocks(6, 1_728_000),
+            **clocks(range(6), 1_728_000),
             **caches((1, "Data", "64K"), (2, "Unified", "256K"), (3, "Unified", "2048K")),
             **meminfo(7_800_000, 6_000_000),
         },
@@ -140,7 +139,8 @@ def test_jetson_nano_is_not_an_orin_nano(tmp_path: Path) -> None:
 
 def test_an_x86_machine(tmp_path: Path) -> None:
     cpuinfo = "".join(
-        f"processor\t: {i}\nmodel name\t: Intel(R) Core(TM) i5-8250U CPU @ 1.60GHz\nflags\t\t: fpu lm {flags}\n\n"
+        f"processor\t: {i}\nmodel name\t: Intel(R) Core(TM) i5-8250U CPU @ 1.60GHz\n"
+        f"flags\t\t: fpu lm {flags}\n\n"
         for i, flags in enumerate(("avx2 avx512f", "avx2"))
     )
     board = this_machine(make_root(tmp_path, {"proc/cpuinfo": cpuinfo, **meminfo(8_000_000, 5_000_000)}))
@@ -155,14 +155,8 @@ def test_an_x86_machine(tmp_path: Path) -> None:
 def test_two_kinds_of_cores(tmp_path: Path) -> None:
     little = arm_processors(4, "0xd03", "fp asimd")
     big = arm_processors(2, "0xd08", "fp asimd").replace("processor\t: ", "processor\t: 1")
-    high = {
-        f"sys/devices/system/cpu/cpu{i}/cpufreq/cpuinfo_max_freq": f"{khz}"
-        for i, khz in enumerate([1_416_000] * 4)
-    }
-    high.update(
-        {f"sys/devices/system/cpu/cpu{i}/cpufreq/cpuinfo_max_freq": "1800000" for i in (10, 11)},
-    )
-    board = this_machine(make_root(tmp_path, {"proc/cpuinfo": little + big, **high}))
+    frequencies = {**clocks(range(4), 1_416_000), **clocks(range(10, 12), 1_800_000)}
+    board = this_machine(make_root(tmp_path, {"proc/cpuinfo": little + big, **frequencies}))
     assert board.cores == (CoreCluster("Cortex-A53", 4, 1416, 4), CoreCluster("Cortex-A72", 2, 1800, 4))
     assert board.core_count == 6
     assert board.multiply_adds_per_second == (4 * 1416 + 2 * 1800) * 1_000_000 * 4
@@ -299,7 +293,7 @@ def test_an_unknown_name_suggests_the_nearest(name: str, nearest: str) -> None:
 
 
 def test_a_name_like_no_other_suggests_nothing() -> None:
-    with pytest.raises(UsageError, match="^No board is called 'xyz': `tinytl-edge devices` lists"):
+    with pytest.raises(UsageError, match=r"^No board is called 'xyz': `tinytl-edge devices` lists"):
         find_board("xyz")
 
 
