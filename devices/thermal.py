@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .board import ROOT, read_int, read_text
+from .linux import ROOT, read_int, read_text
 
 # Zones on the chip that computes. Others would mislead: the Jetson Nano's PMIC-Die says 100 °C always, and
 # sensors of wireless or of the board say little about the cores.

@@ -1,1 +1,1 @@
-"""The board's side: start a worker, measure it, keep its results. Imports neither torch nor numpy nor onnx."""
+"""The board's side: start a worker, measure it, keep its results. Imports no torch, no numpy and no onnx."""

@@ -146,11 +146,11 @@ def resample(image: NDArray[np.uint8], crop: Crop, resolution: int) -> NDArray[n
     rectangle = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     flat = rectangle.reshape(crop.height, 3 * crop.width)
     low, high, fraction = _taps(crop.height, resolution)
-    rows = _lerp(flat[low], flat[high], fraction[:, None])
+    rows = _lerp(flat.take(low, axis=0), flat.take(high, axis=0), fraction[:, None])
     low, high, fraction = _taps(crop.width, resolution)
     if crop.flip:
         low, high, fraction = low[::-1], high[::-1], fraction[::-1]
-    columns = _lerp(rows[:, _channels(low)], rows[:, _channels(high)], fraction.repeat(3))
+    columns = _lerp(rows.take(_channels(low), axis=1), rows.take(_channels(high), axis=1), fraction.repeat(3))
     return columns.reshape(resolution, resolution, 3)
 
 

@@ -194,6 +194,7 @@ def test_resampling_is_the_formula_bit_for_bit(
     image = picture(size)
     result = resample(image, crop, resolution)
     assert result.dtype == np.float32
+    assert result.flags.c_contiguous
     assert result.shape == (resolution, resolution, 3)
     np.testing.assert_array_equal(result, reference(image, crop, resolution))
 

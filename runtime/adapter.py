@@ -1,0 +1,71 @@
+"""adapter.safetensors: the trained parameters alone, named as in the prepared PyTorch model.
+
+Its metadata name the bundle it belongs to, by the SHA-256 of the bundle's manifest, and the classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .bundle import Bundle
+from .errors import DamagedFileError
+from .tensors import TensorFile, open_tensors, write_tensors
+
+FORMAT = "tinytl-edge-adapter"
+VERSION = "1"
+FILE = "adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An opened adapter: its tensors, the names of its classes, and how many steps it has seen."""
+
+    tensors: TensorFile
+    classes: tuple[str, ...]
+    steps: int
+
+
+def write_adapter(
+    path: Path, bundle: Bundle, classes: list[str], steps: int, tensors: Mapping[str, tuple[tuple[int, ...], bytes]]
+) -> None:
+    """Write float32 parameters (name to shape and bytes), atomically.
+
+    Raises:
+        StorageError: the file cannot be written; the adapter that was there stays.
+    """
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "bundle": bundle.identity,
+        "backbone": bundle.manifest.backbone,
+        "method": bundle.manifest.method,
+        "classes": json.dumps(classes, ensure_ascii=False),
+        "steps": str(steps),
+    }
+    write_tensors(path, [(name, "F32", shape, content) for name, (shape, content) in tensors.items()], metadata)
+
+
+def open_adapter(path: Path, bundle: Bundle) -> Adapter:
+    """Open an adapter and check that it belongs to this bundle and is whole.
+
+    Raises:
+        DamagedFileError: it is damaged, no adapter, or of another bundle.
+    """
+    tensors = open_tensors(path)
+    metadata = tensors.metadata
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        raise DamagedFileError(f"{path} is no adapter of tinytl-edge (version {VERSION}).")
+    if metadata.get("bundle") != bundle.identity:
+        raise DamagedFileError(f"{path} was trained from another bundle than {bundle.path}.")
+    missing = [name for name in bundle.manifest.trainable if name not in tensors.entries]
+    wrong = [name for name, entry in tensors.entries.items() if entry.dtype != "F32"]
+    if missing or wrong:
+        raise DamagedFileError(f"{path} lacks or garbles the parameter '{(missing or wrong)[0]}'.")
+    try:
+        classes = tuple(str(name) for name in json.loads(metadata["classes"]))
+        return Adapter(tensors, classes, int(metadata["steps"]))
+    except (KeyError, TypeError, ValueError):
+        raise DamagedFileError(f"{path} has damaged metadata.") from None

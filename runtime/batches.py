@@ -1,0 +1,78 @@
+"""From a dataset to what a step is fed: images, soft targets, dropout masks (numpy; workers only)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Manifest
+from .dataset import Dataset
+from .options import TrainOptions
+from .sampling import Crop, centre_crop, dropout_mask, epoch_order, random_crop, resample
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`feeds` by input name: images [N, 3, R, R], targets [N, classes], masks; `labels` [N]."""
+
+    feeds: dict[str, Array]
+    labels: NDArray[np.int64]
+
+
+class Batches:
+    """The batches of a bundle over a dataset; the last one of an epoch is smaller where it does not divide."""
+
+    def __init__(self, manifest: Manifest, dataset: Dataset) -> None:
+        self.manifest = manifest
+        self.dataset = dataset
+        self._mean = np.array(manifest.mean, np.float32)
+        self._std = np.array(manifest.std, np.float32)
+
+    def training(self, options: TrainOptions, batch_size: int, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """One epoch's batches, augmented, from batch number `first` on."""
+        seed, count, size = options.seed, self.dataset.count, self.dataset.size
+        order = epoch_order(seed, epoch, count)
+        for start in range(first * batch_size, count, batch_size):
+            positions = range(start, min(start + batch_size, count))
+            crops = [
+                random_crop(seed, epoch, position, size, options.min_area, options.flip) for position in positions
+            ]
+            batch = self._batch([order[position] for position in positions], crops, options.label_smoothing)
+            for layer, dropout in enumerate(self.manifest.dropouts):
+                rate = dropout.rate if options.dropout is None else options.dropout
+                masks = [dropout_mask(seed, epoch, position, layer, dropout.shape, rate) for position in positions]
+                batch.feeds[dropout.name] = np.stack(masks)
+            yield batch
+
+    def evaluation(self, batch_size: int) -> Iterator[Batch]:
+        """All samples once, in order, their centre squares, without dropout."""
+        crop = centre_crop(self.dataset.size)
+        for start in range(0, self.dataset.count, batch_size):
+            indices = list(range(start, min(start + batch_size, self.dataset.count)))
+            batch = self._batch(indices, [crop] * len(indices), 0.0)
+            for dropout in self.manifest.dropouts:
+                batch.feeds[dropout.name] = np.ones((len(indices), *dropout.shape), np.float32)
+            yield batch
+
+    def _batch(self, indices: list[int], crops: list[Crop], label_smoothing: float) -> Batch:
+        size, resolution = self.dataset.size, self.manifest.resolution
+        images = np.empty((len(indices), 3, resolution, resolution), np.float32)
+        for slot, (index, crop) in enumerate(zip(indices, crops)):
+            pixels = np.frombuffer(self.dataset.image(index), np.uint8).reshape(size, size, 3)
+            normal = (resample(pixels, crop, resolution) - self._mean) / self._std
+            images[slot] = normal.transpose(2, 0, 1)
+        labels = np.array([self.dataset.labels[index] for index in indices], np.int64)
+        return Batch({"images": images, "targets": self._targets(labels, label_smoothing)}, labels)
+
+    def _targets(self, labels: NDArray[np.int64], smoothing: float) -> Array:
+        """(1 - smoothing) at the label and smoothing / classes everywhere; all zero without a label."""
+        classes = self.manifest.class_count
+        targets = np.full((len(labels), classes), smoothing / classes, np.float32)
+        targets[np.arange(len(labels)), labels] += np.float32(1 - smoothing)
+        targets[labels < 0] = 0
+        return targets

@@ -1,0 +1,200 @@
+"""A bundle: the folder that `prepare` writes and a board trains from.
+
+manifest.json names every other file with its size and SHA-256; what does not match is not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import DamagedFileError, StorageError, UsageError
+from .tensors import atomic_write
+
+FORMAT = "tinytl-edge-bundle"
+VERSION = 1
+MANIFEST = "manifest.json"
+FORWARD = "forward.onnx"
+ORT_FOLDER = "ort"
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """A dropout layer: the name of the graph's mask input, the activation's shape without batch, the rate."""
+
+    name: str
+    shape: tuple[int, ...]
+    rate: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says about itself.
+
+    `mean` and `std` are of pixels in 0..255; `classes` holds names or is empty (then `class_count` tells how
+    many outputs there are, and names come with the photographs); `trainable` maps a parameter's name to its
+    learning-rate group; `paper_memory` is the paper's count in bytes: `activations` an image, `parameters`.
+    """
+
+    backbone: str
+    method: str
+    classes: tuple[str, ...]
+    class_count: int
+    resolution: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    optimizer: str
+    batch_size: int
+    dropouts: tuple[Dropout, ...]
+    trainable: dict[str, str]
+    parameter_count: int
+    trainable_count: int
+    paper_memory: dict[str, float]
+    runtimes: tuple[str, ...]
+    created_by: str
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files."""
+        return self.path / name
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the manifest, which holds the SHA-256 of everything else."""
+        return sha256(self.path / MANIFEST)
+
+
+def write_bundle(out: Path, manifest: Manifest, fill: Callable[[Path], None], overwrite: bool = False) -> Bundle:
+    """Let `fill` write the files into a folder beside `out`, add the manifest, and move it into place.
+
+    Raises:
+        UsageError: `out` exists, and is no bundle or `overwrite` is not set.
+        StorageError: the folder cannot be written; what was at `out` before stays.
+    """
+    if out.exists() and not (overwrite and (out / MANIFEST).is_file()):
+        what = "a bundle: add --overwrite to replace it" if (out / MANIFEST).is_file() else "something else"
+        raise UsageError(f"{out} already exists and is {what}, or choose another --out.")
+    temporary = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        fill(temporary)
+        files = {
+            path.relative_to(temporary).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        }
+        content = {"format": FORMAT, "version": VERSION, **asdict(manifest), "files": files}
+        with atomic_write(temporary / MANIFEST) as file:
+            file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
+        temporary.chmod(0o755)
+        _swap(temporary, out)
+        temporary = None
+    except OSError as error:
+        raise StorageError(f"{out} could not be written: {error.strerror or error}.") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return open_bundle(out)
+
+
+def _swap(new: Path, place: Path) -> None:
+    if not place.exists():
+        new.rename(place)
+        return
+    old = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.old."))
+    os.replace(place, old / place.name)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read the manifest and check every file against it.
+
+    Raises:
+        DamagedFileError: not a bundle, of another version, or a file is missing or changed; names the file.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise DamagedFileError(f"{path} is no bundle: it is not a folder that `tinytl-edge prepare` has written.")
+    manifest = _read_manifest(path / MANIFEST)
+    for name, expected in manifest.files.items():
+        file = path / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DamagedFileError(f"{path / MANIFEST} names a file outside of its bundle: '{name}'.")
+        if not file.is_file():
+            raise DamagedFileError(f"{file} is missing from the bundle: copy the bundle again.")
+        if file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
+            raise DamagedFileError(f"{file} is not what `prepare` wrote (SHA-256 differs): copy the bundle again.")
+    return Bundle(path, manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    content = read_json(path, "a bundle's manifest")
+    if content.get("format") != FORMAT:
+        raise DamagedFileError(f"{path} is not the manifest of a tinytl-edge bundle.")
+    if content.get("version") != VERSION:
+        raise DamagedFileError(
+            f"{path} is of version {content.get('version')}, this tinytl-edge reads {VERSION}: prepare it again."
+        )
+    try:
+        known = {name: content[name] for name in Manifest.__dataclass_fields__}
+        known["dropouts"] = tuple(
+            Dropout(str(d["name"]), tuple(d["shape"]), float(d["rate"])) for d in known["dropouts"]
+        )
+        for name in ("classes", "mean", "std", "runtimes"):
+            known[name] = tuple(known[name])
+        if not all({"sha256", "bytes"} <= set(entry) for entry in known["files"].values()):
+            raise TypeError("files")
+        return Manifest(**known)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedFileError(f"{path} lacks or garbles a field ({error}): copy the bundle again.") from None
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        DamagedFileError: it is missing, unreadable or no object; `what` names it for the message.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DamagedFileError(f"{path} does not exist: {path.parent} is not what it should be.") from None
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise DamagedFileError(f"{path} is damaged: it is not JSON, as {what} is.") from None
+    if not isinstance(content, dict):
+        raise DamagedFileError(f"{path} is damaged: it is no JSON object, as {what} is.")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write a JSON object atomically."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read piece by piece."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 18):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,134 @@
+"""Evaluation and prediction with an adapted classifier, or with a bundle as it was prepared."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .bundle import Bundle, open_bundle
+from .dataset import open_dataset, pack_files
+from .errors import DataError, UsageError
+from .events import Event
+from .run import is_run, open_run
+from .source import dataset_for
+from .worker import Measured, OnEvent, choose_runtime, run_worker
+
+_BATCH = 8
+
+
+def evaluate(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    bundle: str | os.PathLike[str] | None = None,
+    runtime: str = "auto",
+    threads: int = 1,
+    on_event: OnEvent | None = None,
+) -> dict[str, Any]:
+    """Accuracy, loss and confusion of a run (or of a bundle as prepared) on photographs.
+
+    Args:
+        model: a run's or a bundle's folder.
+        data: a folder with one sub-folder of photographs a class, or a packed dataset.
+        bundle: the run's bundle, if it has moved.
+
+    Returns:
+        images, loss, accuracy, classes, per_class (accuracy or None), confusion[label][guess], peak_rss_bytes.
+
+    Raises:
+        TinyTLError: of the kind that says what is wrong.
+    """
+    opened, adapter, classes = _resolve(Path(model), bundle)
+    watch = on_event or (lambda event: None)
+
+    def progress(done: int, total: int) -> None:
+        watch({"event": "pack", "done": done, "total": total})
+
+    def warn(message: str) -> None:
+        watch({"event": "warning", "message": message})
+
+    with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
+        packed = Path(folder) / "data.safetensors"
+        file = dataset_for(opened.manifest, classes, Path(data), packed, warn, progress)
+        with open_dataset(file) as dataset:
+            names = list(dataset.classes)
+        measured = _work("evaluate", opened, adapter, file, runtime, threads, watch)
+    result = measured.last
+    confusion = result.pop("confusion")
+    result.pop("event")
+    return {
+        **result,
+        "classes": names,
+        "per_class": [row[i] / sum(row) if sum(row) else None for i, row in enumerate(confusion)],
+        "confusion": confusion,
+        "peak_rss_bytes": measured.peak_rss_bytes,
+    }
+
+
+def predict(
+    model: str | os.PathLike[str],
+    images: Sequence[str | os.PathLike[str]],
+    *,
+    bundle: str | os.PathLike[str] | None = None,
+    runtime: str = "auto",
+    threads: int = 1,
+) -> list[dict[str, Any]]:
+    """What the classifier sees in pictures.
+
+    Returns:
+        for each image: `image`, `prediction` (the likeliest class), `probabilities` by class name, likeliest
+        first.
+
+    Raises:
+        DataError: a picture cannot be read; names it.
+        TinyTLError: of the kind that says what else is wrong.
+    """
+    if not images:
+        raise UsageError("Name at least one picture.")
+    for image in images:
+        if not Path(image).is_file():
+            raise DataError(f"{os.fspath(image)} is no file: name pictures.")
+    opened, adapter, classes = _resolve(Path(model), bundle)
+    names = list(classes) or [str(index) for index in range(opened.manifest.class_count)]
+    seen: list[Event] = []
+    with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
+        packed = Path(folder) / "images.safetensors"
+        pack_files(images, packed, opened.manifest.resolution)
+        _work("predict", opened, adapter, packed, runtime, threads, seen.append)
+    predictions = []
+    rows = [event["probabilities"] for event in seen if event["event"] == "prediction"]
+    for image, row in zip(images, rows):
+        ranked = sorted(zip(names, row), key=lambda pair: -pair[1])
+        predictions.append(
+            {"image": os.fspath(image), "prediction": ranked[0][0], "probabilities": dict(ranked)}
+        )
+    return predictions
+
+
+def _resolve(
+    model: Path, bundle: str | os.PathLike[str] | None
+) -> tuple[Bundle, Path | None, Sequence[str]]:
+    """The bundle, the adapter's path (None: as prepared) and the names of the classes, if known."""
+    if is_run(model):
+        run = open_run(model, bundle)
+        return run.bundle, run.adapter_path, run.adapter().classes
+    opened = open_bundle(model)
+    return opened, None, opened.manifest.classes
+
+
+def _work(
+    command: str, bundle: Bundle, adapter: Path | None, data: Path, runtime: str, threads: int, watch: OnEvent
+) -> Measured:
+    choose_runtime(runtime, bundle)
+    job = {
+        "command": command,
+        "bundle": os.fspath(bundle.path.resolve()),
+        "adapter": os.fspath(adapter.resolve()) if adapter else None,
+        "data": os.fspath(data.resolve()),
+        "batch_size": min(_BATCH, bundle.manifest.batch_size),
+        "threads": threads,
+    }
+    return run_worker(job, watch)

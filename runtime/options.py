@@ -1,0 +1,101 @@
+"""What a training run can be told, its defaults, and the learning rate at every step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import DamagedFileError, UsageError
+
+# Learning rates by optimizer and group at a batch of 8, found in docs/accuracy.md.
+_RATES = {
+    "adam": {"classifier": 3e-3, "bias": 1e-3, "lite_residual": 1e-3, "weight": 2e-4},
+    "sgd": {"classifier": 0.1, "bias": 0.02, "lite_residual": 0.02, "weight": 0.005},
+}
+_RATES_BATCH = 8
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of a run; the defaults suit a few dozen to a few thousand photographs.
+
+    `lr` is the classifier's rate, `lr_bias`, `lr_lite_residual` and `lr_weight` the other groups'; None
+    stands for the default of the optimizer and batch size. `batch_size` None is the bundle's.
+    `dropout` None is the model's own rate. `min_area` is the smallest share of a picture that a random
+    crop takes (1 and no `flip`: no augmentation).
+    """
+
+    epochs: int = 10
+    batch_size: int | None = None
+    lr: float | None = None
+    lr_bias: float | None = None
+    lr_lite_residual: float | None = None
+    lr_weight: float | None = None
+    seed: int = 0
+    label_smoothing: float = 0.1
+    dropout: float | None = None
+    min_area: float = 0.22
+    flip: bool = True
+    threads: int = 1
+    log_every: int = 10
+
+    def check(self) -> TrainOptions:
+        """Return self.
+
+        Raises:
+            UsageError: a value is out of its range; says which.
+        """
+        ranges: dict[str, tuple[float, float]] = {
+            "epochs": (1, 10**6),
+            "batch_size": (1, 4096),
+            "lr": (0, 10),
+            "lr_bias": (0, 10),
+            "lr_lite_residual": (0, 10),
+            "lr_weight": (0, 10),
+            "seed": (0, 2**63 - 1),
+            "label_smoothing": (0, 0.99),
+            "dropout": (0, 0.95),
+            "min_area": (0.01, 1),
+            "threads": (1, 1024),
+            "log_every": (1, 10**9),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"--{name.replace('_', '-')} {value} is out of range: {low:g} to {high:g}.")
+        return self
+
+    def learning_rates(self, optimizer: str, batch_size: int) -> dict[str, float]:
+        """The rate of each parameter group.
+
+        Defaults scale from a batch of 8 with the batch size for SGD, and with its root for Adam.
+        """
+        ratio = batch_size / _RATES_BATCH
+        factor = ratio if optimizer == "sgd" else math.sqrt(ratio)
+        given = {
+            "classifier": self.lr,
+            "bias": self.lr_bias,
+            "lite_residual": self.lr_lite_residual,
+            "weight": self.lr_weight,
+        }
+        return {
+            group: rate * factor if given[group] is None else float(given[group] or 0)
+            for group, rate in _RATES[optimizer].items()
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], where: str) -> TrainOptions:
+        """Options as a run recorded them.
+
+        Raises:
+            DamagedFileError: a field is unknown or missing.
+        """
+        if set(content) != {field.name for field in fields(cls)}:
+            raise DamagedFileError(f"{where} does not hold the options of a training run.")
+        return cls(**content)
+
+
+def cosine(step: int, total: int) -> float:
+    """The share of the learning rate at `step` of `total`: (1 + cos(pi * step / total)) / 2 (paper, recipe)."""
+    return 0.5 * (1 + math.cos(math.pi * step / total))

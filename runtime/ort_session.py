@@ -1,0 +1,179 @@
+"""onnxruntime-training's Module, Optimizer and CheckpointState, without what its Python package drags in.
+
+`import onnxruntime` imports torch where torch is installed; the extension module alone takes 50 MiB.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import ORT_FOLDER, Bundle
+from .errors import DamagedFileError, StorageError, UsageError
+
+Array = NDArray[np.float32]
+_EXTENSION = "onnxruntime_pybind11_state"
+
+
+def load_extension() -> ModuleType:
+    """The C extension module of onnxruntime-training.
+
+    Raises:
+        UsageError: it is not installed, or plain onnxruntime stands in its place.
+    """
+    spec = importlib.util.find_spec("onnxruntime")
+    folder = Path(spec.origin).parent / "capi" if spec is not None and spec.origin else Path()
+    files = sorted(folder.glob(f"{_EXTENSION}*.so"))
+    if not files:
+        raise UsageError(
+            "onnxruntime-training is not installed: pip install 'tinytl-edge[ort]' (x86-64, CPython 3.8 to 3.11)."
+        )
+    extension_spec = importlib.util.spec_from_file_location(_EXTENSION, files[0])
+    assert extension_spec is not None and extension_spec.loader is not None
+    extension = importlib.util.module_from_spec(extension_spec)
+    extension_spec.loader.exec_module(extension)
+    if not hasattr(extension, "CheckpointState"):
+        raise UsageError(
+            "Plain onnxruntime is installed where onnxruntime-training is needed, and both cannot live in one "
+            "environment: pip uninstall onnxruntime, then pip install 'tinytl-edge[ort]'."
+        )
+    return extension
+
+
+class OrtSession:
+    """A bundle's training session: parameters, one step, evaluation, checkpoints.
+
+    Args:
+        checkpoint: resume from this file instead of the bundle's own checkpoint.
+        training: False leaves the optimizer out.
+
+    Raises:
+        DamagedFileError: onnxruntime-training cannot load a file.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int, checkpoint: Path | None = None, training: bool = True) -> None:
+        self._c = load_extension()
+        folder = bundle.file(ORT_FOLDER)
+        if not folder.is_dir():
+            raise UsageError(
+                f"{bundle.path} was prepared without onnxruntime-training artifacts: prepare it where "
+                "onnxruntime-training is installed."
+            )
+        options = self._c.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        # The rewritten graph frees activations in its own order; reuse and patterns would lengthen lifetimes.
+        options.execution_order = self._c.ExecutionOrder.PRIORITY_BASED
+        options.enable_mem_reuse = False
+        options.enable_mem_pattern = False
+        device = self._c.OrtDevice(self._c.OrtDevice.cpu(), self._c.OrtDevice.default_memory(), 0)
+        try:
+            self._state = self._c.load_checkpoint(os.fspath(checkpoint or folder / "checkpoint"))
+            self._module = self._c.Module(
+                os.fspath(folder / "training_model.onnx"),
+                self._state,
+                os.fspath(folder / "eval_model.onnx"),
+                device,
+                options,
+            )
+            self._optimizer = (
+                self._c.Optimizer(os.fspath(folder / "optimizer_model.onnx"), self._state, device, options)
+                if training
+                else None
+            )
+        except Exception as error:  # the extension raises its own kinds and RuntimeError
+            where = checkpoint or folder
+            raise DamagedFileError(f"{where} cannot be loaded by onnxruntime-training: {first_line(error)}") from error
+        self.trainable = {
+            name: self._view(name) for name in bundle.manifest.trainable if self._state.has_parameter(name)
+        }
+
+    def _view(self, name: str) -> Array:
+        """A parameter's own memory as an array: what is written there is what the next step uses."""
+        value = self._state.get_parameter(name).data
+        shape = tuple(value.shape())
+        size = int(np.prod(shape, dtype=np.int64))
+        memory = (ctypes.c_float * size).from_address(value.data_ptr())
+        return np.ctypeslib.as_array(memory).reshape(shape)
+
+    def train_step(self, feeds: Mapping[str, Array], rates: Mapping[str, float]) -> tuple[float, Array]:
+        """One forward pass, backward pass and update.
+
+        Args:
+            feeds: images [N, 3, R, R], targets [N, classes], and a mask for each dropout.
+            rates: learning rate by parameter name.
+
+        Returns:
+            the mean loss before the update, and the logits [N, classes].
+        """
+        loss, logits = self._run(feeds, training=True)
+        self._update(rates)
+        return loss, logits
+
+    def evaluate(self, feeds: Mapping[str, Array]) -> tuple[float, Array]:
+        """The mean loss and the logits of a batch."""
+        return self._run(feeds, training=False)
+
+    def _run(self, feeds: Mapping[str, Array], training: bool) -> tuple[float, Array]:
+        names = [name for name in self._module.input_names(training) if name in feeds]
+        fetched = self._c.OrtValueVector()
+        step = self._module.train_step if training else self._module.eval_step
+        step([feeds[name] for name in names], fetched)
+        return float(fetched[0].numpy()), fetched[1].numpy()
+
+    def _update(self, rates: Mapping[str, float]) -> None:
+        """The generated optimizer takes one rate: it runs at the highest, and slower ones go part of the way."""
+        assert self._optimizer is not None
+        highest = max(rates.values())
+        if highest > 0:
+            before = {n: self.trainable[n].copy() for n, rate in rates.items() if rate < highest}
+            self._optimizer.set_learning_rate(highest)
+            self._optimizer.optimizer_step()
+            for name, old in before.items():
+                parameter = self.trainable[name]
+                parameter -= old
+                parameter *= np.float32(rates[name] / highest)
+                parameter += old
+        self._module.lazy_reset_grad()
+
+    def load_parameters(self, values: Mapping[str, Array]) -> None:
+        """Overwrite trainable parameters by name."""
+        for name, value in values.items():
+            self.trainable[name][...] = value
+
+    def get_property(self, name: str, default: Any) -> Any:
+        """An int, float or str that `save` stored beside the parameters."""
+        return self._state.get_property(name) if self._state.has_property(name) else default
+
+    def save(self, path: Path, **properties: int | float | str) -> None:
+        """Write parameters, optimizer state and properties, atomically.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        for name, value in properties.items():
+            self._state.add_property(name, value)
+        temporary = path.with_name(f".{path.name}.part")
+        try:
+            self._c.save_checkpoint(self._state, os.fspath(temporary), True)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except Exception as error:  # OSError, or the extension's RuntimeError
+            temporary.unlink(missing_ok=True)
+            raise StorageError(f"{path} could not be written: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,224 @@
+"""The onnxruntime-training worker: a process that reads one job on standard input and says events.
+
+Run as `python -m tinytl_edge.runtime.ort_worker`. A job is a JSON object with `command` (train, evaluate or
+predict) and what `runtime/train.py` puts beside it. Imports numpy and onnxruntime-training's extension
+module, never torch or onnx.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .adapter import FILE as ADAPTER
+from .adapter import open_adapter, write_adapter
+from .batches import Batch, Batches
+from .bundle import Bundle, open_bundle
+from .dataset import open_dataset
+from .errors import DivergedError, InterruptedTrainingError, TinyTLError, WorkerError
+from .events import emit
+from .memory import peak_rss
+from .options import TrainOptions, cosine
+from .ort_session import OrtSession, first_line
+from .run import CHECKPOINT
+
+
+def main() -> int:
+    """Do the job on standard input; the exit code is the design's."""
+    stop = _StopRequest()
+    try:
+        job = json.loads(sys.stdin.read())
+        bundle = open_bundle(job["bundle"])
+        if job["command"] == "train":
+            _train(job, bundle, stop)
+        elif job["command"] == "evaluate":
+            _evaluate(job, bundle)
+        else:
+            _predict(job, bundle)
+    except TinyTLError as error:
+        return _fail(error)
+    except BrokenPipeError:
+        return WorkerError.exit_code
+    except MemoryError:
+        return _fail(WorkerError("There is not enough memory: use a smaller --batch-size or --resolution."))
+    except Exception as error:  # the extension's own kinds: no traceback for the person at the board
+        return _fail(WorkerError(f"onnxruntime-training failed: {first_line(error)}"))
+    return 0
+
+
+def _fail(error: TinyTLError) -> int:
+    emit("error", message=str(error), exit_code=error.exit_code, peak_rss_bytes=peak_rss())
+    return error.exit_code
+
+
+class _StopRequest:
+    """Remembers SIGINT and SIGTERM, so that training ends between two steps."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+
+def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
+    manifest = bundle.manifest
+    run = Path(job["run"])
+    options = TrainOptions.from_json(job["options"], "the job")
+    batches = Batches(manifest, open_dataset(job["train"]))
+    validation = Batches(manifest, open_dataset(job["val"])) if job["val"] else None
+    classes = list(manifest.classes or batches.dataset.classes)
+    checkpoint = run / CHECKPOINT
+    resuming = bool(job["resume"]) and checkpoint.is_file()
+    session = OrtSession(bundle, options.threads, checkpoint if resuming else None)
+    step = int(session.get_property("step", 0)) if resuming else 0
+
+    batch_size = options.batch_size or manifest.batch_size
+    rates = options.learning_rates(manifest.optimizer, batch_size)
+    steps_an_epoch = math.ceil(batches.dataset.count / batch_size)
+    total = steps_an_epoch * options.epochs
+    emit(
+        "start",
+        runtime="onnxruntime-training",
+        step=step,
+        total_steps=total,
+        epochs=options.epochs,
+        images=batches.dataset.count,
+        batch_size=batch_size,
+        learning_rates={group: rate for group, rate in rates.items() if group in manifest.trainable.values()},
+        threads=options.threads,
+        rss_bytes=peak_rss(),
+    )
+
+    def save(step: int) -> None:
+        content = {name: (array.shape, array.tobytes()) for name, array in session.trainable.items()}
+        if all(np.isfinite(array).all() for array in session.trainable.values()):
+            write_adapter(run / ADAPTER, bundle, classes, step, content)
+            session.save(checkpoint, step=step)
+            emit("checkpoint", step=step)
+
+    durations: list[float] = []
+    train_loss = val_loss = val_accuracy = None
+    for epoch in range(step // steps_an_epoch, options.epochs):
+        losses, correct, seen = 0.0, 0, 0
+        for batch in batches.training(options, batch_size, epoch, step % steps_an_epoch):
+            begin = time.perf_counter()
+            share = cosine(step, total)
+            by_name = {name: rates[group] * share for name, group in manifest.trainable.items()}
+            loss, logits = session.train_step(batch.feeds, by_name)
+            durations.append(1e3 * (time.perf_counter() - begin))
+            step += 1
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"Training diverged at step {step}: the loss is {loss}. The adapter of the last epoch stays; "
+                    "lower the learning rates (--lr, --lr-bias, --lr-lite-residual)."
+                )
+            losses += loss * len(batch.labels)
+            correct += _correct(batch, logits)
+            seen += len(batch.labels)
+            if step % options.log_every == 0 or step in (1, total):
+                emit("step", step=step, epoch=epoch + 1, loss=loss, lr=rates["classifier"] * share, ms=durations[-1])
+            if stop.asked:
+                save(step)
+                raise InterruptedTrainingError(
+                    f"Interrupted at step {step} of {total}; go on with --resume, or use the adapter as it is."
+                )
+        train_loss = losses / seen
+        if validation is not None:
+            val_loss, val_accuracy = _measure(session, validation, batch_size)
+        emit(
+            "epoch",
+            epoch=epoch + 1,
+            step=step,
+            train_loss=train_loss,
+            train_accuracy=correct / seen,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            rss_bytes=peak_rss(),
+        )
+        save(step)
+    emit(
+        "done",
+        runtime="onnxruntime-training",
+        steps=step,
+        step_ms_median=statistics.median(durations) if durations else None,
+        train_loss=train_loss,
+        val_loss=val_loss,
+        val_accuracy=val_accuracy,
+        peak_rss_bytes=peak_rss(),
+    )
+
+
+def _correct(batch: Batch, logits: np.ndarray[Any, Any]) -> int:
+    return int((logits.argmax(1) == batch.labels).sum())
+
+
+def _measure(session: OrtSession, batches: Batches, batch_size: int) -> tuple[float, float]:
+    """Mean loss and accuracy over a dataset."""
+    losses, correct = 0.0, 0
+    for batch in batches.evaluation(batch_size):
+        loss, logits = session.evaluate(batch.feeds)
+        losses += loss * len(batch.labels)
+        correct += _correct(batch, logits)
+    return losses / batches.dataset.count, correct / batches.dataset.count
+
+
+def _adapted(job: dict[str, Any], bundle: Bundle) -> OrtSession:
+    session = OrtSession(bundle, job["threads"], training=False)
+    if job["adapter"]:
+        adapter = open_adapter(Path(job["adapter"]), bundle)
+        session.load_parameters(
+            {
+                name: np.frombuffer(adapter.tensors.read(name), np.float32).reshape(entry.shape)
+                for name, entry in adapter.tensors.entries.items()
+            }
+        )
+    return session
+
+
+def _evaluate(job: dict[str, Any], bundle: Bundle) -> None:
+    session = _adapted(job, bundle)
+    batches = Batches(bundle.manifest, open_dataset(job["data"]))
+    confusion = [[0] * bundle.manifest.class_count for _ in range(bundle.manifest.class_count)]
+    losses = 0.0
+    for batch in batches.evaluation(job["batch_size"]):
+        loss, logits = session.evaluate(batch.feeds)
+        losses += loss * len(batch.labels)
+        for label, guess in zip(batch.labels.tolist(), logits.argmax(1).tolist()):
+            confusion[label][guess] += 1
+    count = batches.dataset.count
+    right = sum(confusion[label][label] for label in range(len(confusion)))
+    emit(
+        "done",
+        runtime="onnxruntime-training",
+        images=count,
+        loss=losses / count,
+        accuracy=right / count,
+        confusion=confusion,
+        peak_rss_bytes=peak_rss(),
+    )
+
+
+def _predict(job: dict[str, Any], bundle: Bundle) -> None:
+    session = _adapted(job, bundle)
+    batches = Batches(bundle.manifest, open_dataset(job["data"]))
+    for batch in batches.evaluation(job["batch_size"]):
+        _, logits = session.evaluate(batch.feeds)
+        shifted = np.exp(logits - logits.max(1, keepdims=True))
+        for probabilities in (shifted / shifted.sum(1, keepdims=True)).tolist():
+            emit("prediction", probabilities=probabilities)
+    emit("done", runtime="onnxruntime-training", images=batches.dataset.count, peak_rss_bytes=peak_rss())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""How training looks to a person: a live line on a terminal, plain lines elsewhere; or JSON lines."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from types import TracebackType
+from typing import IO
+
+from .events import Event, encode
+from .memory import megabytes
+
+
+class JsonReport:
+    """Every event but the packing's, one JSON object a line."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] != "pack":
+            self._stream.write(encode(event) + "\n")
+            self._stream.flush()
+
+    def __enter__(self) -> JsonReport:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class _LiveLine:
+    """A line that is written over and over on a terminal; nothing elsewhere."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self.live = stream.isatty()
+        self._length = 0
+
+    def show(self, text: str) -> None:
+        if self.live:
+            text = text[: shutil.get_terminal_size().columns - 1]
+            self._stream.write("\r" + text.ljust(self._length))
+            self._stream.flush()
+            self._length = len(text)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the live one."""
+        self.clear()
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def clear(self) -> None:
+        if self._length:
+            self._stream.write("\r" + " " * self._length + "\r")
+            self._stream.flush()
+            self._length = 0
+
+
+class PackProgress:
+    """Shows photographs being packed, and warnings."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._line = _LiveLine(stream)
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] == "pack":
+            self.show(event["done"], event["total"])
+        elif event["event"] == "warning":
+            self.warn(event["message"])
+
+    def show(self, done: int, total: int) -> None:
+        """Show the count."""
+        self._line.show(f"packing photographs {bar(done / max(total, 1))} {done}/{total}")
+
+    def warn(self, message: str) -> None:
+        """Print a warning above the count."""
+        self._line.say(f"warning: {message}")
+
+    def __enter__(self) -> PackProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.clear()
+
+
+class ProgressReport:
+    """A training's live line (epoch, loss, accuracy, RSS, time left), and a line for every epoch."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._line = _LiveLine(stream)
+        self._packing = PackProgress(stream)
+        self._begin = 0.0
+        self._first = self._total = self._epochs = self._epoch = 0
+        self._loss: float | None = None
+        self._accuracy: float | None = None
+        self._rss = 0
+
+    def __call__(self, event: Event) -> None:
+        kind = event["event"]
+        if kind in ("pack", "warning"):
+            self._packing(event)
+            return
+        self._rss = event.get("rss_bytes") or self._rss
+        if kind == "start":
+            self._packing.__exit__()
+            self._begin = time.monotonic()
+            self._first, self._total, self._epochs = event["step"], event["total_steps"], event["epochs"]
+            self._line.say(
+                f"{event['runtime']}: {event['images']} photographs, {event['epochs']} epochs of "
+                f"{-(-event['images'] // event['batch_size'])} steps"
+                + (f", going on at step {event['step']}" if event["step"] else "")
+            )
+        elif kind == "step":
+            self._epoch, self._loss = event["epoch"], event["loss"]
+            self._show(event["step"])
+        elif kind == "epoch":
+            self._accuracy = event["val_accuracy"] if event["val_accuracy"] is not None else event["train_accuracy"]
+            of = "accuracy" if event["val_accuracy"] is not None else "training accuracy"
+            self._line.say(
+                f"epoch {event['epoch']}/{self._epochs}  loss {event['train_loss']:.3f}  {of} {self._accuracy:.1%}  "
+                f"peak {megabytes(self._rss)}  {_clock(time.monotonic() - self._begin)}"
+            )
+            self._show(event["step"])
+
+    def _show(self, step: int) -> None:
+        elapsed = time.monotonic() - self._begin
+        left = elapsed / max(step - self._first, 1) * (self._total - step)
+        accuracy = f"  acc {self._accuracy:.1%}" if self._accuracy is not None else ""
+        loss = f"  loss {self._loss:.3f}" if self._loss is not None else ""
+        self._line.show(
+            f"epoch {self._epoch}/{self._epochs} {bar(step / self._total)} {step}/{self._total}{loss}{accuracy}"
+            f"  RSS {megabytes(self._rss)}  {_clock(left)} left"
+        )
+
+    def __enter__(self) -> ProgressReport:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._packing.__exit__()
+        self._line.clear()
+
+
+def bar(share: float, width: int = 20) -> str:
+    """'[#####...............]'"""
+    filled = round(min(max(share, 0.0), 1.0) * width)
+    return "[" + "#" * filled + "." * (width - filled) + "]"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

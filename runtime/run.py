@@ -1,0 +1,75 @@
+"""A run: the folder that `train` writes, with the adapter, a checkpoint, events.jsonl and run.json."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .adapter import FILE as ADAPTER
+from .adapter import Adapter, open_adapter
+from .bundle import Bundle, open_bundle, read_json, write_json
+from .errors import DamagedFileError
+
+FORMAT = "tinytl-edge-run"
+RUN = "run.json"
+EVENTS = "events.jsonl"
+CHECKPOINT = "checkpoint.ort"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run: `record` is its run.json (options, bundle, result)."""
+
+    path: Path
+    bundle: Bundle
+    record: dict[str, Any]
+
+    @property
+    def adapter_path(self) -> Path:
+        """Where the trained parameters lie."""
+        return self.path / ADAPTER
+
+    def adapter(self) -> Adapter:
+        """The trained parameters, checked against the bundle.
+
+        Raises:
+            DamagedFileError: there are none yet, or they are damaged.
+        """
+        if not self.adapter_path.is_file():
+            raise DamagedFileError(f"{self.path} has no adapter yet: its training has not finished an epoch.")
+        return open_adapter(self.adapter_path, self.bundle)
+
+
+def is_run(path: Path) -> bool:
+    """Does this folder hold a run?"""
+    return (path / RUN).is_file()
+
+
+def write_record(path: Path, bundle: Bundle, **content: Any) -> None:
+    """Write run.json; the bundle is recorded relative to the run, so both can move together."""
+    where = os.path.relpath(bundle.path.resolve(), path.resolve())
+    record = {"format": FORMAT, "version": 1, "bundle": where, "bundle_identity": bundle.identity, **content}
+    write_json(path / RUN, record)
+
+
+def open_run(path: str | os.PathLike[str], bundle: str | os.PathLike[str] | None = None) -> Run:
+    """Open a run and its bundle (`bundle`, if it has moved).
+
+    Raises:
+        DamagedFileError: no run, its bundle is gone or damaged, or it is another bundle.
+    """
+    path = Path(path)
+    if not is_run(path):
+        raise DamagedFileError(f"{path} is no run: it is not a folder that `tinytl-edge train` has written.")
+    record = read_json(path / RUN, "a run's record")
+    if record.get("format") != FORMAT or not isinstance(record.get("bundle"), str):
+        raise DamagedFileError(f"{path / RUN} is not the record of a tinytl-edge run.")
+    place = Path(bundle) if bundle is not None else Path(os.path.normpath(path / record["bundle"]))
+    if not place.exists():
+        raise DamagedFileError(f"The bundle of {path} is no longer at {place}: name it with --bundle.")
+    opened = open_bundle(place)
+    if opened.identity != record.get("bundle_identity"):
+        raise DamagedFileError(f"{place} is not the bundle that {path} was trained from (its manifest differs).")
+    return Run(path, opened, record)

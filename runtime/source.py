@@ -1,0 +1,65 @@
+"""Photographs as a command is given them: a folder of class folders, packed here, or a packed dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .bundle import Manifest
+from .dataset import Dataset, open_dataset, pack
+from .errors import DataError
+
+OnText = Callable[[str], None]
+OnCount = Callable[[int, int], None]
+
+
+def dataset_for(
+    manifest: Manifest,
+    classes: Sequence[str],
+    source: Path,
+    packed: Path,
+    on_warning: OnText,
+    on_progress: OnCount,
+) -> Path:
+    """The dataset file for `source`, fit for the bundle: `source` itself, or `packed`, made from a folder.
+
+    Args:
+        classes: the names that the labels stand for; empty where the photographs bring them.
+
+    Raises:
+        DataError: classes or resolution do not fit the bundle, or no photograph is usable.
+        DamagedFileError: a packed dataset is damaged.
+    """
+    if source.is_dir():
+        pack(source, packed, manifest.resolution, classes or None, on_warning, on_progress)
+        source = packed
+    elif not source.exists():
+        raise DataError(f"{source} does not exist: --data takes a folder with one sub-folder of photographs a class.")
+    with open_dataset(source) as dataset:
+        _check(manifest, classes, dataset)
+    return source
+
+
+def _check(manifest: Manifest, classes: Sequence[str], dataset: Dataset) -> None:
+    if dataset.resolution != manifest.resolution:
+        raise DataError(
+            f"{dataset.path} is packed for {dataset.resolution} px, the bundle takes {manifest.resolution}: "
+            f"pack it again with --resolution {manifest.resolution}."
+        )
+    if classes and list(dataset.classes) != list(classes):
+        raise DataError(
+            f"{dataset.path} has the classes {_some(dataset.classes)}, where the model knows {_some(classes)}: "
+            "pack the photographs with `--bundle`, or prepare the model for these classes."
+        )
+    if len(dataset.classes) != manifest.class_count:
+        raise DataError(
+            f"{dataset.path} has {len(dataset.classes)} classes, the bundle was prepared for "
+            f"{manifest.class_count}: prepare it with --data, or --classes {len(dataset.classes)}."
+        )
+    if min(dataset.labels) < 0:
+        raise DataError(f"{dataset.path} has photographs without a label.")
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,187 @@
+"""Training on the board: keeps the run's folder, starts the worker, records what it says and takes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from .adapter import FILE as ADAPTER
+from .bundle import Bundle, open_bundle
+from .dataset import open_dataset
+from .errors import StorageError, TinyTLError, UsageError
+from .events import Event, encode
+from .memory import peak_rss
+from .options import TrainOptions
+from .run import CHECKPOINT, EVENTS, RUN, open_run, write_record
+from .source import dataset_for
+from .worker import OnEvent, choose_runtime, run_worker
+
+TRAIN_FILE = "train.safetensors"
+VAL_FILE = "val.safetensors"
+
+
+def train(
+    bundle: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
+    val: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] = "run",
+    *,
+    runtime: str = "auto",
+    options: TrainOptions | None = None,
+    resume: bool = False,
+    on_event: OnEvent | None = None,
+) -> dict[str, Any]:
+    """Train the bundle's trainable parameters on photographs; returns the `done` event.
+
+    Args:
+        bundle: folder that `prepare` wrote.
+        data, val: a folder with one sub-folder of photographs a class, or a packed dataset.
+        out: folder of the run; it must not hold a trained adapter yet unless `resume` is set.
+        resume: go on from the run's checkpoint with the run's own options and data, as if nothing had
+            happened; only `threads` and `log_every` of `options` are taken.
+        on_event: called with every event; while photographs are packed, with `pack` events (done, total).
+
+    Raises:
+        TinyTLError: of the kind that says what is wrong; an adapter written before stays.
+    """
+    run = Path(out)
+    opened = open_bundle(bundle)
+    options = (options or TrainOptions()).check()
+    chosen = choose_runtime(runtime, opened)
+    if not resume:
+        _claim(run)
+    log = _EventLog(run / EVENTS, on_event or (lambda event: None))
+    try:
+        if resume:
+            plan = _resumed_plan(run, opened, options)
+        elif data is None:
+            raise UsageError("Name the photographs to train on with --data.")
+        else:
+            plan = _Plan(options, *_pack(run, opened, Path(data), Path(val) if val else None, log))
+        record = {"runtime": chosen, **plan.record(run)}
+        write_record(run, opened, status="running", **record)
+        try:
+            measured = run_worker(plan.job(run, opened, resume), log.write)
+        except TinyTLError as error:
+            write_record(run, opened, status="failed", error=str(error), **record)
+            raise
+        done = {
+            **measured.last,
+            "peak_rss_bytes": measured.peak_rss_bytes,
+            "planned_peak_bytes": None,  # onnxruntime plans at run time
+            "parent_peak_rss_bytes": peak_rss(),
+            "adapter": os.fspath(run / ADAPTER),
+        }
+        write_record(run, opened, status="done", result=done, rss_curve=measured.curve, **record)
+        log.write(done)
+    except TinyTLError as error:
+        log.write({"event": "error", "message": str(error), "exit_code": error.exit_code})
+        raise
+    finally:
+        log.close()
+    return done
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be trained on, and how."""
+
+    options: TrainOptions
+    train_file: Path
+    val_file: Path | None
+
+    def record(self, run: Path) -> dict[str, Any]:
+        """For run.json: files relative to the run."""
+        return {
+            "options": asdict(self.options),
+            "data": os.path.relpath(self.train_file.resolve(), run.resolve()),
+            "val": os.path.relpath(self.val_file.resolve(), run.resolve()) if self.val_file else None,
+        }
+
+    def job(self, run: Path, bundle: Bundle, resume: bool) -> dict[str, Any]:
+        """For the worker."""
+        return {
+            "command": "train",
+            "bundle": os.fspath(bundle.path.resolve()),
+            "run": os.fspath(run.resolve()),
+            "train": os.fspath(self.train_file.resolve()),
+            "val": os.fspath(self.val_file.resolve()) if self.val_file else None,
+            "options": asdict(self.options),
+            "resume": resume,
+        }
+
+
+def _claim(run: Path) -> None:
+    """Make the run's folder; what an earlier attempt left there may go, a trained adapter may not."""
+    if (run / ADAPTER).exists() or (run / CHECKPOINT).exists():
+        raise UsageError(f"{run} already holds a trained run: go on with --resume, or choose another --out.")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        ours = {RUN, EVENTS, TRAIN_FILE, VAL_FILE}
+        others = sorted(p.name for p in run.iterdir() if p.name not in ours and not p.name.startswith("."))
+        (run / EVENTS).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{run} cannot be used as the run's folder: {error.strerror}.") from error
+    if others:
+        raise UsageError(f"{run} holds something else ({others[0]}): choose another --out.")
+
+
+def _pack(run: Path, bundle: Bundle, data: Path, val: Path | None, log: _EventLog) -> tuple[Path, Path | None]:
+    def progress(done: int, total: int) -> None:
+        log.show({"event": "pack", "done": done, "total": total})
+
+    def warn(message: str) -> None:
+        log.write({"event": "warning", "message": message})
+
+    manifest = bundle.manifest
+    train_file = dataset_for(manifest, manifest.classes, data, run / TRAIN_FILE, warn, progress)
+    if val is None:
+        return train_file, None
+    with open_dataset(train_file) as dataset:
+        classes = manifest.classes or dataset.classes
+    return train_file, dataset_for(manifest, classes, val, run / VAL_FILE, warn, progress)
+
+
+def _resumed_plan(run: Path, bundle: Bundle, given: TrainOptions) -> _Plan:
+    record = open_run(run, bundle.path).record
+    recorded = TrainOptions.from_json(record.get("options") or {}, os.fspath(run / RUN))
+    files = [Path(os.path.normpath(run / record[key])) if record.get(key) else None for key in ("data", "val")]
+    for file in files:
+        if file is not None and not file.is_file():
+            raise UsageError(f"{file}, on which {run} was trained, is gone: it cannot be resumed.")
+    train_file, val_file = files
+    if train_file is None:
+        raise UsageError(f"{run} does not say what it was trained on: it cannot be resumed.")
+    return _Plan(replace(recorded, threads=given.threads, log_every=given.log_every), train_file, val_file)
+
+
+class _EventLog:
+    """Appends events to events.jsonl and hands them to whoever watches."""
+
+    def __init__(self, path: Path, watcher: OnEvent) -> None:
+        self._path = path
+        self._watcher = watcher
+        self._file: IO[str] | None = None
+
+    def write(self, event: Event) -> None:
+        """Log an event and show it."""
+        try:
+            if self._file is None and self._path.parent.is_dir():
+                self._file = self._path.open("a", encoding="utf-8")
+            if self._file is not None:
+                self._file.write(encode(event) + "\n")
+                self._file.flush()
+        except OSError as error:
+            raise StorageError(f"{self._path} could not be written: {error.strerror}.") from error
+        self.show(event)
+
+    def show(self, event: Event) -> None:
+        """Show an event that is not worth logging."""
+        self._watcher(event)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()

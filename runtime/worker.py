@@ -1,0 +1,124 @@
+"""Starts a worker process, passes its events on, and measures it from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+from .bundle import Bundle
+from .errors import UsageError, WorkerError, error_for_exit_code
+from .events import Event, read_events
+from .memory import MemoryWatch
+
+RUNTIMES = ("auto", "onnxruntime-training")
+OnEvent = Callable[[Event], None]
+
+
+def choose_runtime(runtime: str, bundle: Bundle) -> str:
+    """The runtime that `auto` stands for with this bundle.
+
+    Raises:
+        UsageError: the runtime is unknown, or the bundle holds nothing for it.
+    """
+    if runtime not in RUNTIMES:
+        raise UsageError(f"'{runtime}' is no runtime: choose one of {', '.join(RUNTIMES)}.")
+    chosen = "onnxruntime-training" if runtime == "auto" else runtime
+    if chosen not in bundle.manifest.runtimes:
+        raise UsageError(f"{bundle.path} was prepared without {chosen} artifacts: prepare it again.")
+    return chosen
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How a worker ended: its last event, and its memory in bytes as seen from outside.
+
+    `curve` holds (seconds since the start, RSS); the peak is the kernel's VmHWM.
+    """
+
+    last: Event
+    peak_rss_bytes: int
+    curve: list[tuple[float, int]]
+
+
+def run_worker(job: Mapping[str, Any], on_event: OnEvent) -> Measured:
+    """Run the onnxruntime-training worker on a job until it ends.
+
+    Every event goes to `on_event`, with `rss_bytes` as seen from outside where the event has none. SIGINT and
+    SIGTERM to this process ask the worker to end between two steps.
+
+    Raises:
+        TinyTLError: the error with which the worker ended, of its exit code's kind.
+    """
+    with tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tinytl_edge.runtime.ort_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # the terminal's Ctrl-C reaches it through us, once
+        )
+        watch = MemoryWatch(process.pid)
+        last: Event = {}
+        try:
+            with _pass_signals_on(process):
+                _send(process, job)
+                assert process.stdout is not None
+                for event in read_events(process.stdout):
+                    last = event
+                    if event["event"] not in ("done", "error"):
+                        event.setdefault("rss_bytes", watch.rss)
+                        on_event(event)
+                process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            watch.stop()
+        if last.get("event") == "error":
+            raise error_for_exit_code(int(last["exit_code"]), str(last["message"]))
+        if last.get("event") != "done" or process.returncode != 0:
+            raise WorkerError(_sudden_end(process.returncode, complaints))
+    return Measured(last, max(watch.peak, int(last.get("peak_rss_bytes") or 0)), watch.curve)
+
+
+def _send(process: subprocess.Popen[bytes], job: Mapping[str, Any]) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code tells more
+        process.stdin.write(json.dumps(dict(job)).encode())
+        process.stdin.close()
+
+
+@contextlib.contextmanager
+def _pass_signals_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    def forward(number: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+
+    previous = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us handles signals
+            previous[number] = signal.signal(number, forward)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _sudden_end(code: int, complaints: IO[bytes]) -> str:
+    complaints.seek(0)
+    lines = complaints.read().decode(errors="replace").strip().splitlines()
+    said = f" Its last words: {lines[-1]}" if lines else ""
+    if code == -signal.SIGKILL:
+        return f"The worker was killed, most likely because memory ran out: use a smaller --batch-size.{said}"
+    how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    return f"The worker ended {how} without saying why.{said}"

@@ -1,0 +1,5 @@
+"""`python -m tinytl_edge` is the command line."""
+
+from .cli import main
+
+main()

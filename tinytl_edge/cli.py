@@ -1,0 +1,374 @@
+"""The command line: parses and prints; the work is in modules with the same verbs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tinytl_edge import __version__
+
+if TYPE_CHECKING:
+    from tinytl_edge.runtime.events import Event
+
+F = TypeVar("F", bound=Callable[..., Any])
+METHODS = ["last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "full"]
+_PATH = click.Path(path_type=Path)
+
+
+class _Group(click.Group):
+    """Commands in the order in which one uses them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+class _Command(click.Command):
+    """A command whose help ends with an example."""
+
+    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Example"):
+            formatter.write_text(self.example)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="tinytl-edge")
+def cli() -> None:
+    """Adapt an image classifier on the board it runs on, from a few dozen photographs, in little memory.
+
+    On a workstation `prepare` turns a PyTorch classifier into a bundle; on the board `train` adapts it.
+    """
+
+
+def command(example: str) -> Callable[[F], click.Command]:
+    """Register a command; our own errors become one sentence and their exit code."""
+
+    def register(function: F) -> click.Command:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            from tinytl_edge.runtime.errors import TinyTLError
+
+            try:
+                function(*args, **kwargs)
+            except TinyTLError as error:
+                click.echo(f"tinytl-edge: {error}", err=True)
+                sys.exit(error.exit_code)
+            except KeyboardInterrupt:
+                click.echo("tinytl-edge: interrupted.", err=True)
+                sys.exit(130)
+            except BrokenPipeError:
+                sys.stderr.close()  # whoever read us has had enough
+                sys.exit(0)
+
+        return cli.command(cls=_Command, example=example)(guarded)
+
+    return register
+
+
+def _json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(function)
+
+
+def _triple(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3:
+        raise click.BadParameter(f"'{value}' is neither one number nor three, as in 123.7,116.3,103.5.")
+    return numbers
+
+
+def _class_list(ctx: click.Context, param: click.Parameter, value: str | None) -> int | list[str] | None:
+    if value is None:
+        return None
+    if value.strip().isdigit():
+        return int(value)
+    names = [name.strip() for name in value.split(",")]
+    if not all(names):
+        raise click.BadParameter(f"'{value}' holds an empty name.")
+    return names
+
+
+@command("tinytl-edge prepare --data photos/train --method lite-residual+bias --resolution 160 --out bundle")
+@click.option("--backbone", help="efficientnet-lite0/1/2, mobilenet-v2[-WIDTH], proxylessnas-mobile, or a .json. "
+              "[default: efficientnet-lite0]")  # fmt: skip
+@click.option("--model", help="Your own classifier instead, as package.module:factory.")
+@click.option("--weights", help="imagenet (where the backbone has them), random, or a .pth file.")
+@click.option("--classes", callback=_class_list, help="How many classes, or their names: cat,dog,fox.")
+@click.option("--data", type=_PATH, help="Take the classes' names from this folder of photographs.")
+@click.option("--method", type=click.Choice(METHODS), default="lite-residual+bias", show_default=True)
+@click.option("--resolution", type=int, help="Input height and width in pixels. [default: the backbone's own]")
+@click.option("--batch-size", type=int, default=8, show_default=True)
+@click.option("--optimizer", type=click.Choice(["adam", "sgd"]), default="adam", show_default=True)
+@click.option("--residual", multiple=True, metavar="GLOB", help="With --model: submodules that get a lite residual.")
+@click.option("--train", "also_train", multiple=True, metavar="GLOB", help="Further parameters to train, by name.")
+@click.option("--mean", callback=_triple, help="With --model: mean of the pixels, 0..255. [default: ImageNet's]")
+@click.option("--std", callback=_triple, help="With --model: their standard deviation. [default: ImageNet's]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is initialised at random.")
+@click.option("--out", type=_PATH, required=True, help="The bundle's folder.")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
+@_json_option
+def prepare(as_json: bool, also_train: tuple[str, ...], **options: Any) -> None:
+    """Turn a PyTorch classifier into a bundle that a board can train (on a workstation).
+
+    Freezes the weights, inserts lite residual modules, exports the training graph. Needs the extra `prepare`.
+    """
+    _need("torch", "prepare")
+    from tinytl_edge.inspection import describe, inspect
+    from tinytl_edge.preparation import prepare as run_prepare
+
+    out = options.pop("out")
+    say = None if as_json else lambda text: click.echo(f"... {text}", err=True)
+    prepared = run_prepare(out, train=also_train, on_progress=say, **options)
+    content = inspect(out)
+    if as_json:
+        click.echo(json.dumps({**content, "notes": list(prepared.notes)}, indent=1))
+    else:
+        click.echo(describe(content))
+        for note in prepared.notes:
+            click.echo(note)
+
+
+def _need(module: str, extra: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        from tinytl_edge.runtime.errors import UsageError
+
+        raise UsageError(f"This command needs {module}, which a board does without: pip install 'tinytl-edge[{extra}]'.")
+
+
+@command("tinytl-edge pack photos/train --resolution 160 --out train.safetensors")
+@click.argument("folder", type=_PATH)
+@click.option("--resolution", type=int, help="The model's input size in pixels.")
+@click.option("--bundle", type=_PATH, help="Take resolution and classes from this bundle.")
+@click.option("--out", type=_PATH, required=True)
+@_json_option
+def pack(folder: Path, resolution: int | None, bundle: Path | None, out: Path, as_json: bool) -> None:
+    """Pack a FOLDER of class folders with photographs into one file that training reads."""
+    from tinytl_edge.runtime.bundle import open_bundle
+    from tinytl_edge.runtime.dataset import pack as run_pack
+    from tinytl_edge.runtime.errors import UsageError
+    from tinytl_edge.runtime.report import PackProgress
+
+    classes = None
+    if bundle is not None:
+        manifest = open_bundle(bundle).manifest
+        resolution, classes = manifest.resolution, manifest.classes or None
+    if resolution is None:
+        raise UsageError("Say for which input size: --resolution PX, or --bundle BUNDLE.")
+    if not 16 <= resolution <= 4096:
+        raise UsageError(f"--resolution {resolution} is out of range: 16 to 4096.")
+    with PackProgress(sys.stderr) as progress:
+        report = run_pack(folder, out, resolution, classes, progress.warn, progress.show)
+    if as_json:
+        content = {"out": str(out), "images": report.count, "classes": report.counts}
+        content["skipped"] = {str(path): reason for path, reason in dict(report.skipped).items()}
+        click.echo(json.dumps(content, ensure_ascii=False))
+    else:
+        click.echo(f"{out}: {report.count} pictures in {len(report.counts)} classes.")
+
+
+_TRAINING = [
+    click.option("--epochs", type=int, default=10, show_default=True),
+    click.option("--batch-size", type=int, help="[default: the bundle's]"),
+    click.option("--lr", type=float, help="Learning rate of the classifier. [default: by optimizer and batch size]"),
+    click.option("--lr-bias", type=float, help="... of the biases."),
+    click.option("--lr-lite-residual", type=float, help="... of the lite residual modules."),
+    click.option("--lr-weight", type=float, help="... of other weights (methods norm+last and full)."),
+    click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--label-smoothing", type=float, default=0.1, show_default=True),
+    click.option("--dropout", type=float, help="[default: the model's own]"),
+    click.option("--min-area", type=float, default=0.22, show_default=True, help="Least share a random crop takes."),
+    click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror pictures at random."),
+    click.option("--threads", type=int, default=1, show_default=True),
+    click.option("--log-every", type=int, default=10, show_default=True, help="Steps between step events."),
+]
+
+
+def _training_options(function: F) -> F:
+    for option in reversed(_TRAINING):
+        function = option(function)
+    return function
+
+
+@command("tinytl-edge train bundle --data photos/train --val photos/val --epochs 10 --out run")
+@click.argument("bundle", type=_PATH)
+@click.option("--data", type=_PATH, help="Folder of class folders with photographs, or a packed dataset.")
+@click.option("--val", type=_PATH, help="The same, to measure accuracy on after each epoch.")
+@click.option("--runtime", type=click.Choice(["auto", "onnxruntime-training"]), default="auto", show_default=True)
+@_training_options
+@click.option("--resume", is_flag=True, help="Go on from the run's checkpoint, with the run's own options.")
+@click.option("--out", type=_PATH, required=True, help="The run's folder.")
+@_json_option
+def train(
+    bundle: Path,
+    data: Path | None,
+    val: Path | None,
+    runtime: str,
+    resume: bool,
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Adapt a BUNDLE's classifier to photographs (on the board). Ctrl-C leaves a checkpoint."""
+    from tinytl_edge.runtime.options import TrainOptions
+    from tinytl_edge.runtime.report import JsonReport, ProgressReport
+    from tinytl_edge.runtime.train import train as run_train
+
+    report = JsonReport(sys.stdout) if as_json else ProgressReport(sys.stderr)
+    with report:
+        done = run_train(
+            bundle, data, val, out, runtime=runtime, options=TrainOptions(**options), resume=resume, on_event=report
+        )
+    if not as_json:
+        click.echo(summary(done))
+
+
+def summary(done: Event) -> str:
+    """The `done` event of a training as two lines for a person."""
+    from tinytl_edge.runtime.memory import megabytes
+
+    accuracy = done.get("val_accuracy")
+    result = f"Validation accuracy {accuracy:.1%}." if accuracy is not None else "No validation photographs (--val)."
+    median = done.get("step_ms_median")
+    pace = f", {median:.0f} ms a step" if median is not None else ""
+    return (
+        f"{result} {done['steps']} steps{pace}, peak memory {megabytes(done['peak_rss_bytes'])} "
+        f"(and {megabytes(done['parent_peak_rss_bytes'])} for this command).\nAdapter: {done['adapter']}"
+    )
+
+
+@command("tinytl-edge evaluate run --data photos/test")
+@click.argument("run", type=_PATH)
+@click.option("--data", type=_PATH, required=True, help="Folder of class folders with photographs, or packed.")
+@click.option("--bundle", type=_PATH, help="The run's bundle, if it has moved.")
+@click.option("--runtime", type=click.Choice(["auto", "onnxruntime-training"]), default="auto", show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True)
+@_json_option
+def evaluate(run: Path, data: Path, as_json: bool, **options: Any) -> None:
+    """Accuracy of a RUN (or of a bundle as prepared) on photographs."""
+    from tinytl_edge.runtime.evaluate import evaluate as run_evaluate
+    from tinytl_edge.runtime.memory import megabytes
+    from tinytl_edge.runtime.report import PackProgress
+
+    with PackProgress(sys.stderr) as progress:
+        result = run_evaluate(run, data, on_event=progress, **options)
+    if as_json:
+        click.echo(json.dumps(result, ensure_ascii=False))
+        return
+    click.echo(f"accuracy {result['accuracy']:.1%}, loss {result['loss']:.3f}, {result['images']} pictures, "
+               f"peak memory {megabytes(result['peak_rss_bytes'])}")  # fmt: skip
+    width = max(len(name) for name in result["classes"])
+    for name, share in zip(result["classes"], result["per_class"]):
+        click.echo(f"  {name:<{width}}  {'no pictures' if share is None else format(share, '.0%')}")
+
+
+@command("tinytl-edge predict run new.jpg")
+@click.argument("run", type=_PATH)
+@click.argument("images", nargs=-1, required=True, type=_PATH)
+@click.option("--bundle", type=_PATH, help="The run's bundle, if it has moved.")
+@click.option("--runtime", type=click.Choice(["auto", "onnxruntime-training"]), default="auto", show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many classes to show.")
+@_json_option
+def predict(run: Path, images: tuple[Path, ...], top: int, as_json: bool, **options: Any) -> None:
+    """What a RUN (or a bundle as prepared) sees in IMAGES."""
+    from tinytl_edge.runtime.evaluate import predict as run_predict
+
+    for answer in run_predict(run, images, **options):
+        if as_json:
+            click.echo(json.dumps(answer, ensure_ascii=False))
+        else:
+            best = list(answer["probabilities"].items())[:top]
+            click.echo(f"{answer['image']}: " + ", ".join(f"{name} {share:.1%}" for name, share in best))
+
+
+@command("tinytl-edge export run --format onnx --out model.onnx")
+@click.argument("run", type=_PATH)
+@click.option("--format", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option("--bundle", type=_PATH, help="The run's bundle, if it has moved.")
+@click.option("--raw-pixels", is_flag=True, help="Take uint8 [batch, R, R, 3] as a camera gives it.")
+@click.option("--out", type=_PATH, required=True)
+@click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
+@_json_option
+def export(run: Path, as_json: bool, **options: Any) -> None:
+    """Write a RUN's adapted classifier (or a bundle's) as a model file for any inference runtime."""
+    from tinytl_edge.export_run import export as run_export
+    from tinytl_edge.runtime.memory import megabytes
+
+    result = run_export(run, **options)
+    if as_json:
+        click.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        click.echo(f"{result['out']}: {megabytes(result['bytes'])}, {result['resolution']} px")
+
+
+@command("tinytl-edge inspect bundle")
+@click.argument("path", type=_PATH)
+@_json_option
+def inspect(path: Path, as_json: bool) -> None:
+    """Say what PATH is: a bundle, a run, a dataset or an adapter; with the paper's memory count."""
+    from tinytl_edge.inspection import describe
+    from tinytl_edge.inspection import inspect as run_inspect
+
+    content = run_inspect(path)
+    click.echo(json.dumps(content, indent=1, ensure_ascii=False) if as_json else describe(content))
+
+
+@command("tinytl-edge devices raspberry-pi-4")
+@click.argument("name", required=False)
+@_json_option
+def devices(name: str | None, as_json: bool) -> None:
+    """The boards we know, one of them by NAME, or "this-machine"."""
+    from tinytl_edge.devices.board import table
+    from tinytl_edge.devices.detect import this_machine
+    from tinytl_edge.devices.profiles import BOARDS, find_board
+
+    if name is not None:
+        board = find_board(name)
+        click.echo(board.to_json() if as_json else board.describe())
+        return
+    boards = [*BOARDS, this_machine()]
+    if as_json:
+        click.echo(json.dumps([board.as_dict() for board in boards], indent=1))
+    else:
+        click.echo(table(boards))
+
+
+@command("tinytl-edge demo --out demo")
+@click.option("--data", type=_PATH, help="Your own photographs, in class folders (or with train/ and test/ in it).")
+@click.option("--backbone", default="efficientnet-lite0", show_default=True)
+@click.option("--epochs", type=int, default=5, show_default=True)
+@click.option("--resolution", type=int, default=96, show_default=True)
+@click.option("--threads", type=int, help="[default: all cores]")
+@click.option("--out", type=_PATH, default=Path("demo"), show_default=True, help="Bundles and runs stay here.")
+@_json_option
+def demo(out: Path, as_json: bool, **options: Any) -> None:
+    """The whole way: last layer alone against lite-residual+bias, on handwritten digits or your photographs."""
+    _need("torch", "prepare")
+    from tinytl_edge.demo import demo as run_demo
+    from tinytl_edge.demo import table
+
+    say = None if as_json else lambda text: click.echo(text, err=True)
+    results = run_demo(out, on_progress=say, watch=None if as_json else sys.stderr, **options)
+    click.echo(json.dumps(results, ensure_ascii=False) if as_json else table(results))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli(prog_name="tinytl-edge")

@@ -1,0 +1,72 @@
+"""`export`: the adapted classifier of a run as a model file for any inference runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tinytl_edge.runtime.bundle import FORWARD, open_bundle
+from tinytl_edge.runtime.errors import UsageError
+from tinytl_edge.runtime.run import is_run, open_run
+from tinytl_edge.runtime.tensors import atomic_write
+
+FORMATS = ("onnx",)
+
+
+def export(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    format: str = "onnx",
+    bundle: str | os.PathLike[str] | None = None,
+    raw_pixels: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the classifier of a run (or of a bundle as prepared) as `format` to `out`.
+
+    Args:
+        raw_pixels: take uint8 [batch, R, R, 3] pixels instead of normalised float32 [batch, 3, R, R].
+
+    Returns:
+        out, format, bytes, classes, resolution.
+
+    Raises:
+        TinyTLError: of the kind that says what is wrong.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"'{format}' is no format: choose one of {', '.join(FORMATS)}.")
+    target = Path(out)
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} already exists: add --overwrite, or choose another --out.")
+    try:
+        import numpy as np
+        import onnx
+
+        from tinytl_edge.export.inference import inference_model
+    except ImportError:
+        raise UsageError("Exporting needs the package onnx: pip install 'tinytl-edge[prepare]'.") from None
+
+    parameters: dict[str, np.ndarray[Any, Any]] = {}
+    if is_run(Path(model)):
+        run = open_run(model, bundle)
+        adapter = run.adapter()
+        opened, classes = run.bundle, adapter.classes
+        parameters = {
+            name: np.frombuffer(adapter.tensors.read(name), np.float32).reshape(entry.shape)
+            for name, entry in adapter.tensors.entries.items()
+        }
+    else:
+        opened = open_bundle(model)
+        classes = opened.manifest.classes
+    forward = onnx.load(opened.file(FORWARD))
+    content = inference_model(forward, opened.manifest, parameters, classes, raw_pixels).SerializeToString()
+    with atomic_write(target) as file:
+        file.write(content)
+    return {
+        "out": os.fspath(target),
+        "format": format,
+        "bytes": len(content),
+        "classes": list(classes),
+        "resolution": opened.manifest.resolution,
+    }

@@ -1,0 +1,139 @@
+"""`inspect`: what a bundle or a run is, and its memory by the paper's count beside the measured one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tinytl_edge.runtime.bundle import MANIFEST, Bundle, open_bundle
+from tinytl_edge.runtime.dataset import open_dataset
+from tinytl_edge.runtime.errors import DamagedFileError
+from tinytl_edge.runtime.memory import megabytes
+from tinytl_edge.runtime.run import is_run, open_run
+from tinytl_edge.runtime.tensors import open_tensors
+
+
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe a bundle, a run, or a safetensors file of ours (dataset, adapter).
+
+    Raises:
+        DamagedFileError: it is none of these, or damaged.
+    """
+    path = Path(path)
+    if is_run(path):
+        run = open_run(path)
+        result = run.record.get("result") or {}
+        keys = ("runtime", "steps", "step_ms_median", "train_loss", "val_loss", "val_accuracy", "peak_rss_bytes")
+        return {
+            "kind": "run",
+            "status": run.record.get("status"),
+            "options": run.record.get("options"),
+            "result": {key: result.get(key) for key in keys},
+            "bundle": _describe_bundle(run.bundle),
+        }
+    if (path / MANIFEST).is_file():
+        return _describe_bundle(open_bundle(path))
+    if path.is_file():
+        tensors = open_tensors(path)
+        kind = tensors.metadata.get("format", "tensors").removeprefix("tinytl-edge-")
+        content: dict[str, Any] = {"kind": kind, "metadata": tensors.metadata}
+        if kind == "dataset":
+            with open_dataset(path) as dataset:
+                labels = list(dataset.labels)
+                content = {
+                    "kind": kind,
+                    "images": dataset.count,
+                    "stored_px": dataset.size,
+                    "resolution": dataset.resolution,
+                    "classes": {name: labels.count(index) for index, name in enumerate(dataset.classes)},
+                }
+        content["tensors"] = {n: [e.dtype, list(e.shape)] for n, e in tensors.entries.items()}
+        return content
+    raise DamagedFileError(f"{path} is neither a bundle nor a run, dataset or adapter of tinytl-edge.")
+
+
+def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    paper = manifest.paper_memory
+    groups: dict[str, int] = {}
+    for group in manifest.trainable.values():
+        groups[group] = groups.get(group, 0) + 1
+    return {
+        "kind": "bundle",
+        "path": os.fspath(bundle.path),
+        "backbone": manifest.backbone,
+        "method": manifest.method,
+        "classes": list(manifest.classes) or manifest.class_count,
+        "resolution": manifest.resolution,
+        "batch_size": manifest.batch_size,
+        "optimizer": manifest.optimizer,
+        "parameters": manifest.parameter_count,
+        "trainable": manifest.trainable_count,
+        "trainable_tensors": groups,
+        "runtimes": list(manifest.runtimes),
+        "bytes": sum(entry["bytes"] for entry in manifest.files.values()),
+        "paper_memory_bytes": {
+            "parameters": paper["parameters"],
+            "activations_per_image": paper["activations"],
+            "total": paper["activations"] * manifest.batch_size + paper["parameters"],
+            "total_at_batch_1": paper["activations"] + paper["parameters"],
+        },
+        "created_by": manifest.created_by,
+    }
+
+
+def describe(content: dict[str, Any]) -> str:
+    """`inspect`'s answer as text for a person."""
+    if content["kind"] == "run":
+        result = content["result"]
+        lines = [f"run, {content['status']}"]
+        if result.get("steps") is not None:
+            lines.append(_row("runtime", result["runtime"]))
+            lines.append(_row("steps", result["steps"]))
+            if result["val_accuracy"] is not None:
+                lines.append(_row("validation accuracy", f"{result['val_accuracy']:.1%}"))
+            lines.append(_row("peak memory, measured", megabytes(result["peak_rss_bytes"])))
+            if result["step_ms_median"] is not None:
+                lines.append(_row("median step", f"{result['step_ms_median']:.1f} ms"))
+        return "\n".join([*lines, "", describe(content["bundle"])])
+    if content["kind"] == "bundle":
+        return _describe_bundle_text(content)
+    if content["kind"] == "dataset":
+        rows = [_row(name, count) for name, count in content["classes"].items()]
+        head = f"dataset of {content['images']} pictures, {content['stored_px']} px, for {content['resolution']} px"
+        return "\n".join([head, *rows])
+    rows = [_row(name, f"{dtype} {shape}") for name, (dtype, shape) in content["tensors"].items()]
+    return "\n".join([content["kind"], *rows])
+
+
+def _describe_bundle_text(content: dict[str, Any]) -> str:
+    paper = content["paper_memory_bytes"]
+    classes = content["classes"]
+    names = classes if isinstance(classes, int) else f"{len(classes)}: {', '.join(classes[:6])}"
+    if not isinstance(classes, int) and len(classes) > 6:
+        names += ", ..."
+    batch = content["batch_size"]
+    trained = content["trainable"] / content["parameters"]
+    return "\n".join(
+        [
+            f"bundle {content['path']}",
+            _row("backbone", content["backbone"]),
+            _row("method", content["method"]),
+            _row("classes", names),
+            _row("input", f"{content['resolution']} x {content['resolution']} px"),
+            _row("optimizer", f"{content['optimizer']}, batch {batch}"),
+            _row("parameters", f"{content['parameters']:,}, of which {content['trainable']:,} train ({trained:.1%})"),
+            _row("runtimes", ", ".join(content["runtimes"])),
+            _row("size", megabytes(content["bytes"])),
+            "memory by the paper's count (no gradients, optimizer state, code)",
+            _row("  parameters", megabytes(paper["parameters"])),
+            _row("  activations an image", megabytes(paper["activations_per_image"])),
+            _row("  total at batch 1", megabytes(paper["total_at_batch_1"])),
+            *([_row(f"  total at batch {batch}", megabytes(paper["total"]))] if batch != 1 else []),
+        ]
+    )
+
+
+def _row(name: str, value: object) -> str:
+    return f"  {name:<26} {value}"

@@ -1,0 +1,193 @@
+"""On the workstation: a classifier becomes a bundle that a board can train."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+
+from tinytl_edge import __version__
+from tinytl_edge.export.forward import export_forward
+from tinytl_edge.export.ort_training import OPTIMIZERS, export_ort_training
+from tinytl_edge.runtime.bundle import FORWARD, ORT_FOLDER, Bundle, Dropout, Manifest, write_bundle
+from tinytl_edge.runtime.dataset import find_photographs
+from tinytl_edge.runtime.errors import DataError, StorageError, UsageError
+
+from .lite_residual import attach_lite_residuals
+from .model_source import Classifier, from_backbone, from_factory
+from .paper_memory import paper_memory
+from .transfer import METHODS, choose_trainables, fold_batchnorm, parameter_group, uses_lite_residuals
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The bundle, and what the user should know about how it was made."""
+
+    bundle: Bundle
+    notes: tuple[str, ...]
+
+
+def prepare(
+    out: str | os.PathLike[str],
+    *,
+    backbone: str | None = None,
+    model: str | None = None,
+    weights: str | None = None,
+    classes: int | Sequence[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
+    method: str = "lite-residual+bias",
+    resolution: int | None = None,
+    batch_size: int = 8,
+    optimizer: str = "adam",
+    residual: Sequence[str] = (),
+    train: Sequence[str] = (),
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    on_progress: Callable[[str], None] | None = None,
+) -> Prepared:
+    """Prepare a classifier for training on a board and write the bundle `out`.
+
+    Args:
+        backbone: name of a backbone (default: efficientnet-lite0) or a .json description; or
+        model: 'package.module:factory' of any torch.nn.Module classifier.
+        weights: 'imagenet', 'random', or a PyTorch weight file.
+        classes: how many, or their names; or
+        data: a folder with one sub-folder of photographs a class, whose names are taken.
+        method: one of `transfer.METHODS`.
+        resolution: the input's height and width in pixels; default: the backbone's own.
+        residual: with `model`, name patterns of the submodules that get lite residual modules.
+        train: name patterns of further parameters to train.
+        mean, std: with `model`, of the pixels in 0..255 by channel, for the input (pixel - mean) / std.
+        seed: of what is initialised at random (classifier, lite residual modules).
+        on_progress: called with a few words before each part of the work.
+
+    Raises:
+        TinyTLError: of the kind that says what is wrong; nothing is left behind.
+    """
+    say = on_progress or (lambda text: None)
+    _check(method, optimizer, batch_size, resolution, backbone, model, residual)
+    names, count = _classes(classes, data)
+    say("building the model")
+    if model is not None:
+        classifier = from_factory(model, weights, count, resolution, tuple(residual), seed, mean, std)
+    else:
+        classifier = from_backbone(backbone or "efficientnet-lite0", weights, count, resolution, seed)
+    paper = transform(classifier, method, tuple(train), seed)
+
+    say("exporting forward.onnx")
+    network = classifier.model
+    forward, dropouts = export_forward(network, classifier.resolution)
+    trainable = {
+        name: parameter_group(name, classifier.head)
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+    present = {tensor.name for tensor in forward.graph.initializer}
+    unused = [name for name in trainable if name not in present]
+    if unused:
+        raise UsageError(f"The parameter '{unused[0]}' does not take part in the model's output: it cannot train.")
+    frozen = [name for name, _ in network.named_parameters() if name in present and name not in trainable]
+
+    def fill(folder: Path) -> None:
+        onnx.save(forward, folder / FORWARD)
+        say("differentiating for onnxruntime-training")
+        (folder / ORT_FOLDER).mkdir()
+        export_ort_training(forward, list(trainable), frozen, optimizer, folder / ORT_FOLDER)
+
+    manifest = Manifest(
+        backbone=classifier.name,
+        method=method,
+        classes=names,
+        class_count=count,
+        resolution=classifier.resolution,
+        mean=classifier.mean,
+        std=classifier.std,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        dropouts=tuple(Dropout(d.name, d.shape, d.rate) for d in dropouts),
+        trainable=trainable,
+        parameter_count=sum(p.numel() for p in network.parameters()),
+        trainable_count=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        paper_memory=paper,
+        runtimes=("onnxruntime-training",),
+        created_by=__version__,
+    )
+    try:
+        bundle = write_bundle(Path(out), manifest, fill, overwrite)
+    except MemoryError:
+        raise StorageError("There is not enough memory to prepare this model: use a smaller --resolution.") from None
+    return Prepared(bundle, classifier.notes)
+
+
+def transform(classifier: Classifier, method: str, also: tuple[str, ...] = (), seed: int = 0) -> dict[str, float]:
+    """Apply the TinyTL transform in place; returns the paper's memory count in bytes.
+
+    The count is taken before BatchNorm is folded, as the paper does.
+    """
+    network = classifier.model.eval()
+    size = classifier.resolution
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    if uses_lite_residuals(method):
+        if not classifier.blocks:
+            raise UsageError(
+                f"--method {method} needs to know which blocks get a lite residual module: name them with --residual."
+            )
+        torch.manual_seed(seed)
+        attach_lite_residuals(network, classifier.blocks, image)
+    choose_trainables(network, method, classifier.head, also)
+    counted = paper_memory(network, image)
+    fold_batchnorm(network, image)
+    return {"activations": counted.activations, "parameters": float(counted.parameters)}
+
+
+def _check(
+    method: str,
+    optimizer: str,
+    batch_size: int,
+    resolution: int | None,
+    backbone: str | None,
+    model: str | None,
+    residual: Sequence[str],
+) -> None:
+    if method not in METHODS:
+        raise UsageError(f"'{method}' is no method: choose one of {', '.join(METHODS)}.")
+    if optimizer not in OPTIMIZERS:
+        raise UsageError(f"'{optimizer}' is no optimizer: choose one of {', '.join(OPTIMIZERS)}.")
+    if not 1 <= batch_size <= 4096:
+        raise UsageError(f"--batch-size {batch_size} is out of range: 1 to 4096.")
+    if resolution is not None and not 32 <= resolution <= 1024:
+        raise UsageError(f"--resolution {resolution} is out of range: 32 to 1024.")
+    if backbone is not None and model is not None:
+        raise UsageError("--backbone and --model exclude each other: name one.")
+    if residual and model is None:
+        raise UsageError("--residual goes with --model: a backbone knows its blocks.")
+
+
+def _classes(
+    classes: int | Sequence[str] | None, data: str | os.PathLike[str] | None
+) -> tuple[tuple[str, ...], int]:
+    """Names (none, if only their number is known) and number."""
+    if (classes is None) == (data is None):
+        raise UsageError("Say what is to be told apart: --classes N, --classes NAME,NAME,... or --data DIR.")
+    if data is not None:
+        found = find_photographs(data)
+        empty = [name for name, files in found.items() if not files]
+        if empty:
+            raise DataError(f"The class '{empty[0]}' in {os.fspath(data)} has no photographs: add some, or remove it.")
+        names = tuple(found)
+    elif isinstance(classes, int):
+        names = ()
+    else:
+        names = tuple(classes or ())
+        if len(set(names)) != len(names):
+            raise UsageError("--classes names a class twice.")
+    count = classes if isinstance(classes, int) else len(names)
+    if not 2 <= count <= 100_000:
+        raise UsageError(f"A classifier tells at least 2 classes apart, not {count}.")
+    return names, count
