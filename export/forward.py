@@ -188,7 +188,9 @@ def _fold_once(model: ModelProto, parameters: set[str]) -> bool:
         elif len(node.output) == 1 and all(
             name == "" or (name in editor.initializers and name not in parameters) for name in node.input
         ):
-            constants = {name: numpy_helper.to_array(editor.initializers[name]) for name in node.input if name}
+            constants = {
+                name: numpy_helper.to_array(editor.initializers[name]) for name in node.input if name
+            }
             value = ReferenceEvaluator(_single_node_model(node, constants)).run(None, constants)[0]
         if value is not None:
             editor.remove(node)
@@ -216,7 +218,12 @@ def _fuse_padding(model: ModelProto) -> None:
             continue
         amounts = editor.constant(pad.input[1])
         fill = editor.constant(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(())
-        if attribute(pad, "mode", b"constant") != b"constant" or amounts is None or fill is None or fill.any():
+        if (
+            attribute(pad, "mode", b"constant") != b"constant"
+            or amounts is None
+            or fill is None
+            or fill.any()
+        ):
             continue
         rank = len(amounts) // 2
         if amounts[:2].any() or amounts[rank : rank + 2].any() or (amounts < 0).any():

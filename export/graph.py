@@ -56,7 +56,9 @@ class GraphEditor:
         self._fresh += 1
         return f"{stem}/{self._fresh}"
 
-    def add(self, op: str, inputs: list[str], stem: str, output: str | None = None, **attributes: object) -> str:
+    def add(
+        self, op: str, inputs: list[str], stem: str, output: str | None = None, **attributes: object
+    ) -> str:
         """Append a node; returns its output's name."""
         output = output or self.fresh_name(stem)
         domain = attributes.pop("domain", "")

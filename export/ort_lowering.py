@@ -69,7 +69,9 @@ def resize_matrix(node: NodeProto, old: int, new: int) -> np.ndarray:
     elif coordinates == "asymmetric":
         position = position / scale
     else:
-        raise UsageError(f"Resize '{node.name}' uses {coordinates} coordinates, which cannot be trained through.")
+        raise UsageError(
+            f"Resize '{node.name}' uses {coordinates} coordinates, which cannot be trained through."
+        )
     matrix = np.zeros((new, old))
     rows = np.arange(new)
     if mode == "linear":
@@ -92,7 +94,9 @@ def resize_matrix(node: NodeProto, old: int, new: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-def _lower_instance_norm(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
+def _lower_instance_norm(
+    editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]
+) -> None:
     """y = scale * (x - mean) / sqrt(var + epsilon) + bias over all but the first two axes."""
     x, scale, bias = node.input
     rank = len(shapes[x])
@@ -103,7 +107,9 @@ def _lower_instance_norm(editor: GraphEditor, node: NodeProto, shapes: dict[str,
     squared = editor.add("Mul", [centred, centred], f"{name}/squared")
     variance = editor.add("ReduceMean", [squared], f"{name}/variance", axes=axes, keepdims=1)
     epsilon = editor.add_constant(f"{name}/epsilon", np.array(attribute(node, "epsilon", 1e-5), np.float32))
-    deviation = editor.add("Sqrt", [editor.add("Add", [variance, epsilon], f"{name}/shifted")], f"{name}/deviation")
+    deviation = editor.add(
+        "Sqrt", [editor.add("Add", [variance, epsilon], f"{name}/shifted")], f"{name}/deviation"
+    )
     constant_scale, constant_bias = editor.constant(scale), editor.constant(bias)
     plain = (
         constant_scale is not None
@@ -116,8 +122,12 @@ def _lower_instance_norm(editor: GraphEditor, node: NodeProto, shapes: dict[str,
         return
     target = editor.add_constant(f"{name}/shape", np.array([-1] + [1] * (rank - 2), np.int64))
     normal = editor.add("Div", [centred, deviation], f"{name}/normal")
-    scaled = editor.add("Mul", [normal, editor.add("Reshape", [scale, target], f"{name}/scale")], f"{name}/scaled")
-    editor.add("Add", [scaled, editor.add("Reshape", [bias, target], f"{name}/bias")], name, output=node.output[0])
+    scaled = editor.add(
+        "Mul", [normal, editor.add("Reshape", [scale, target], f"{name}/scale")], f"{name}/scaled"
+    )
+    editor.add(
+        "Add", [scaled, editor.add("Reshape", [bias, target], f"{name}/bias")], name, output=node.output[0]
+    )
 
 
 def _hard_sigmoid(editor: GraphEditor, node: NodeProto, alpha: float, beta: float, output: str | None) -> str:
@@ -126,11 +136,15 @@ def _hard_sigmoid(editor: GraphEditor, node: NodeProto, alpha: float, beta: floa
     offset = editor.add_constant(f"{name}/beta", np.array(beta, np.float32))
     zero = editor.add_constant(f"{name}/zero", np.array(0, np.float32))
     one = editor.add_constant(f"{name}/one", np.array(1, np.float32))
-    line = editor.add("Add", [editor.add("Mul", [node.input[0], slope], f"{name}/slope"), offset], f"{name}/line")
+    line = editor.add(
+        "Add", [editor.add("Mul", [node.input[0], slope], f"{name}/slope"), offset], f"{name}/line"
+    )
     return editor.add("Clip", [line, zero, one], f"{name}/gate", output=output)
 
 
-def _lower_hard_sigmoid(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
+def _lower_hard_sigmoid(
+    editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]
+) -> None:
     alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
     _hard_sigmoid(editor, node, float(alpha), float(beta), node.output[0])  # type: ignore[arg-type]
 
@@ -140,7 +154,9 @@ def _lower_hard_swish(editor: GraphEditor, node: NodeProto, shapes: dict[str, tu
     editor.add("Mul", [node.input[0], gate], node.name, output=node.output[0])
 
 
-def _lower_average_pool(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
+def _lower_average_pool(
+    editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]
+) -> None:
     kernel = cast("list[int]", attribute(node, "kernel_shape"))
     rank = len(kernel)
     strides = cast("list[int]", attribute(node, "strides", [1] * rank))
@@ -148,7 +164,9 @@ def _lower_average_pool(editor: GraphEditor, node: NodeProto, shapes: dict[str, 
     channels, *sizes = (int(n) for n in shapes[node.input[0]][1:])
     results = [int(n) for n in shapes[node.output[0]][2:]]
     for axis in range(rank):  # ceil_mode: windows that reach past the padding
-        beyond = (results[axis] - 1) * strides[axis] + kernel[axis] - sizes[axis] - pads[axis] - pads[axis + rank]
+        beyond = (
+            (results[axis] - 1) * strides[axis] + kernel[axis] - sizes[axis] - pads[axis] - pads[axis + rank]
+        )
         pads[axis + rank] += max(beyond, 0)
     weight = np.full((channels, 1, *kernel), 1 / np.prod(kernel), np.float32)
     more = {"group": channels, "kernel_shape": kernel, "strides": strides, "pads": pads}

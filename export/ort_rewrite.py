@@ -81,7 +81,8 @@ def _rewrite_conv_grad(
         inputs, op, more = [gradient, flipped], "Conv", {"pads": mirrored, "dilations": dilations}
     else:
         unreached = [
-            (size + pads[axis] + pads[axis + rank] - reach[axis]) % strides[axis] for axis, size in enumerate(sizes)
+            (size + pads[axis] + pads[axis + rank] - reach[axis]) % strides[axis]
+            for axis, size in enumerate(sizes)
         ]
         inputs, op = [gradient, weight], "ConvTranspose"
         more = {"pads": pads, "dilations": dilations, "output_padding": unreached, "strides": strides}

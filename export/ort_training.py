@@ -74,8 +74,12 @@ def _add_loss(model: ModelProto) -> None:
     graph.initializer.append(helper.make_tensor("loss/axes", TensorProto.INT64, [1], [1]))
     graph.node.extend(
         [
-            helper.make_node("LogSoftmax", ["logits"], ["loss/log_probabilities"], "loss/log_softmax", axis=-1),
-            helper.make_node("Mul", ["loss/log_probabilities", "targets"], ["loss/weighted"], "loss/weighted"),
+            helper.make_node(
+                "LogSoftmax", ["logits"], ["loss/log_probabilities"], "loss/log_softmax", axis=-1
+            ),
+            helper.make_node(
+                "Mul", ["loss/log_probabilities", "targets"], ["loss/weighted"], "loss/weighted"
+            ),
             helper.make_node(
                 "ReduceSum", ["loss/weighted", "loss/axes"], ["loss/negative"], "loss/negative", keepdims=0
             ),
@@ -105,7 +109,9 @@ def _generate(
             )
         except Exception as error:  # its C++ side raises many kinds for what it cannot differentiate
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UsageError(f"onnxruntime-training cannot train this model: {reason} {said()}".rstrip()) from error
+            raise UsageError(
+                f"onnxruntime-training cannot train this model: {reason} {said()}".rstrip()
+            ) from error
 
 
 @contextlib.contextmanager
@@ -135,5 +141,7 @@ def _use_pytorch_adam(path: Path) -> None:
     (node,) = [node for node in model.graph.node if node.op_type == "AdamWOptimizer"]
     kept = [entry for entry in node.attribute if entry.name not in ("adam_mode", "epsilon")]
     del node.attribute[:]
-    node.attribute.extend([*kept, helper.make_attribute("adam_mode", 0), helper.make_attribute("epsilon", 1e-8)])
+    node.attribute.extend(
+        [*kept, helper.make_attribute("adam_mode", 0), helper.make_attribute("epsilon", 1e-8)]
+    )
     onnx.save(model, path)

@@ -29,7 +29,11 @@ class Adapter:
 
 
 def write_adapter(
-    path: Path, bundle: Bundle, classes: list[str], steps: int, tensors: Mapping[str, tuple[tuple[int, ...], bytes]]
+    path: Path,
+    bundle: Bundle,
+    classes: list[str],
+    steps: int,
+    tensors: Mapping[str, tuple[tuple[int, ...], bytes]],
 ) -> None:
     """Write float32 parameters (name to shape and bytes), atomically.
 
@@ -45,7 +49,9 @@ def write_adapter(
         "classes": json.dumps(classes, ensure_ascii=False),
         "steps": str(steps),
     }
-    write_tensors(path, [(name, "F32", shape, content) for name, (shape, content) in tensors.items()], metadata)
+    write_tensors(
+        path, [(name, "F32", shape, content) for name, (shape, content) in tensors.items()], metadata
+    )
 
 
 def open_adapter(path: Path, bundle: Bundle) -> Adapter:

@@ -40,12 +40,15 @@ class Batches:
         for start in range(first * batch_size, count, batch_size):
             positions = range(start, min(start + batch_size, count))
             crops = [
-                random_crop(seed, epoch, position, size, options.min_area, options.flip) for position in positions
+                random_crop(seed, epoch, position, size, options.min_area, options.flip)
+                for position in positions
             ]
             batch = self._batch([order[position] for position in positions], crops, options.label_smoothing)
             for layer, dropout in enumerate(self.manifest.dropouts):
                 rate = dropout.rate if options.dropout is None else options.dropout
-                masks = [dropout_mask(seed, epoch, position, layer, dropout.shape, rate) for position in positions]
+                masks = [
+                    dropout_mask(seed, epoch, position, layer, dropout.shape, rate) for position in positions
+                ]
                 batch.feeds[dropout.name] = np.stack(masks)
             yield batch
 

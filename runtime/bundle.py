@@ -79,7 +79,9 @@ class Bundle:
         return sha256(self.path / MANIFEST)
 
 
-def write_bundle(out: Path, manifest: Manifest, fill: Callable[[Path], None], overwrite: bool = False) -> Bundle:
+def write_bundle(
+    out: Path, manifest: Manifest, fill: Callable[[Path], None], overwrite: bool = False
+) -> Bundle:
     """Let `fill` write the files into a folder beside `out`, add the manifest, and move it into place.
 
     Raises:
@@ -131,7 +133,9 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     path = Path(path)
     if not path.is_dir():
-        raise DamagedFileError(f"{path} is no bundle: it is not a folder that `tinytl-edge prepare` has written.")
+        raise DamagedFileError(
+            f"{path} is no bundle: it is not a folder that `tinytl-edge prepare` has written."
+        )
     manifest = _read_manifest(path / MANIFEST)
     for name, expected in manifest.files.items():
         file = path / name
@@ -140,7 +144,9 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         if not file.is_file():
             raise DamagedFileError(f"{file} is missing from the bundle: copy the bundle again.")
         if file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
-            raise DamagedFileError(f"{file} is not what `prepare` wrote (SHA-256 differs): copy the bundle again.")
+            raise DamagedFileError(
+                f"{file} is not what `prepare` wrote (SHA-256 differs): copy the bundle again."
+            )
     return Bundle(path, manifest)
 
 

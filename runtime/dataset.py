@@ -37,8 +37,8 @@ def stored_size(resolution: int) -> int:
 class Dataset:
     """An open dataset: labels in memory, images on the medium until one is asked for.
 
-    The file stays open, so that replacing it does not mix two datasets. It is closed by `close`, at the end of
-    a `with` block, or when nothing refers to the object any more.
+    The file stays open, so that replacing it does not mix two datasets. `close` closes it, as does the end of
+    a `with` block, or letting go of the object.
     """
 
     def __init__(

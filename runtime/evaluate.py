@@ -108,9 +108,7 @@ def predict(
     return predictions
 
 
-def _resolve(
-    model: Path, bundle: str | os.PathLike[str] | None
-) -> tuple[Bundle, Path | None, Sequence[str]]:
+def _resolve(model: Path, bundle: str | os.PathLike[str] | None) -> tuple[Bundle, Path | None, Sequence[str]]:
     """The bundle, the adapter's path (None: as prepared) and the names of the classes, if known."""
     if is_run(model):
         run = open_run(model, bundle)

@@ -59,7 +59,9 @@ class OrtSession:
         DamagedFileError: onnxruntime-training cannot load a file.
     """
 
-    def __init__(self, bundle: Bundle, threads: int, checkpoint: Path | None = None, training: bool = True) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int, checkpoint: Path | None = None, training: bool = True
+    ) -> None:
         self._c = load_extension()
         folder = bundle.file(ORT_FOLDER)
         if not folder.is_dir():
@@ -92,7 +94,9 @@ class OrtSession:
             )
         except Exception as error:  # the extension raises its own kinds and RuntimeError
             where = checkpoint or folder
-            raise DamagedFileError(f"{where} cannot be loaded by onnxruntime-training: {first_line(error)}") from error
+            raise DamagedFileError(
+                f"{where} cannot be loaded by onnxruntime-training: {first_line(error)}"
+            ) from error
         self.trainable = {
             name: self._view(name) for name in bundle.manifest.trainable if self._state.has_parameter(name)
         }

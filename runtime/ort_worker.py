@@ -127,7 +127,14 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             correct += _correct(batch, logits)
             seen += len(batch.labels)
             if step % options.log_every == 0 or step in (1, total):
-                emit("step", step=step, epoch=epoch + 1, loss=loss, lr=rates["classifier"] * share, ms=durations[-1])
+                emit(
+                    "step",
+                    step=step,
+                    epoch=epoch + 1,
+                    loss=loss,
+                    lr=rates["classifier"] * share,
+                    ms=durations[-1],
+                )
             if stop.asked:
                 save(step)
                 raise InterruptedTrainingError(

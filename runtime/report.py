@@ -115,7 +115,9 @@ class ProgressReport:
             self._epoch, self._loss = event["epoch"], event["loss"]
             self._show(event["step"])
         elif kind == "epoch":
-            self._accuracy = event["val_accuracy"] if event["val_accuracy"] is not None else event["train_accuracy"]
+            self._accuracy = (
+                event["val_accuracy"] if event["val_accuracy"] is not None else event["train_accuracy"]
+            )
             of = "accuracy" if event["val_accuracy"] is not None else "training accuracy"
             self._line.say(
                 f"epoch {event['epoch']}/{self._epochs}  loss {event['train_loss']:.3f}  {of} {self._accuracy:.1%}  "

@@ -71,5 +71,7 @@ def open_run(path: str | os.PathLike[str], bundle: str | os.PathLike[str] | None
         raise DamagedFileError(f"The bundle of {path} is no longer at {place}: name it with --bundle.")
     opened = open_bundle(place)
     if opened.identity != record.get("bundle_identity"):
-        raise DamagedFileError(f"{place} is not the bundle that {path} was trained from (its manifest differs).")
+        raise DamagedFileError(
+            f"{place} is not the bundle that {path} was trained from (its manifest differs)."
+        )
     return Run(path, opened, record)

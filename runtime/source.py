@@ -8,6 +8,7 @@ from pathlib import Path
 from .bundle import Manifest
 from .dataset import Dataset, open_dataset, pack
 from .errors import DataError
+from .photographs import list_names
 
 OnText = Callable[[str], None]
 OnCount = Callable[[int, int], None]
@@ -34,7 +35,9 @@ def dataset_for(
         pack(source, packed, manifest.resolution, classes or None, on_warning, on_progress)
         source = packed
     elif not source.exists():
-        raise DataError(f"{source} does not exist: --data takes a folder with one sub-folder of photographs a class.")
+        raise DataError(
+            f"{source} does not exist: --data takes a folder with one sub-folder of photographs a class."
+        )
     with open_dataset(source) as dataset:
         _check(manifest, classes, dataset)
     return source
@@ -48,7 +51,7 @@ def _check(manifest: Manifest, classes: Sequence[str], dataset: Dataset) -> None
         )
     if classes and list(dataset.classes) != list(classes):
         raise DataError(
-            f"{dataset.path} has the classes {_some(dataset.classes)}, where the model knows {_some(classes)}: "
+            f"{dataset.path} has the classes {list_names(dataset.classes)}, where the model knows {list_names(classes)}: "
             "pack the photographs with `--bundle`, or prepare the model for these classes."
         )
     if len(dataset.classes) != manifest.class_count:
@@ -58,8 +61,3 @@ def _check(manifest: Manifest, classes: Sequence[str], dataset: Dataset) -> None
         )
     if min(dataset.labels) < 0:
         raise DataError(f"{dataset.path} has photographs without a label.")
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -128,7 +128,9 @@ def _claim(run: Path) -> None:
         raise UsageError(f"{run} holds something else ({others[0]}): choose another --out.")
 
 
-def _pack(run: Path, bundle: Bundle, data: Path, val: Path | None, log: _EventLog) -> tuple[Path, Path | None]:
+def _pack(
+    run: Path, bundle: Bundle, data: Path, val: Path | None, log: _EventLog
+) -> tuple[Path, Path | None]:
     def progress(done: int, total: int) -> None:
         log.show({"event": "pack", "done": done, "total": total})
 
@@ -147,7 +149,9 @@ def _pack(run: Path, bundle: Bundle, data: Path, val: Path | None, log: _EventLo
 def _resumed_plan(run: Path, bundle: Bundle, given: TrainOptions) -> _Plan:
     record = open_run(run, bundle.path).record
     recorded = TrainOptions.from_json(record.get("options") or {}, os.fspath(run / RUN))
-    files = [Path(os.path.normpath(run / record[key])) if record.get(key) else None for key in ("data", "val")]
+    files = [
+        Path(os.path.normpath(run / record[key])) if record.get(key) else None for key in ("data", "val")
+    ]
     for file in files:
         if file is not None and not file.is_file():
             raise UsageError(f"{file}, on which {run} was trained, is gone: it cannot be resumed.")

@@ -5,19 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tinytl_edge.devices.board import (
-    BOARDS,
-    GIB,
-    KIB,
-    MIB,
-    Board,
-    CoreCluster,
-    available_memory_bytes,
-    find_board,
-    table,
-    this_machine,
-    usable_cores,
-)
+
+from tinytl_edge.devices.board import GIB, KIB, MIB, Board, CoreCluster, table
+from tinytl_edge.devices.detect import available_memory_bytes, find_board, this_machine, usable_cores
+from tinytl_edge.devices.profiles import BOARDS
 from tinytl_edge.devices.thermal import read_temperature, throttled
 from tinytl_edge.runtime.errors import UsageError
 
@@ -309,6 +300,14 @@ def test_the_table_is_aligned() -> None:
             assert start == 0 or line[start - 2 : start] == "  "
     assert lines[2] == "raspberry-pi-4         4 × Cortex-A72    1.5 GHz   1, 2, 4 or 8 GiB"
     assert find_board("raspberry-pi-zero-2-w").ram_bytes == (GIB // 2,)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(700, "0.684 KiB"), (512 * MIB, "512 MiB"), (GIB - 1, "1024 MiB"), (3_970_000_000, "3.7 GiB")],
+)
+def test_sizes_have_three_digits(size: int, text: str) -> None:
+    assert f"  {text}" in table([Board("b", "B", ram_bytes=(size,))])
 
 
 def zones(**temperatures: int) -> dict[str, str]:

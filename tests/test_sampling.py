@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
 from tinytl_edge.runtime.dataset import stored_size
 from tinytl_edge.runtime.sampling import (
     Crop,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tinytl_edge.runtime.errors import DamagedFileError, StorageError
 from tinytl_edge.runtime.tensors import (
     HEADER_LIMIT,

@@ -111,12 +111,20 @@ def _class_list(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option("--classes", callback=_class_list, help="How many classes, or their names: cat,dog,fox.")
 @click.option("--data", type=_PATH, help="Take the classes' names from this folder of photographs.")
 @click.option("--method", type=click.Choice(METHODS), default="lite-residual+bias", show_default=True)
-@click.option("--resolution", type=int, help="Input height and width in pixels. [default: the backbone's own]")
+@click.option(
+    "--resolution", type=int, help="Input height and width in pixels. [default: the backbone's own]"
+)
 @click.option("--batch-size", type=int, default=8, show_default=True)
 @click.option("--optimizer", type=click.Choice(["adam", "sgd"]), default="adam", show_default=True)
-@click.option("--residual", multiple=True, metavar="GLOB", help="With --model: submodules that get a lite residual.")
-@click.option("--train", "also_train", multiple=True, metavar="GLOB", help="Further parameters to train, by name.")
-@click.option("--mean", callback=_triple, help="With --model: mean of the pixels, 0..255. [default: ImageNet's]")
+@click.option(
+    "--residual", multiple=True, metavar="GLOB", help="With --model: submodules that get a lite residual."
+)
+@click.option(
+    "--train", "also_train", multiple=True, metavar="GLOB", help="Further parameters to train, by name."
+)
+@click.option(
+    "--mean", callback=_triple, help="With --model: mean of the pixels, 0..255. [default: ImageNet's]"
+)
 @click.option("--std", callback=_triple, help="With --model: their standard deviation. [default: ImageNet's]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is initialised at random.")
 @click.option("--out", type=_PATH, required=True, help="The bundle's folder.")
@@ -149,7 +157,9 @@ def _need(module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         from tinytl_edge.runtime.errors import UsageError
 
-        raise UsageError(f"This command needs {module}, which a board does without: pip install 'tinytl-edge[{extra}]'.")
+        raise UsageError(
+            f"This command needs {module}, which a board does without: pip install 'tinytl-edge[{extra}]'."
+        )
 
 
 @command("tinytl-edge pack photos/train --resolution 160 --out train.safetensors")
@@ -186,14 +196,18 @@ def pack(folder: Path, resolution: int | None, bundle: Path | None, out: Path, a
 _TRAINING = [
     click.option("--epochs", type=int, default=10, show_default=True),
     click.option("--batch-size", type=int, help="[default: the bundle's]"),
-    click.option("--lr", type=float, help="Learning rate of the classifier. [default: by optimizer and batch size]"),
+    click.option(
+        "--lr", type=float, help="Learning rate of the classifier. [default: by optimizer and batch size]"
+    ),
     click.option("--lr-bias", type=float, help="... of the biases."),
     click.option("--lr-lite-residual", type=float, help="... of the lite residual modules."),
     click.option("--lr-weight", type=float, help="... of other weights (methods norm+last and full)."),
     click.option("--seed", type=int, default=0, show_default=True),
     click.option("--label-smoothing", type=float, default=0.1, show_default=True),
     click.option("--dropout", type=float, help="[default: the model's own]"),
-    click.option("--min-area", type=float, default=0.22, show_default=True, help="Least share a random crop takes."),
+    click.option(
+        "--min-area", type=float, default=0.22, show_default=True, help="Least share a random crop takes."
+    ),
     click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror pictures at random."),
     click.option("--threads", type=int, default=1, show_default=True),
     click.option("--log-every", type=int, default=10, show_default=True, help="Steps between step events."),
@@ -210,7 +224,9 @@ def _training_options(function: F) -> F:
 @click.argument("bundle", type=_PATH)
 @click.option("--data", type=_PATH, help="Folder of class folders with photographs, or a packed dataset.")
 @click.option("--val", type=_PATH, help="The same, to measure accuracy on after each epoch.")
-@click.option("--runtime", type=click.Choice(["auto", "onnxruntime-training"]), default="auto", show_default=True)
+@click.option(
+    "--runtime", type=click.Choice(["auto", "onnxruntime-training"]), default="auto", show_default=True
+)
 @_training_options
 @click.option("--resume", is_flag=True, help="Go on from the run's checkpoint, with the run's own options.")
 @click.option("--out", type=_PATH, required=True, help="The run's folder.")
@@ -233,7 +249,14 @@ def train(
     report = JsonReport(sys.stdout) if as_json else ProgressReport(sys.stderr)
     with report:
         done = run_train(
-            bundle, data, val, out, runtime=runtime, options=TrainOptions(**options), resume=resume, on_event=report
+            bundle,
+            data,
+            val,
+            out,
+            runtime=runtime,
+            options=TrainOptions(**options),
+            resume=resume,
+            on_event=report,
         )
     if not as_json:
         click.echo(summary(done))
@@ -244,7 +267,11 @@ def summary(done: Event) -> str:
     from tinytl_edge.runtime.memory import megabytes
 
     accuracy = done.get("val_accuracy")
-    result = f"Validation accuracy {accuracy:.1%}." if accuracy is not None else "No validation photographs (--val)."
+    result = (
+        f"Validation accuracy {accuracy:.1%}."
+        if accuracy is not None
+        else "No validation photographs (--val)."
+    )
     median = done.get("step_ms_median")
     pace = f", {median:.0f} ms a step" if median is not None else ""
     return (
@@ -255,9 +282,13 @@ def summary(done: Event) -> str:
 
 @command("tinytl-edge evaluate run --data photos/test")
 @click.argument("run", type=_PATH)
-@click.option("--data", type=_PATH, required=True, help="Folder of class folders with photographs, or packed.")
+@click.option(
+    "--data", type=_PATH, required=True, help="Folder of class folders with photographs, or packed."
+)
 @click.option("--bundle", type=_PATH, help="The run's bundle, if it has moved.")
-@click.option("--runtime", type=click.Choice(["auto", "onnxruntime-training"]), default="auto", show_default=True)
+@click.option(
+    "--runtime", type=click.Choice(["auto", "onnxruntime-training"]), default="auto", show_default=True
+)
 @click.option("--threads", type=int, default=1, show_default=True)
 @_json_option
 def evaluate(run: Path, data: Path, as_json: bool, **options: Any) -> None:
@@ -282,7 +313,9 @@ def evaluate(run: Path, data: Path, as_json: bool, **options: Any) -> None:
 @click.argument("run", type=_PATH)
 @click.argument("images", nargs=-1, required=True, type=_PATH)
 @click.option("--bundle", type=_PATH, help="The run's bundle, if it has moved.")
-@click.option("--runtime", type=click.Choice(["auto", "onnxruntime-training"]), default="auto", show_default=True)
+@click.option(
+    "--runtime", type=click.Choice(["auto", "onnxruntime-training"]), default="auto", show_default=True
+)
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many classes to show.")
 @_json_option
@@ -336,8 +369,8 @@ def inspect(path: Path, as_json: bool) -> None:
 def devices(name: str | None, as_json: bool) -> None:
     """The boards we know, one of them by NAME, or "this-machine"."""
     from tinytl_edge.devices.board import table
-    from tinytl_edge.devices.detect import this_machine
-    from tinytl_edge.devices.profiles import BOARDS, find_board
+    from tinytl_edge.devices.detect import find_board, this_machine
+    from tinytl_edge.devices.profiles import BOARDS
 
     if name is not None:
         board = find_board(name)
@@ -351,12 +384,16 @@ def devices(name: str | None, as_json: bool) -> None:
 
 
 @command("tinytl-edge demo --out demo")
-@click.option("--data", type=_PATH, help="Your own photographs, in class folders (or with train/ and test/ in it).")
+@click.option(
+    "--data", type=_PATH, help="Your own photographs, in class folders (or with train/ and test/ in it)."
+)
 @click.option("--backbone", default="efficientnet-lite0", show_default=True)
 @click.option("--epochs", type=int, default=5, show_default=True)
 @click.option("--resolution", type=int, default=96, show_default=True)
 @click.option("--threads", type=int, help="[default: all cores]")
-@click.option("--out", type=_PATH, default=Path("demo"), show_default=True, help="Bundles and runs stay here.")
+@click.option(
+    "--out", type=_PATH, default=Path("demo"), show_default=True, help="Bundles and runs stay here."
+)
 @_json_option
 def demo(out: Path, as_json: bool, **options: Any) -> None:
     """The whole way: last layer alone against lite-residual+bias, on handwritten digits or your photographs."""

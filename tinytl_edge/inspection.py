@@ -24,7 +24,15 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     if is_run(path):
         run = open_run(path)
         result = run.record.get("result") or {}
-        keys = ("runtime", "steps", "step_ms_median", "train_loss", "val_loss", "val_accuracy", "peak_rss_bytes")
+        keys = (
+            "runtime",
+            "steps",
+            "step_ms_median",
+            "train_loss",
+            "val_loss",
+            "val_accuracy",
+            "peak_rss_bytes",
+        )
         return {
             "kind": "run",
             "status": run.record.get("status"),
@@ -123,7 +131,10 @@ def _describe_bundle_text(content: dict[str, Any]) -> str:
             _row("classes", names),
             _row("input", f"{content['resolution']} x {content['resolution']} px"),
             _row("optimizer", f"{content['optimizer']}, batch {batch}"),
-            _row("parameters", f"{content['parameters']:,}, of which {content['trainable']:,} train ({trained:.1%})"),
+            _row(
+                "parameters",
+                f"{content['parameters']:,}, of which {content['trainable']:,} train ({trained:.1%})",
+            ),
             _row("runtimes", ", ".join(content["runtimes"])),
             _row("size", megabytes(content["bytes"])),
             "memory by the paper's count (no gradients, optimizer state, code)",

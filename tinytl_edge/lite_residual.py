@@ -113,6 +113,8 @@ def attach_lite_residuals(model: nn.Module, names: Iterable[str], image: torch.T
     return names
 
 
-def _add_lite_residual(block: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+def _add_lite_residual(
+    block: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+) -> torch.Tensor:
     lite: torch.Tensor = block.get_submodule(ATTRIBUTE)(inputs[0])
     return output + lite

@@ -38,7 +38,9 @@ class Classifier:
     notes: tuple[str, ...]
 
 
-def from_backbone(backbone: str, weights: str | None, classes: int, resolution: int | None, seed: int) -> Classifier:
+def from_backbone(
+    backbone: str, weights: str | None, classes: int, resolution: int | None, seed: int
+) -> Classifier:
     """One of our backbones.
 
     Args:
@@ -59,7 +61,9 @@ def from_backbone(backbone: str, weights: str | None, classes: int, resolution: 
             "from noise."
         )
     if weights == "random":
-        notes.append("The weights are RANDOM: nothing was learnt before, and adapting biases cannot make up for it.")
+        notes.append(
+            "The weights are RANDOM: nothing was learnt before, and adapting biases cannot make up for it."
+        )
     else:
         imagenet = weights in (None, "imagenet")
         origin = f"ImageNet weights of {backbone}" if imagenet else str(weights)
@@ -123,7 +127,14 @@ def from_factory(
         got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UsageError(f"{reference} gives {got} for one image, a classifier gives [1, {classes}].")
     return Classifier(
-        reference, model, head, tuple(blocks), resolution, mean or IMAGENET_MEAN, std or IMAGENET_STD, tuple(notes)
+        reference,
+        model,
+        head,
+        tuple(blocks),
+        resolution,
+        mean or IMAGENET_MEAN,
+        std or IMAGENET_STD,
+        tuple(notes),
     )
 
 
@@ -168,7 +179,9 @@ def _find_head(model: nn.Module, image: torch.Tensor, reference: str) -> str:
     head = model.get_submodule(called[-1]) if called else None
     if isinstance(head, nn.Linear) or (isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1)):
         return called[-1]
-    raise UsageError(f"{reference} does not end in a linear layer or a 1x1 convolution: no classifier to adapt.")
+    raise UsageError(
+        f"{reference} does not end in a linear layer or a 1x1 convolution: no classifier to adapt."
+    )
 
 
 def _replace_head(model: nn.Module, name: str, classes: int) -> bool:

@@ -14,8 +14,8 @@ from tinytl_edge import __version__
 from tinytl_edge.export.forward import export_forward
 from tinytl_edge.export.ort_training import OPTIMIZERS, export_ort_training
 from tinytl_edge.runtime.bundle import FORWARD, ORT_FOLDER, Bundle, Dropout, Manifest, write_bundle
-from tinytl_edge.runtime.dataset import find_photographs
 from tinytl_edge.runtime.errors import DataError, StorageError, UsageError
+from tinytl_edge.runtime.photographs import find_photographs
 
 from .lite_residual import attach_lite_residuals
 from .model_source import Classifier, from_backbone, from_factory
@@ -91,7 +91,9 @@ def prepare(
     present = {tensor.name for tensor in forward.graph.initializer}
     unused = [name for name in trainable if name not in present]
     if unused:
-        raise UsageError(f"The parameter '{unused[0]}' does not take part in the model's output: it cannot train.")
+        raise UsageError(
+            f"The parameter '{unused[0]}' does not take part in the model's output: it cannot train."
+        )
     frozen = [name for name, _ in network.named_parameters() if name in present and name not in trainable]
 
     def fill(folder: Path) -> None:
@@ -121,11 +123,15 @@ def prepare(
     try:
         bundle = write_bundle(Path(out), manifest, fill, overwrite)
     except MemoryError:
-        raise StorageError("There is not enough memory to prepare this model: use a smaller --resolution.") from None
+        raise StorageError(
+            "There is not enough memory to prepare this model: use a smaller --resolution."
+        ) from None
     return Prepared(bundle, classifier.notes)
 
 
-def transform(classifier: Classifier, method: str, also: tuple[str, ...] = (), seed: int = 0) -> dict[str, float]:
+def transform(
+    classifier: Classifier, method: str, also: tuple[str, ...] = (), seed: int = 0
+) -> dict[str, float]:
     """Apply the TinyTL transform in place; returns the paper's memory count in bytes.
 
     The count is taken before BatchNorm is folded, as the paper does.
@@ -179,7 +185,9 @@ def _classes(
         found = find_photographs(data)
         empty = [name for name, files in found.items() if not files]
         if empty:
-            raise DataError(f"The class '{empty[0]}' in {os.fspath(data)} has no photographs: add some, or remove it.")
+            raise DataError(
+                f"The class '{empty[0]}' in {os.fspath(data)} has no photographs: add some, or remove it."
+            )
         names = tuple(found)
     elif isinstance(classes, int):
         names = ()

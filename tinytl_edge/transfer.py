@@ -135,7 +135,9 @@ def _find_convolutions(model: nn.Module, image: torch.Tensor) -> tuple[torch.Ten
     for handle in handles:
         handle.remove()
     feeds = list(source.values())
-    return output, {n: c for n, c in source.items() if calls[c] == 1 and sum(c is other for other in feeds) == 1}
+    return output, {
+        n: c for n, c in source.items() if calls[c] == 1 and sum(c is other for other in feeds) == 1
+    }
 
 
 def _scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:

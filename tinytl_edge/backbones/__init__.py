@@ -13,7 +13,13 @@ from .inverted_residual import BlockSpec, InvertedResidualNetwork, NetworkSpec
 
 __all__ = ["NAMES", "BlockSpec", "InvertedResidualNetwork", "NetworkSpec", "network_spec"]
 
-NAMES = ("mobilenet-v2", "proxylessnas-mobile", "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+NAMES = (
+    "mobilenet-v2",
+    "proxylessnas-mobile",
+    "efficientnet-lite0",
+    "efficientnet-lite1",
+    "efficientnet-lite2",
+)
 
 # (mean, std) of the pixels in 0..255 that the published weights were trained with.
 _IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
@@ -47,13 +53,13 @@ def network_spec(name: str) -> NetworkSpec:
             f"'{name}' is not a width of MobileNetV2: write mobilenet-v2-0.5, with a number from 0.05 to 4."
         )
     near = difflib.get_close_matches(name, NAMES, 1)
-    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(NAMES)}, or a .json description."
+    hint = (
+        f"did you mean {near[0]}?" if near else f"choose one of {', '.join(NAMES)}, or a .json description."
+    )
     raise UsageError(f"There is no backbone named '{name}': {hint}")
 
 
-def _stages(
-    rows: list[tuple[int, int, int, int, int]], in_channels: int
-) -> tuple[BlockSpec, ...]:
+def _stages(rows: list[tuple[int, int, int, int, int]], in_channels: int) -> tuple[BlockSpec, ...]:
     """Blocks from rows of (kernel, expand, out_channels, stride of the first, repeats)."""
     blocks = []
     for kernel, expand, out_channels, stride, repeats in rows:

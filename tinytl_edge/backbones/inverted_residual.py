@@ -49,7 +49,13 @@ class PaddedConv2d(nn.Conv2d):
     """A convolution without padding of its own, after `before` and `after` zeros at both spatial axes."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int, pads: tuple[int, int]
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        groups: int,
+        pads: tuple[int, int],
     ) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
         self.pads = pads
@@ -60,7 +66,13 @@ class PaddedConv2d(nn.Conv2d):
 
 
 def _convolution(
-    spec: NetworkSpec, size: int, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int = 1
+    spec: NetworkSpec,
+    size: int,
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    stride: int,
+    groups: int = 1,
 ) -> nn.Conv2d:
     """`size` is the input's height and width: SAME padding depends on it."""
     if spec.same_padding:

@@ -58,7 +58,9 @@ def read_state(path: str | Path) -> State:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds, all meaning that the file is not usable
-        raise DamagedFileError(f"{path} is not a usable PyTorch weight file ({type(error).__name__}).") from error
+        raise DamagedFileError(
+            f"{path} is not a usable PyTorch weight file ({type(error).__name__})."
+        ) from error
     if isinstance(content, dict):
         for key in ("state_dict", "model_state_dict", "model"):
             if isinstance(content.get(key), dict):
@@ -155,7 +157,11 @@ def _proxyless_layers(spec: NetworkSpec, state: State) -> dict[str, str]:
     numbers = sorted({int(name.split(".")[1]) for name in state if name.startswith("blocks.")})
     for index, number in enumerate(numbers[: len(spec.blocks)]):
         base = f"blocks.{number}.mobile_inverted_conv"
-        for ours, theirs in (("expand", "inverted_bottleneck"), ("depthwise", "depth_conv"), ("project", "point_linear")):
+        for ours, theirs in (
+            ("expand", "inverted_bottleneck"),
+            ("depthwise", "depth_conv"),
+            ("project", "point_linear"),
+        ):
             layers[f"blocks.{index}.{ours}.conv"] = f"{base}.{theirs}.conv"
             layers[f"blocks.{index}.{ours}.norm"] = f"{base}.{theirs}.bn"
     return layers

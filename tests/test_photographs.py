@@ -1,0 +1,312 @@
+"""Photographs are found by class, every kind of picture becomes a square, and whatever cannot is named."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tinytl_edge.runtime.errors import DataError
+from tinytl_edge.runtime.photographs import UnusablePictureError, find_photographs, read_square
+
+RED, GREEN, BLUE, WHITE = (200, 30, 40), (20, 180, 60), (30, 50, 190), (255, 255, 255)
+SIZE = 8
+Rows = list[list[tuple[int, ...]]]
+
+
+def photograph(
+    path: Path, colour: Any = RED, size: tuple[int, int] = (20, 16), mode: str = "RGB", **how: Any
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path, **how)
+    return path
+
+
+def read(path: Path) -> Rows:
+    """The picture's square: rows of (r, g, b)."""
+    pixels = read_square(path, SIZE)
+    triples: list[tuple[int, ...]] = list(zip(pixels[0::3], pixels[1::3], pixels[2::3]))
+    return [triples[row * SIZE : (row + 1) * SIZE] for row in range(SIZE)]
+
+
+def assert_plain(rows: Rows, colour: tuple[int, int, int], tolerance: int = 0) -> None:
+    worst = max(abs(a - b) for row in rows for pixel in row for a, b in zip(pixel, colour))
+    assert worst <= tolerance, f"{rows[0][0]} is not {colour}"
+
+
+# Finding ------------------------------------------------------------------------------------------------
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"?")
+
+
+def test_photographs_are_found_by_class_and_sorted(tmp_path: Path) -> None:
+    wanted = ["b/1.jpg", "b/2.JPEG", "b/3.Png", "a/x.webp", "ä ö/1.ppm", "line\nbreak/1.gif", "1.jpg/1.heic"]
+    other = [
+        ".hidden/1.jpg",
+        "a/.1.jpg",
+        "a/notes.txt",
+        "a/jpg",
+        "a/deep/1.jpg",
+        "loose.jpg",
+        "__MACOSX/b/1.jpg",
+    ]
+    touch(*(tmp_path / name for name in wanted + other))
+    (tmp_path / "a" / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "a" / "pipe.jpg")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "b", target_is_directory=True)
+    (tmp_path / "a" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "a" / "linked.jpg").symlink_to(tmp_path / "b" / "1.jpg")
+    found = find_photographs(tmp_path)
+    assert list(found) == ["1.jpg", "a", "b", "empty", "line\nbreak", "link", "ä ö"]
+    assert {name: [path.name for path in paths] for name, paths in found.items()} == {
+        "1.jpg": ["1.heic"],
+        "a": ["gone.jpg", "linked.jpg", "x.webp"],
+        "b": ["1.jpg", "2.JPEG", "3.Png"],
+        "empty": [],
+        "line\nbreak": ["1.gif"],
+        "link": ["1.jpg", "2.JPEG", "3.Png"],
+        "ä ö": ["1.ppm"],
+    }
+    assert found["b"][0] == tmp_path / "b" / "1.jpg"
+
+
+def test_a_decomposed_name_is_the_same_class(tmp_path: Path) -> None:
+    touch(tmp_path / "photos" / "Blu\u0308te" / "1.png")
+    assert list(find_photographs(tmp_path / "photos")) == ["Bl\u00fcte"]
+
+
+def test_a_class_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")).mkdir()
+    with pytest.raises(DataError, match=r"caf\\udce9' has a name that is not Unicode text"):
+        find_photographs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ([], "has no class folders: it needs one for each class"),
+        (["notes.txt"], "has no class folders: it needs one for each class"),
+        (["1.jpg", "2.jpg"], r"holds photographs but no class folders: put each into .*daisy/1\.jpg"),
+        (["test/a/1.jpg", "train/a/1.jpg"], r"in 'test', 'train': .* for example .*/train\."),
+        (["flowers/a/1.jpg"], r"in 'flowers': .* for example .*/flowers\."),
+    ],
+)
+def test_a_folder_arranged_otherwise_is_explained(tmp_path: Path, files: list[str], sentence: str) -> None:
+    touch(*(tmp_path / name for name in files))
+    with pytest.raises(DataError, match=sentence) as caught:
+        find_photographs(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+    touch(tmp_path / "file")
+    with pytest.raises(DataError, match=r"nothing does not exist"):
+        find_photographs(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"file cannot be read as a folder"):
+        find_photographs(tmp_path / "file")
+
+
+# One picture --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5000, 10), (10, 5000), (8, 8), (9, 8), (3, 500)])
+def test_any_size_becomes_the_square(tmp_path: Path, size: tuple[int, int]) -> None:
+    assert_plain(read(photograph(tmp_path / "1.png", RED, size)), RED)
+
+
+def test_a_square_of_that_size_is_kept_exactly(tmp_path: Path) -> None:
+    pixels = bytes(i * 7 % 256 for i in range(192))
+    Image.frombytes("RGB", (8, 8), pixels).save(tmp_path / "1.png")
+    assert read_square(tmp_path / "1.png", SIZE) == pixels
+
+
+def test_the_middle_is_kept_and_scaled_smoothly(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (300, 100), RED)
+    picture.paste(GREEN, (100, 0, 200, 100))
+    picture.save(tmp_path / "wide.png")
+    inside = [row[1:-1] for row in read(tmp_path / "wide.png")]
+    assert_plain(inside, GREEN, 12)
+    stripes = Image.new("RGB", (200, 200))
+    for column in range(0, 200, 2):
+        stripes.paste(WHITE, (column, 0, column + 1, 200))
+    stripes.save(tmp_path / "stripes.png")
+    assert_plain(read(tmp_path / "stripes.png"), (128, 128, 128), 8)
+
+
+MODES: dict[str, tuple[Any, str, dict[str, Any], tuple[int, int, int], int]] = {
+    "grey": ("L", "png", {"colour": 90}, (90, 90, 90), 0),
+    "grey jpeg": ("L", "jpg", {"colour": 90}, (90, 90, 90), 2),
+    "black and white": ("1", "png", {"colour": 1}, WHITE, 0),
+    "16-bit grey": ("I;16", "png", {"colour": 0x8040}, (128, 128, 128), 1),
+    "32-bit grey": ("I", "tiff", {"colour": 0x8040}, (128, 128, 128), 1),
+    "palette": ("P", "png", {"colour": 0}, (0, 0, 0), 0),
+    "cmyk jpeg": ("CMYK", "jpg", {"colour": (0, 255, 255, 0)}, (255, 0, 0), 3),
+    "cmyk tiff": ("CMYK", "tiff", {"colour": (0, 255, 255, 0)}, (255, 0, 0), 3),
+    "opaque": ("RGBA", "png", {"colour": (*RED, 255)}, RED, 0),
+    "half transparent": ("RGBA", "png", {"colour": (0, 0, 0, 128)}, (127, 127, 127), 1),
+    "transparent": ("RGBA", "png", {"colour": (*RED, 0)}, WHITE, 0),
+    "transparent grey": ("LA", "png", {"colour": (90, 0)}, WHITE, 0),
+    "transparent palette": ("P", "png", {"colour": 0, "transparency": 0}, WHITE, 0),
+    "transparent gif": ("P", "gif", {"colour": 0, "transparency": 0}, WHITE, 0),
+    "transparent colour": ("RGB", "png", {"colour": RED, "transparency": RED}, WHITE, 0),
+    "transparent webp": ("RGBA", "webp", {"colour": (*RED, 0), "lossless": True}, WHITE, 0),
+    "ppm": ("RGB", "ppm", {"colour": RED}, RED, 0),
+    "bmp": ("RGB", "bmp", {"colour": RED}, RED, 0),
+    "tiff": ("RGB", "tiff", {"colour": RED}, RED, 0),
+}
+
+
+@pytest.mark.parametrize("case", MODES)
+def test_every_kind_of_pixel_becomes_rgb(tmp_path: Path, case: str) -> None:
+    mode, suffix, how, colour, tolerance = MODES[case]
+    path = photograph(tmp_path / f"1.{suffix}", mode=mode, **how)
+    assert_plain(read(path), colour, tolerance)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_of_an_animation_the_first_frame_counts(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN, BLUE)]
+    how: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(tmp_path / f"1.{suffix}", save_all=True, append_images=frames[1:], **how)
+    assert_plain(read(tmp_path / f"1.{suffix}"), RED)
+
+
+def quarters(size: int) -> Image.Image:
+    """Red top left, green top right, blue bottom left, white bottom right."""
+    half = size // 2
+    picture = Image.new("RGB", (size, size), WHITE)
+    picture.paste(RED, (0, 0, half, half))
+    picture.paste(GREEN, (half, 0, size, half))
+    picture.paste(BLUE, (0, half, half, size))
+    return picture
+
+
+ORIENTED = {
+    1: (RED, GREEN, BLUE, WHITE),
+    2: (GREEN, RED, WHITE, BLUE),
+    3: (WHITE, BLUE, GREEN, RED),
+    4: (BLUE, WHITE, RED, GREEN),
+    5: (RED, BLUE, GREEN, WHITE),
+    6: (BLUE, RED, WHITE, GREEN),
+    7: (WHITE, GREEN, BLUE, RED),
+    8: (GREEN, WHITE, RED, BLUE),
+    9: (RED, GREEN, BLUE, WHITE),  # no such orientation
+}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "mpo"])
+@pytest.mark.parametrize("orientation", ORIENTED)
+def test_pictures_are_turned_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"1.{suffix}"
+    picture = quarters(64)
+    if suffix == "mpo":
+        picture.save(path, exif=exif, save_all=True, append_images=[Image.new("RGB", (64, 64))], quality=95)
+    else:
+        picture.save(path, exif=exif, quality=95)
+    rows = read(path)
+    corners = (rows[1][1], rows[1][6], rows[6][1], rows[6][6])
+    for seen, meant in zip(corners, ORIENTED[orientation]):
+        assert max(abs(a - b) for a, b in zip(seen, meant)) < 20
+
+
+def test_broken_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
+    photograph(tmp_path / "1.jpg", RED, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03")
+    assert_plain(read(tmp_path / "1.jpg"), RED, 3)
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def corrupt_png() -> bytes:
+    content = bytearray(encoded(Image.new("RGB", (20, 16), RED), "PNG"))
+    content[content.index(b"IDAT") + 8] ^= 0xFF
+    return bytes(content)
+
+
+UNUSABLE = {
+    "empty.jpg": (b"", "^it is empty$"),
+    "text.png": (b"hello", "^it is not a picture in a format that can be read here$"),
+    "truncated.jpg": (
+        encoded(Image.effect_noise((64, 64), 50), "JPEG")[:1500],
+        r"^it is damaged \(image file is truncated",
+    ),
+    "script.gif": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture in a format"),
+    "phone.heic": (b"\0\0\0\x18ftypheic", "not a picture in a format"),
+    "float.tiff": (
+        encoded(Image.new("F", (9, 9), 0.5), "TIFF"),
+        "pixels are floating-point numbers of unknown range",
+    ),
+    "corrupt.png": (corrupt_png(), "^it is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_what_cannot_be_used_says_why(tmp_path: Path, name: str) -> None:
+    content, reason = UNUSABLE[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnusablePictureError, match=reason):
+        read_square(tmp_path / name, SIZE)
+
+
+def test_what_is_no_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "gone.jpg").symlink_to("nowhere")
+    with pytest.raises(UnusablePictureError, match="No such file"):
+        read_square(tmp_path / "gone.jpg", SIZE)
+    with pytest.raises(UnusablePictureError, match="it is not a file"):
+        read_square(tmp_path, SIZE)
+
+
+@pytest.mark.parametrize("limit", [200, 399])  # an error from twice the limit on, a warning before
+def test_a_decompression_bomb_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    assert_plain(read(photograph(tmp_path / "good.png", size=(10, 10))), RED)
+    with pytest.raises(UnusablePictureError, match="more pixels than are safe to decode"):
+        read(photograph(tmp_path / "bomb.png", size=(20, 21)))
+
+
+MEASURE = """
+from pathlib import Path
+from tinytl_edge.runtime import photographs
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+photographs.read_square(Path("small.jpg"), 256)
+before = peak()
+photographs.read_square(Path("large.jpg"), 256)
+print(peak() - before)
+print(photographs.__file__)
+"""
+
+
+def test_a_large_photograph_takes_little_memory(tmp_path: Path) -> None:
+    """12 megapixels are 36 MB when decoded whole."""
+    photograph(tmp_path / "small.jpg", size=(600, 400))
+    photograph(tmp_path / "large.jpg", size=(4000, 3000))
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    kilobytes, module = done.stdout.splitlines()
+    # The child loads whatever is installed: be sure that it is not an older copy or another checkout.
+    tested = Path(__file__).parents[1] / "runtime" / "photographs.py"
+    assert Path(module).read_bytes() == tested.read_bytes(), f"{module} is installed, not {tested}"
+    assert int(kilobytes) < 12_000
