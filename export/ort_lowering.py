@@ -160,29 +160,29 @@ def _lower_average_pool(
     kernel = cast("list[int]", attribute(node, "kernel_shape"))
     rank = len(kernel)
     strides = cast("list[int]", attribute(node, "strides", [1] * rank))
-    pads = list(cast("list[int]", attribute(node, "pads", [0] * 2 * rank)))
+    pads = cast("list[int]", attribute(node, "pads", [0] * 2 * rank))
     channels, *sizes = (int(n) for n in shapes[node.input[0]][1:])
     results = [int(n) for n in shapes[node.output[0]][2:]]
-    for axis in range(rank):  # ceil_mode: windows that reach past the padding
-        beyond = (
-            (results[axis] - 1) * strides[axis] + kernel[axis] - sizes[axis] - pads[axis] - pads[axis + rank]
-        )
-        pads[axis + rank] += max(beyond, 0)
+    reach = list(pads)
+    counts = []
+    for axis, (size, result, stride, k) in enumerate(zip(sizes, results, strides, kernel)):
+        before, after = pads[axis], pads[axis + rank]
+        # ceil_mode: the last window may reach past the padding; what lies there never counts.
+        reach[axis + rank] += max((result - 1) * stride + k - size - before - after, 0)
+        low, high = (-before, size + after) if attribute(node, "count_include_pad", 0) else (0, size)
+        starts = range(-before, result * stride - before, stride)
+        counts.append(np.array([min(start + k, high) - max(start, low) for start in starts], np.float32))
+        if counts[-1].min() <= 0:
+            raise UsageError(
+                f"AveragePool '{node.name}' has a window without any pixel: it cannot be trained through."
+            )
     weight = np.full((channels, 1, *kernel), 1 / np.prod(kernel), np.float32)
-    more = {"group": channels, "kernel_shape": kernel, "strides": strides, "pads": pads}
     inputs = [node.input[0], editor.add_constant(f"{node.name}/weight", weight)]
-    if not any(pads) or (attribute(node, "count_include_pad", 0) and not attribute(node, "ceil_mode", 0)):
+    more = {"group": channels, "kernel_shape": kernel, "strides": strides, "pads": reach}
+    correction = np.prod(kernel) / np.multiply.outer(*counts)
+    if (correction == 1).all():
         editor.add("Conv", inputs, node.name, output=node.output[0], **more)
         return
-    counts = [
-        np.array([_overlap(i * stride - before, size, k) for i in range(result)], np.float32) / k
-        for result, stride, before, size, k in zip(results, strides, pads, sizes, kernel)
-    ]
-    correction = editor.add_constant(f"{node.name}/correction", 1 / np.multiply.outer(*counts))
-    average = editor.add("Conv", inputs, f"{node.name}/sum", **more)
-    editor.add("Mul", [average, correction], node.name, output=node.output[0])
-
-
-def _overlap(start: int, size: int, kernel: int) -> int:
-    """How many of the `kernel` positions from `start` lie within [0, size)."""
-    return min(start + kernel, size) - max(start, 0)
+    average = editor.add("Conv", inputs, f"{node.name}/average", **more)
+    factor = editor.add_constant(f"{node.name}/correction", correction.astype(np.float32))
+    editor.add("Mul", [average, factor], node.name, output=node.output[0])

@@ -130,17 +130,18 @@ def _mask_gradient(editor: GraphEditor, old: NodeProto, mask: str, gradient: str
     editor.add("Where", [mask, gradient, zero], f"{old.name}/masked", output=old.output[0])
 
 
+_FOLLOWS_FORWARD = {"Greater", "Less", "And", "Shape"}
+_FOLLOWS_BACKWARD = {"Conv", "ConvTranspose", "ReduceSum", "Where", "InPlaceAccumulatorV2"}
+
+
 def _order(editor: GraphEditor, early: set[str]) -> ModelProto:
     """Forward nodes first; in both halves what frees or shrinks a value follows it at once."""
-    position = {name: index for index, node in enumerate(editor.nodes) for name in node.output}
     rank: dict[str, float] = {}
 
     def place(index: int, node: NodeProto) -> float:
-        name = node.output[0] or next(output for output in node.output if output)
-        follows = node.op_type in ("Greater", "Less", "And", "Shape") and name in early
-        if follows or node.op_type in ("Conv", "ConvTranspose", "ReduceSum", "Where", "InPlaceAccumulatorV2"):
-            made = [rank.get(i, position.get(i, -1)) for i in node.input]
-            rank[name] = max(made) + 1e-3
+        name = next(output for output in node.output if output)
+        if node.op_type in (_FOLLOWS_FORWARD if name in early else _FOLLOWS_BACKWARD):
+            rank[name] = max(rank.get(source, -1.0) for source in node.input) + 1e-3
         else:
             rank[name] = float(index)
         return rank[name] + (0 if name in early else len(editor.nodes))

@@ -10,8 +10,10 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -93,10 +95,10 @@ def _add_loss(model: ModelProto) -> None:
 def _generate(
     model: ModelProto, trainable: Sequence[str], frozen: Sequence[str], optimizer: str, folder: Path
 ) -> None:
-    from onnxruntime.training import artifacts
+    with _quiet():
+        from onnxruntime.training import artifacts
 
-    kinds = {"adam": artifacts.OptimType.AdamW, "sgd": artifacts.OptimType.SGD}
-    with _quiet() as said:
+        kinds = {"adam": artifacts.OptimType.AdamW, "sgd": artifacts.OptimType.SGD}
         try:
             artifacts.generate_artifacts(
                 model,
@@ -108,28 +110,31 @@ def _generate(
                 additional_output_names=["logits"],
             )
         except Exception as error:  # its C++ side raises many kinds for what it cannot differentiate
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UsageError(
-                f"onnxruntime-training cannot train this model: {reason} {said()}".rstrip()
-            ) from error
+            raise UsageError(f"onnxruntime-training cannot train this model: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    unknown = re.search(r"has not been registered: (\w+) for node (\S+)", str(error))
+    if unknown:
+        return f"it has no gradient of the operator {unknown[1]} (at {unknown[2]})"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rpartition(" was false. ")[2].rstrip(".") if lines else type(error).__name__
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[object]:
-    """Keep what C++ code prints on standard error; yields a function that returns its last line."""
+def _quiet() -> Iterator[None]:
+    """Nobody wants to read what onnxruntime-training's C++ and Python code write on standard error here."""
     sys.stderr.flush()
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-
-        def last_line() -> str:
-            sink.seek(0)
-            lines = sink.read().decode(errors="replace").strip().splitlines()
-            return lines[-1] if lines else ""
-
+    with (
+        tempfile.TemporaryFile() as sink,
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
         os.dup2(sink.fileno(), 2)
         try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                yield last_line
+            yield
         finally:
             os.dup2(saved, 2)
             os.close(saved)
