@@ -24,7 +24,7 @@ from torch import nn
 
 from tinytl_edge.runtime.errors import UsageError
 
-from .graph import GraphEditor, attribute, static_shapes
+from .graph import Array, GraphEditor, attribute, static_shapes
 
 OPSET = 15  # what onnxruntime-training 1.19.2 differentiates
 _TRACED_BATCH = 2  # becomes the symbol `batch`
@@ -178,7 +178,7 @@ def _fold_once(model: ModelProto, parameters: set[str]) -> bool:
     editor = GraphEditor(model)
     before = len(editor.nodes)
     for node in list(editor.nodes):
-        value: np.ndarray | None = None
+        value: Array | None = None
         if node.op_type == "Shape" and all(isinstance(n, int) for n in shapes.get(node.input[0], ("?",))):
             shape = np.array(shapes[node.input[0]], np.int64)
             value = shape[attribute(node, "start", 0) : attribute(node, "end", len(shape))]
@@ -188,9 +188,7 @@ def _fold_once(model: ModelProto, parameters: set[str]) -> bool:
         elif len(node.output) == 1 and all(
             name == "" or (name in editor.initializers and name not in parameters) for name in node.input
         ):
-            constants = {
-                name: numpy_helper.to_array(editor.initializers[name]) for name in node.input if name
-            }
+            constants = {name: numpy_helper.to_array(editor.initializers[name]) for name in node.input if name}
             value = ReferenceEvaluator(_single_node_model(node, constants)).run(None, constants)[0]
         if value is not None:
             editor.remove(node)
@@ -199,7 +197,7 @@ def _fold_once(model: ModelProto, parameters: set[str]) -> bool:
     return len(model.graph.node) < before
 
 
-def _single_node_model(node: onnx.NodeProto, inputs: dict[str, np.ndarray]) -> ModelProto:
+def _single_node_model(node: onnx.NodeProto, inputs: dict[str, Array]) -> ModelProto:
     given = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
         for name, value in inputs.items()
@@ -218,12 +216,7 @@ def _fuse_padding(model: ModelProto) -> None:
             continue
         amounts = editor.constant(pad.input[1])
         fill = editor.constant(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(())
-        if (
-            attribute(pad, "mode", b"constant") != b"constant"
-            or amounts is None
-            or fill is None
-            or fill.any()
-        ):
+        if attribute(pad, "mode", b"constant") != b"constant" or amounts is None or fill is None or fill.any():
             continue
         rank = len(amounts) // 2
         if amounts[:2].any() or amounts[rank : rank + 2].any() or (amounts < 0).any():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+Array = np.ndarray[Any, Any]
 
 
 class GraphEditor:
@@ -36,7 +39,7 @@ class GraphEditor:
                     consumers[name].append(node)
         self.consumers = dict(consumers)
 
-    def constant(self, name: str) -> np.ndarray | None:
+    def constant(self, name: str) -> Array | None:
         """The value of an initializer or Constant node, or None."""
         if name in self.initializers:
             return numpy_helper.to_array(self.initializers[name])
@@ -45,7 +48,7 @@ class GraphEditor:
             return numpy_helper.to_array(node.attribute[0].t)
         return None
 
-    def add_constant(self, stem: str, value: np.ndarray) -> str:
+    def add_constant(self, stem: str, value: Array) -> str:
         """A new initializer; returns its name."""
         name = self.fresh_name(stem)
         self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
@@ -56,13 +59,10 @@ class GraphEditor:
         self._fresh += 1
         return f"{stem}/{self._fresh}"
 
-    def add(
-        self, op: str, inputs: list[str], stem: str, output: str | None = None, **attributes: object
-    ) -> str:
+    def add(self, op: str, inputs: list[str], stem: str, output: str | None = None, **attributes: Any) -> str:
         """Append a node; returns its output's name."""
         output = output or self.fresh_name(stem)
-        domain = attributes.pop("domain", "")
-        self.nodes.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes))
+        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
     def remove(self, node: NodeProto) -> None:
@@ -130,7 +130,7 @@ class GraphEditor:
         return ordered
 
 
-def attribute(node: NodeProto, name: str, default: object = None) -> object:
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """A node's attribute as a Python value."""
     for entry in node.attribute:
         if entry.name == name:

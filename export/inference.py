@@ -11,13 +11,13 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tinytl_edge.runtime.bundle import Manifest
 
-from .graph import GraphEditor
+from .graph import Array, GraphEditor
 
 
 def inference_model(
     forward: ModelProto,
     manifest: Manifest,
-    parameters: Mapping[str, np.ndarray],
+    parameters: Mapping[str, Array],
     classes: Sequence[str],
     raw_pixels: bool = False,
 ) -> ModelProto:
@@ -49,7 +49,7 @@ def inference_model(
     return model
 
 
-def _put_parameters(model: ModelProto, parameters: Mapping[str, np.ndarray]) -> None:
+def _put_parameters(model: ModelProto, parameters: Mapping[str, Array]) -> None:
     editor = GraphEditor(model)
     for name, value in parameters.items():
         editor.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name)
@@ -82,6 +82,4 @@ def _take_raw_pixels(model: ModelProto, manifest: Manifest) -> None:
     editor.add("Div", [centred, std], "preprocess/images", output="preprocess/images")
     editor.finish()
     del model.graph.input[:]
-    model.graph.input.append(
-        helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3])
-    )
+    model.graph.input.append(helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3]))

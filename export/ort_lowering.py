@@ -8,14 +8,15 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto
 
 from tinytl_edge.runtime.errors import UsageError
 
-from .graph import GraphEditor, attribute, static_shapes
+from .graph import Array, GraphEditor, attribute, static_shapes
 
 
 def lower(model: ModelProto) -> ModelProto:
@@ -50,7 +51,7 @@ def _lower_resize(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[
     editor.add("MatMul", [tall, right], node.name, output=node.output[0])
 
 
-def resize_matrix(node: NodeProto, old: int, new: int) -> np.ndarray:
+def resize_matrix(node: NodeProto, old: int, new: int) -> Array:
     """The float32 [new, old] matrix that a Resize node applies along one axis (ONNX operator reference).
 
     Raises:
@@ -69,9 +70,7 @@ def resize_matrix(node: NodeProto, old: int, new: int) -> np.ndarray:
     elif coordinates == "asymmetric":
         position = position / scale
     else:
-        raise UsageError(
-            f"Resize '{node.name}' uses {coordinates} coordinates, which cannot be trained through."
-        )
+        raise UsageError(f"Resize '{node.name}' uses {coordinates} coordinates, which cannot be trained through.")
     matrix = np.zeros((new, old))
     rows = np.arange(new)
     if mode == "linear":
@@ -82,21 +81,20 @@ def resize_matrix(node: NodeProto, old: int, new: int) -> np.ndarray:
         np.add.at(matrix, (rows, high), position - low)
     elif mode == "nearest":
         rounding = bytes(attribute(node, "nearest_mode", b"round_prefer_floor")).decode()
-        nearest = {
+        roundings: dict[str, Callable[[Any], Any]] = {
             "round_prefer_floor": lambda x: np.ceil(x - 0.5),
             "round_prefer_ceil": lambda x: np.floor(x + 0.5),
             "floor": np.floor,
             "ceil": np.ceil,
-        }[rounding](position)
+        }
+        nearest = roundings[rounding](position)
         matrix[rows, np.clip(nearest, 0, old - 1).astype(int)] = 1
     else:
         raise UsageError(f"Resize '{node.name}' is {mode}; linear and nearest can be trained through.")
     return matrix.astype(np.float32)
 
 
-def _lower_instance_norm(
-    editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]
-) -> None:
+def _lower_instance_norm(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
     """y = scale * (x - mean) / sqrt(var + epsilon) + bias over all but the first two axes."""
     x, scale, bias = node.input
     rank = len(shapes[x])
@@ -107,9 +105,7 @@ def _lower_instance_norm(
     squared = editor.add("Mul", [centred, centred], f"{name}/squared")
     variance = editor.add("ReduceMean", [squared], f"{name}/variance", axes=axes, keepdims=1)
     epsilon = editor.add_constant(f"{name}/epsilon", np.array(attribute(node, "epsilon", 1e-5), np.float32))
-    deviation = editor.add(
-        "Sqrt", [editor.add("Add", [variance, epsilon], f"{name}/shifted")], f"{name}/deviation"
-    )
+    deviation = editor.add("Sqrt", [editor.add("Add", [variance, epsilon], f"{name}/shifted")], f"{name}/deviation")
     constant_scale, constant_bias = editor.constant(scale), editor.constant(bias)
     plain = (
         constant_scale is not None
@@ -122,12 +118,8 @@ def _lower_instance_norm(
         return
     target = editor.add_constant(f"{name}/shape", np.array([-1] + [1] * (rank - 2), np.int64))
     normal = editor.add("Div", [centred, deviation], f"{name}/normal")
-    scaled = editor.add(
-        "Mul", [normal, editor.add("Reshape", [scale, target], f"{name}/scale")], f"{name}/scaled"
-    )
-    editor.add(
-        "Add", [scaled, editor.add("Reshape", [bias, target], f"{name}/bias")], name, output=node.output[0]
-    )
+    scaled = editor.add("Mul", [normal, editor.add("Reshape", [scale, target], f"{name}/scale")], f"{name}/scaled")
+    editor.add("Add", [scaled, editor.add("Reshape", [bias, target], f"{name}/bias")], name, output=node.output[0])
 
 
 def _hard_sigmoid(editor: GraphEditor, node: NodeProto, alpha: float, beta: float, output: str | None) -> str:
@@ -136,17 +128,13 @@ def _hard_sigmoid(editor: GraphEditor, node: NodeProto, alpha: float, beta: floa
     offset = editor.add_constant(f"{name}/beta", np.array(beta, np.float32))
     zero = editor.add_constant(f"{name}/zero", np.array(0, np.float32))
     one = editor.add_constant(f"{name}/one", np.array(1, np.float32))
-    line = editor.add(
-        "Add", [editor.add("Mul", [node.input[0], slope], f"{name}/slope"), offset], f"{name}/line"
-    )
+    line = editor.add("Add", [editor.add("Mul", [node.input[0], slope], f"{name}/slope"), offset], f"{name}/line")
     return editor.add("Clip", [line, zero, one], f"{name}/gate", output=output)
 
 
-def _lower_hard_sigmoid(
-    editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]
-) -> None:
+def _lower_hard_sigmoid(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
     alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
-    _hard_sigmoid(editor, node, float(alpha), float(beta), node.output[0])  # type: ignore[arg-type]
+    _hard_sigmoid(editor, node, float(alpha), float(beta), node.output[0])
 
 
 def _lower_hard_swish(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
@@ -154,13 +142,11 @@ def _lower_hard_swish(editor: GraphEditor, node: NodeProto, shapes: dict[str, tu
     editor.add("Mul", [node.input[0], gate], node.name, output=node.output[0])
 
 
-def _lower_average_pool(
-    editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]
-) -> None:
-    kernel = cast("list[int]", attribute(node, "kernel_shape"))
+def _lower_average_pool(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
+    kernel = attribute(node, "kernel_shape")
     rank = len(kernel)
-    strides = cast("list[int]", attribute(node, "strides", [1] * rank))
-    pads = cast("list[int]", attribute(node, "pads", [0] * 2 * rank))
+    strides = attribute(node, "strides", [1] * rank)
+    pads = attribute(node, "pads", [0] * 2 * rank)
     channels, *sizes = (int(n) for n in shapes[node.input[0]][1:])
     results = [int(n) for n in shapes[node.output[0]][2:]]
     reach = list(pads)
@@ -173,12 +159,10 @@ def _lower_average_pool(
         starts = range(-before, result * stride - before, stride)
         counts.append(np.array([min(start + k, high) - max(start, low) for start in starts], np.float32))
         if counts[-1].min() <= 0:
-            raise UsageError(
-                f"AveragePool '{node.name}' has a window without any pixel: it cannot be trained through."
-            )
+            raise UsageError(f"AveragePool '{node.name}' has a window without any pixel: it cannot be trained through.")
     weight = np.full((channels, 1, *kernel), 1 / np.prod(kernel), np.float32)
     inputs = [node.input[0], editor.add_constant(f"{node.name}/weight", weight)]
-    more = {"group": channels, "kernel_shape": kernel, "strides": strides, "pads": reach}
+    more: dict[str, Any] = {"group": channels, "kernel_shape": kernel, "strides": strides, "pads": reach}
     correction = np.prod(kernel) / np.multiply.outer(*counts)
     if (correction == 1).all():
         editor.add("Conv", inputs, node.name, output=node.output[0], **more)

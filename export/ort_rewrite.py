@@ -15,12 +15,12 @@ The order only holds in a session with PRIORITY_BASED execution order and withou
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from .graph import GraphEditor, attribute, static_shapes
+from .graph import Array, GraphEditor, attribute, static_shapes
 
 
 def rewrite(training: ModelProto, forward: ModelProto, trainable: Iterable[str]) -> ModelProto:
@@ -57,7 +57,7 @@ def _forward_names(editor: GraphEditor, forward: ModelProto) -> set[str]:
 
 
 def _rewrite_conv_grad(
-    editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]], value: np.ndarray
+    editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]], value: Array
 ) -> None:
     """`value` is the frozen weight [out, in / groups, *kernel]."""
     gradient, source, weight = node.input[:3]
@@ -69,20 +69,20 @@ def _rewrite_conv_grad(
         editor.add("ReduceSum", [gradient, axes], f"{node.name}/db", output=outputs[2], keepdims=0)
     if not outputs[0]:
         return
-    group = cast(int, attribute(node, "group", 1))
-    strides = cast("list[int]", attribute(node, "strides", [1] * rank))
-    dilations = cast("list[int]", attribute(node, "dilations", [1] * rank))
-    pads = cast("list[int]", attribute(node, "pads", [0] * 2 * rank))
+    group = attribute(node, "group", 1)
+    strides = attribute(node, "strides", [1] * rank)
+    dilations = attribute(node, "dilations", [1] * rank)
+    pads = attribute(node, "pads", [0] * 2 * rank)
     sizes = [int(n) for n in shapes[source][2:]]
     reach = [d * (k - 1) + 1 for d, k in zip(dilations, value.shape[2:])]
     if value.shape[1] == 1 and value.shape[0] == group and max(strides) == 1:
         flipped = editor.add_constant(f"{weight}/flipped", np.flip(value, tuple(range(2, rank + 2))))
         mirrored = [r - 1 - p for r, p in zip(reach * 2, pads)]
+        more: dict[str, Any]
         inputs, op, more = [gradient, flipped], "Conv", {"pads": mirrored, "dilations": dilations}
     else:
         unreached = [
-            (size + pads[axis] + pads[axis + rank] - reach[axis]) % strides[axis]
-            for axis, size in enumerate(sizes)
+            (size + pads[axis] + pads[axis + rank] - reach[axis]) % strides[axis] for axis, size in enumerate(sizes)
         ]
         inputs, op = [gradient, weight], "ConvTranspose"
         more = {"pads": pads, "dilations": dilations, "output_padding": unreached, "strides": strides}

@@ -76,12 +76,8 @@ def _add_loss(model: ModelProto) -> None:
     graph.initializer.append(helper.make_tensor("loss/axes", TensorProto.INT64, [1], [1]))
     graph.node.extend(
         [
-            helper.make_node(
-                "LogSoftmax", ["logits"], ["loss/log_probabilities"], "loss/log_softmax", axis=-1
-            ),
-            helper.make_node(
-                "Mul", ["loss/log_probabilities", "targets"], ["loss/weighted"], "loss/weighted"
-            ),
+            helper.make_node("LogSoftmax", ["logits"], ["loss/log_probabilities"], "loss/log_softmax", axis=-1),
+            helper.make_node("Mul", ["loss/log_probabilities", "targets"], ["loss/weighted"], "loss/weighted"),
             helper.make_node(
                 "ReduceSum", ["loss/weighted", "loss/axes"], ["loss/negative"], "loss/negative", keepdims=0
             ),
@@ -92,9 +88,7 @@ def _add_loss(model: ModelProto) -> None:
     graph.output.insert(0, helper.make_tensor_value_info("loss", TensorProto.FLOAT, []))
 
 
-def _generate(
-    model: ModelProto, trainable: Sequence[str], frozen: Sequence[str], optimizer: str, folder: Path
-) -> None:
+def _generate(model: ModelProto, trainable: Sequence[str], frozen: Sequence[str], optimizer: str, folder: Path) -> None:
     with _quiet():
         from onnxruntime.training import artifacts
 
@@ -146,7 +140,5 @@ def _use_pytorch_adam(path: Path) -> None:
     (node,) = [node for node in model.graph.node if node.op_type == "AdamWOptimizer"]
     kept = [entry for entry in node.attribute if entry.name not in ("adam_mode", "epsilon")]
     del node.attribute[:]
-    node.attribute.extend(
-        [*kept, helper.make_attribute("adam_mode", 0), helper.make_attribute("epsilon", 1e-8)]
-    )
+    node.attribute.extend([*kept, helper.make_attribute("adam_mode", 0), helper.make_attribute("epsilon", 1e-8)])
     onnx.save(model, path)

@@ -112,7 +112,7 @@ class InvertedResidual(nn.Module):
         self.project = _conv_norm(project, eps, activation=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.project(self.depthwise(self.expand(x)))
+        y: torch.Tensor = self.project(self.depthwise(self.expand(x)))
         return x + y if self.skip else y
 
 
@@ -144,4 +144,5 @@ class InvertedResidualNetwork(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.head(self.blocks(self.stem(x)))
-        return self.classifier(self.dropout(self.pool(x).flatten(1)))
+        logits: torch.Tensor = self.classifier(self.dropout(self.pool(x).flatten(1)))
+        return logits
