@@ -1,0 +1,166 @@
+"""The step compiler: its gradients are autograd's, its plans are sound and tight, and faults are named."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference_step import ReferenceStep
+from small_net import CLASSES, SPEC, images, smooth_network
+from torch import nn
+from torch.nn import functional
+
+from tinytl_edge.export.forward import export_forward
+from tinytl_edge.export.step.compile import compile_step
+from tinytl_edge.export.step.import_onnx import quantise
+from tinytl_edge.export.step.ir import Graph, Op, Parameter, Value
+from tinytl_edge.export.step.plan import ALIGNMENT, plan
+from tinytl_edge.export.step.verify import PlanError, verify
+from tinytl_edge.runtime.errors import UsageError
+from tinytl_edge.transfer import METHODS
+
+
+def trainables(network: nn.Module) -> list[str]:
+    return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_against_autograd_in_float64(method: str) -> None:
+    network = smooth_network(method)
+    forward, _ = export_forward(network, SPEC.resolution)
+    step = compile_step(forward, trainables(network))
+    exact = network.double()
+    x = images(1, seed=3).double()
+    targets = torch.tensor(np.random.default_rng(0).dirichlet(np.ones(CLASSES)))
+    mask = (torch.rand(SPEC.head_channels, generator=torch.Generator().manual_seed(0)) > 0.25).double() / 0.75
+    reference = ReferenceStep(step.graph, {n: p.detach() for n, p in exact.named_parameters()})
+    loss = reference.run(x[0], targets, [mask])
+
+    features = exact.pool(exact.head(exact.blocks(exact.stem(x)))).flatten(1)
+    expected = -(targets * exact.classifier(features * mask).log_softmax(1)).sum()
+    expected.backward()
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-9)
+    assert set(reference.gradients) == set(trainables(network))
+    for name, parameter in exact.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(reference.gradients[name], parameter.grad, rtol=1e-6, atol=1e-12)
+
+
+def test_frozen_weights_keep_nothing_but_bits() -> None:
+    network = smooth_network("bias")
+    graph = compile_step(export_forward(network, SPEC.resolution)[0], trainables(network)).graph
+    made = {name for op in graph.forward for name in op.writes.values()} | {graph.image}
+    kept = {name for op in graph.backward for name in op.reads.values() if name in made}
+    floats = {name for name in kept if not graph.values[name].mask}
+    # The logits, the classifier's input (its weight trains), and the dropout's mask.
+    assert len(floats) == 3 and sum(graph.values[name].bytes for name in floats) <= 4 * (
+        2 * SPEC.head_channels + CLASSES
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_plans_are_sound_and_near_the_floor(method: str) -> None:
+    network = smooth_network(method)
+    step = compile_step(export_forward(network, SPEC.resolution)[0], trainables(network))
+    assert step.plan.floor <= step.plan.arena_bytes <= 1.25 * step.plan.floor + 64 * ALIGNMENT
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> Graph:
+    """Random straight-line programs: each operator reads some earlier values and writes one or two."""
+    graph = Graph({"image": Value("image", (draw(st.integers(1, 40)),))}, [], {}, "image", "")
+    for index in range(draw(st.integers(1, 25))):
+        available = list(graph.values)
+        read = draw(st.lists(st.sampled_from(available), min_size=1, max_size=3, unique=True))
+        reads = dict(zip(("x", "other", "dy"), read))
+        writes = {"y": graph.add_value(f"v{index}", (draw(st.integers(1, 40)),))}
+        if draw(st.booleans()):
+            writes["mask"] = graph.add_value(f"m{index}", (draw(st.integers(1, 400)),), mask=True)
+        in_place = ("x",) if graph.values[writes["y"]].shape == graph.values[reads["x"]].shape else ()
+        graph.forward.append(Op("any", reads, writes, in_place=in_place))
+    return graph
+
+
+@settings(max_examples=200, deadline=None)
+@given(chains())
+def test_every_plan_passes_the_checker(graph: Graph) -> None:
+    planned = plan(graph)
+    verify(graph, planned)
+    assert planned.arena_bytes >= planned.floor
+
+
+@settings(max_examples=100, deadline=None)
+@given(chains(), st.data())
+def test_the_checker_finds_overlaps(graph: Graph, data: st.DataObject) -> None:
+    planned = plan(graph)
+    names = [name for name, (first, last) in planned.lifetimes.items() if last > first]
+    pairs = [
+        (a, b)
+        for a in names
+        for b in names
+        if a != b
+        and planned.lifetimes[a][0] < planned.lifetimes[b][0] < planned.lifetimes[a][1]
+        and planned.offsets[a] != planned.offsets[b]
+    ]
+    if not pairs:
+        return
+    victim, intruder = data.draw(st.sampled_from(pairs))
+    broken = dataclasses.replace(planned, offsets={**planned.offsets, intruder: planned.offsets[victim]})
+    with pytest.raises(PlanError):
+        verify(graph, broken)
+
+
+def test_the_checker_finds_what_lies_outside() -> None:
+    graph = Graph({"image": Value("image", (4,))}, [], {}, "image", "")
+    graph.forward.append(Op("any", {"x": "image"}, {"y": graph.add_value("y", (4,))}))
+    planned = plan(graph)
+    verify(graph, planned)
+    for offset, reason in ((planned.arena_bytes, "outside"), (-64, "outside"), (8, "aligned")):
+        with pytest.raises(PlanError, match=reason):
+            verify(graph, dataclasses.replace(planned, offsets={**planned.offsets, "y": offset}))
+    graph.forward.append(Op("any", {"x": graph.add_value("never", (4,))}, {"y": graph.add_value("z", (4,))}))
+    with pytest.raises(PlanError, match="never"):
+        verify(graph, plan(graph))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(["conv", "depthwise", "linear", "vector"]), st.integers(1, 3), st.integers(1, 3), st.data())
+def test_layouts_come_back(layout: str, groups: int, factor: int, data: st.DataObject) -> None:
+    kernel = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    shape: tuple[int, ...] = {
+        "conv": (groups * factor, 2, *kernel), "depthwise": (groups, 1, *kernel), "linear": (factor, groups),
+        "vector": (factor,),
+    }[layout]  # fmt: skip
+    value = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    parameter = Parameter.from_torch("p", value, layout, groups)
+    np.testing.assert_array_equal(parameter.to_torch(parameter.value), value)
+
+
+def test_rounded_weights_come_back_exactly() -> None:
+    weight = np.random.default_rng(0).standard_normal((3, 3, 8)).astype(np.float32)
+    values, scale = quantise(weight)
+    rounded = values * scale
+    again, same_scale = quantise(rounded.astype(np.float32))
+    np.testing.assert_array_equal(again, values)
+    np.testing.assert_allclose(same_scale, scale, rtol=1e-6)
+    assert np.abs(rounded - weight).max() <= scale.max() / 2 * 1.0001
+
+
+class _Softplus(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(functional.softplus(self.conv(x)).mean((2, 3)))
+
+
+def test_what_cannot_be_compiled_is_named() -> None:
+    forward, _ = export_forward(_Softplus().eval(), 8)
+    with pytest.raises(UsageError, match=r"Softplus of layer .*Softplus") as caught:
+        compile_step(forward, ["fc.weight"])
+    assert "\n" not in str(caught.value)
