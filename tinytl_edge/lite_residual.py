@@ -15,6 +15,7 @@ CHANNELS_PER_GROUP = 8
 MAX_KERNEL = 5
 NOMINAL_INPUT = 256  # the kernel rule reckons with a map of 128 behind the stem, whatever the resolution
 ATTRIBUTE = "lite_residual"  # the name under which a block owns its module
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class LiteResidual(nn.Module):
@@ -53,8 +54,24 @@ class LiteResidual(nn.Module):
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """8 channels a group; the largest divisor of `channels` below that where 8 does not divide them."""
-    return nn.GroupNorm(channels // math.gcd(channels, CHANNELS_PER_GROUP), channels)
+    """8 channels a group; the largest divisor of `channels` below that where 8 does not divide them.
+
+    Where only 1 divides them all channels are one group: on a 1 x 1 map a channel alone has nothing to be
+    normalised by.
+    """
+    per_group = max(n for n in range(1, CHANNELS_PER_GROUP + 1) if channels % n == 0)
+    return nn.GroupNorm(channels // per_group if per_group > 1 else 1, channels)
+
+
+class _SequentialBlock(nn.Sequential):
+    """A Sequential with its lite residual module beside the other layers, not behind them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for name, layer in self._modules.items():
+            if name != ATTRIBUTE:
+                assert layer is not None
+                x = layer(x)
+        return x
 
 
 def kernel_size(map_size: int, image_size: int) -> int:
@@ -76,7 +93,8 @@ def attach_lite_residuals(model: nn.Module, names: Iterable[str], image: torch.T
     Names of existing parameters stay as they are; a block's module is its submodule `lite_residual`.
 
     Raises:
-        UsageError: a submodule does not map one [N, C, H, W] to another, or enlarges its input.
+        UsageError: a submodule does not map one [N, C, H, W] to another or enlarges its input, has a single
+            channel, or is a BatchNorm or a container with a forward of its own.
     """
     names = list(names)
     shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
@@ -101,20 +119,32 @@ def attach_lite_residuals(model: nn.Module, names: Iterable[str], image: torch.T
                 f"'{name}' cannot have a lite residual module: it must map one [N, C, H, W] tensor to another."
             )
         stride = round(entering[2] / leaving[2])
-        if stride < 1 or round(entering[3] / leaving[3]) != stride:
+        enlarges = leaving[2] > entering[2] or leaving[3] > entering[3]
+        if enlarges or round(entering[3] / leaving[3]) != stride:
             raise UsageError(
                 f"'{name}' cannot have a lite residual module: it maps {entering[2]} x {entering[3]} "
                 f"to {leaving[2]} x {leaving[3]}, which is no one stride."
             )
+        if min(entering[1], leaving[1]) < 2:
+            raise UsageError(f"'{name}' cannot have a lite residual module: a single channel cannot be normalised.")
         kernel = kernel_size(min(entering[2:]), image.shape[2])
         block = model.get_submodule(name)
-        block.add_module(ATTRIBUTE, LiteResidual(entering[1], leaving[1], kernel, stride, tuple(leaving[2:])))
+        if isinstance(block, nn.BatchNorm2d):
+            raise UsageError(
+                f"'{name}' cannot have a lite residual module: it is a BatchNorm, name the block around it."
+            )
+        if isinstance(block, _CONTAINERS):
+            if type(block).forward is not nn.Sequential.forward:
+                raise UsageError(
+                    f"'{name}' cannot have a lite residual module: a {type(block).__name__} with a forward of "
+                    "its own would run it as one of its layers; name the block around it."
+                )
+            block.__class__ = _SequentialBlock
+        block.add_module(ATTRIBUTE, LiteResidual(entering[1], leaving[1], kernel, stride, (leaving[2], leaving[3])))
         block.register_forward_hook(_add_lite_residual)
     return names
 
 
-def _add_lite_residual(
-    block: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
-) -> torch.Tensor:
+def _add_lite_residual(block: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
     lite: torch.Tensor = block.get_submodule(ATTRIBUTE)(inputs[0])
     return output + lite

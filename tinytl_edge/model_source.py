@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tinytl_edge.runtime.errors import UsageError
+from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 
 from .backbones import InvertedResidualNetwork, network_spec
 from .backbones.pretrained import has_imagenet_weights, imagenet_weights, load_backbone, read_state
@@ -38,9 +37,7 @@ class Classifier:
     notes: tuple[str, ...]
 
 
-def from_backbone(
-    backbone: str, weights: str | None, classes: int, resolution: int | None, seed: int
-) -> Classifier:
+def from_backbone(backbone: str, weights: str | None, classes: int, resolution: int | None, seed: int) -> Classifier:
     """One of our backbones.
 
     Args:
@@ -61,9 +58,7 @@ def from_backbone(
             "from noise."
         )
     if weights == "random":
-        notes.append(
-            "The weights are RANDOM: nothing was learnt before, and adapting biases cannot make up for it."
-        )
+        notes.append("The weights are RANDOM: nothing was learnt before, and adapting biases cannot make up for it.")
     else:
         imagenet = weights in (None, "imagenet")
         origin = f"ImageNet weights of {backbone}" if imagenet else str(weights)
@@ -106,7 +101,7 @@ def from_factory(
             model.load_state_dict(read_state(str(weights)))
         except RuntimeError as error:
             lines = str(error).splitlines()
-            raise UsageError(f"{weights} does not fit {reference}: {lines[-1].strip()}") from error
+            raise DamagedFileError(f"{weights} does not fit {reference}: {lines[-1].strip()}") from error
     model.eval()
     image = torch.zeros(1, 3, resolution, resolution)
     head = _find_head(model, image, reference)
@@ -120,9 +115,17 @@ def from_factory(
         matches = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not matches:
             raise UsageError(f"--residual '{pattern}' matches no submodule of {reference}.")
-        blocks += [name for name in matches if name not in blocks]
-    with torch.no_grad():
-        logits = model(image)
+        # '*' matches dots too: of a module and its parts the module is meant.
+        parts = {name for name in matches if any(name.startswith(f"{other}.") for other in matches)}
+        blocks += [name for name in matches if name not in parts and name not in blocks]
+    try:
+        with torch.no_grad():
+            logits = model(image)
+    except Exception as error:  # whatever the user's code raises
+        raise UsageError(
+            f"{reference} does not run with {head} replaced for {classes} classes ({_sentence(error)}): "
+            "its last layer is not its classifier."
+        ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, classes):
         got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UsageError(f"{reference} gives {got} for one image, a classifier gives [1, {classes}].")
@@ -142,16 +145,22 @@ def _build(reference: str) -> nn.Module:
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
         raise UsageError(f"--model '{reference}' is not of the form package.module:factory.")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
         model = factory if isinstance(factory, nn.Module) else factory()
     except Exception as error:  # whatever the user's code raises
-        raise UsageError(f"--model {reference} failed with {type(error).__name__}: {error}") from error
+        raise UsageError(f"--model {reference} failed with {_sentence(error)}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"--model {reference} gives a {type(model).__name__}, not a torch.nn.Module.")
     return model
+
+
+def _sentence(error: Exception) -> str:
+    """Whatever the user's code raised, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _find_head(model: nn.Module, image: torch.Tensor, reference: str) -> str:
@@ -170,18 +179,15 @@ def _find_head(model: nn.Module, image: torch.Tensor, reference: str) -> str:
     except Exception as error:  # whatever the user's code raises
         size = image.shape[-1]
         raise UsageError(
-            f"{reference} does not run on one image of {size} x {size} ({type(error).__name__}: {error}): "
-            "set --resolution."
+            f"{reference} does not run on one image of {size} x {size} ({_sentence(error)}): set --resolution."
         ) from error
     finally:
         for handle in handles:
             handle.remove()
-    head = model.get_submodule(called[-1]) if called else None
+    head = model.get_submodule(called[-1]) if called and called[-1] else None
     if isinstance(head, nn.Linear) or (isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1)):
         return called[-1]
-    raise UsageError(
-        f"{reference} does not end in a linear layer or a 1x1 convolution: no classifier to adapt."
-    )
+    raise UsageError(f"{reference} does not end in a linear layer or a 1x1 convolution: no classifier to adapt.")
 
 
 def _replace_head(model: nn.Module, name: str, classes: int) -> bool:

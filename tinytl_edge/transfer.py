@@ -74,9 +74,8 @@ class ChannelAffine(nn.Module):
         self.bias = nn.Parameter(bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dim() == 2:
-            return x * self.weight + self.bias
-        return x * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        shape = (-1, *(1,) * (x.dim() - 2))
+        return x * self.weight.view(shape) + self.bias.view(shape)
 
 
 def fold_batchnorm(model: nn.Module, image: torch.Tensor) -> None:
@@ -92,13 +91,16 @@ def fold_batchnorm(model: nn.Module, image: torch.Tensor) -> None:
     """
     model.eval()
     with torch.no_grad():
-        before, source = _find_convolutions(model, image)
-        for name, norm in list(model.named_modules()):
+        before, source = _find_convolutions(model, image.clone())  # it may change its input in place
+        replacements: dict[nn.Module, nn.Module] = {}
+        for name, norm in list(model.named_modules(remove_duplicate=False)):
             if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 continue
-            conv = source.get(name)
-            _replace(model, name, _affine(norm) if conv is None else _fold(conv, norm))
-        after = model(image)
+            if norm not in replacements:
+                conv = source.get(name)
+                replacements[norm] = _affine(norm) if conv is None else _fold(conv, norm)
+            _replace(model, name, replacements[norm])
+        after = model(image.clone())
     if not torch.allclose(before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max())):
         raise UsageError(
             "The model's BatchNorm could not be folded: a convolution's output is used by more than its BatchNorm."
@@ -107,7 +109,7 @@ def fold_batchnorm(model: nn.Module, image: torch.Tensor) -> None:
 
 def _find_convolutions(model: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, nn.Conv2d]]:
     """The model's output, and by BatchNorm name the convolution that feeds it and nothing else."""
-    producers: dict[int, tuple[torch.Tensor, nn.Conv2d]] = {}
+    producers: dict[int, tuple[torch.Tensor, int, nn.Conv2d]] = {}
     source: dict[str, nn.Conv2d] = {}
     calls: dict[nn.Module, int] = {}
     handles = []
@@ -115,7 +117,8 @@ def _find_convolutions(model: nn.Module, image: torch.Tensor) -> tuple[torch.Ten
     def after_conv(conv: nn.Module, inputs: object, output: torch.Tensor) -> None:
         assert isinstance(conv, nn.Conv2d)
         calls[conv] = calls.get(conv, 0) + 1
-        producers[id(output)] = (output, conv)  # the tensor is held so that its id stays its own
+        # The tensor is held so that its id stays its own; its version tells if it was changed in place since.
+        producers[id(output)] = (output, output._version, conv)
 
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -125,8 +128,9 @@ def _find_convolutions(model: nn.Module, image: torch.Tensor) -> tuple[torch.Ten
 
             def before_norm(norm: nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
                 calls[norm] = calls.get(norm, 0) + 1
-                if id(inputs[0]) in producers and calls[norm] == 1:
-                    source[name] = producers[id(inputs[0])][1]
+                _, version, conv = producers.get(id(inputs[0]), (None, -1, None))
+                if conv is not None and inputs[0]._version == version and calls[norm] == 1:
+                    source[name] = conv
                 else:
                     source.pop(name, None)
 
@@ -135,9 +139,7 @@ def _find_convolutions(model: nn.Module, image: torch.Tensor) -> tuple[torch.Ten
     for handle in handles:
         handle.remove()
     feeds = list(source.values())
-    return output, {
-        n: c for n, c in source.items() if calls[c] == 1 and sum(c is other for other in feeds) == 1
-    }
+    return output, {n: c for n, c in source.items() if calls[c] == 1 and sum(c is other for other in feeds) == 1}
 
 
 def _scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,6 +162,7 @@ def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:
     scale, shift = _scale_and_shift(norm)
+    conv_bias_trains = conv.bias is not None and conv.bias.requires_grad
     bias_trains = norm.affine and norm.bias.requires_grad
     replacement: nn.Module = nn.Identity()
     if norm.affine and norm.weight.requires_grad and not conv.weight.requires_grad:
@@ -172,7 +175,7 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:
         shift = shift + conv.bias * scale
     weight_trains = conv.weight.requires_grad
     conv.weight = nn.Parameter(conv.weight * scale[:, None, None, None], requires_grad=weight_trains)
-    conv.bias = nn.Parameter(shift.clone(), requires_grad=bias_trains)
+    conv.bias = nn.Parameter(shift.clone(), requires_grad=bias_trains or conv_bias_trains)
     return replacement
 
 

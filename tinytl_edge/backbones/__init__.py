@@ -53,9 +53,7 @@ def network_spec(name: str) -> NetworkSpec:
             f"'{name}' is not a width of MobileNetV2: write mobilenet-v2-0.5, with a number from 0.05 to 4."
         )
     near = difflib.get_close_matches(name, NAMES, 1)
-    hint = (
-        f"did you mean {near[0]}?" if near else f"choose one of {', '.join(NAMES)}, or a .json description."
-    )
+    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(NAMES)}, or a .json description."
     raise UsageError(f"There is no backbone named '{name}': {hint}")
 
 
@@ -136,29 +134,33 @@ def _proxyless_from_json(path: Path) -> NetworkSpec:
     """The format in which ProxylessNAS's authors publish their networks; 'ZeroLayer' blocks do nothing."""
     try:
         description = json.loads(path.read_text("utf-8"))
+        stem, head = description["first_conv"], description["feature_mix_layer"]
+        channels = stem_channels = _whole(stem, "out_channels")
         blocks = []
         for entry in description["blocks"]:
             conv = entry["mobile_inverted_conv"]
-            if conv["name"] == "ZeroLayer":
-                continue
             skip = entry["shortcut"] is not None
-            if skip and (conv["stride"] != 1 or conv["in_channels"] != conv["out_channels"]):
-                raise DamagedFileError(f"{path} asks for a skip connection across a change of shape.")
-            blocks.append(
-                BlockSpec(
-                    int(conv["kernel_size"]),
-                    int(conv["expand_ratio"]),
-                    int(conv["out_channels"]),
-                    int(conv["stride"]),
-                    skip,
-                )
+            if conv["name"] == "ZeroLayer":
+                if not skip:
+                    raise ValueError("a ZeroLayer without a shortcut")
+                continue
+            _check_block(conv, channels)
+            block = BlockSpec(
+                _whole(conv, "kernel_size"),
+                _whole(conv, "expand_ratio"),
+                _whole(conv, "out_channels"),
+                _whole(conv, "stride"),
+                skip,
             )
-        stem, head = description["first_conv"], description["feature_mix_layer"]
+            if skip and (block.stride != 1 or channels != block.out_channels):
+                raise DamagedFileError(f"{path} asks for a skip connection across a change of shape.")
+            blocks.append(block)
+            channels = block.out_channels
         return NetworkSpec(
             name=path.stem,
-            stem_channels=int(stem["out_channels"]),
+            stem_channels=stem_channels,
             blocks=tuple(blocks),
-            head_channels=int(head["out_channels"]),
+            head_channels=_whole(head, "out_channels"),
             resolution=_resolution_in_name(path.stem),
             mean=_SYMMETRIC[0],
             std=_SYMMETRIC[1],
@@ -170,6 +172,27 @@ def _proxyless_from_json(path: Path) -> NetworkSpec:
         raise DamagedFileError(
             f"{path} does not describe a network of inverted residuals ({type(error).__name__}: {error})."
         ) from error
+
+
+def _whole(layer: dict[str, object], key: str) -> int:
+    value = layer[key]
+    if type(value) is not int or value < 1 or (key == "kernel_size" and value % 2 == 0):
+        raise ValueError(f"{key} {value!r}")
+    return value
+
+
+def _check_block(conv: dict[str, object], channels: int) -> None:
+    """Raise ValueError where a block says that it computes something else than ours would."""
+    hidden = channels * _whole(conv, "expand_ratio")
+    for key, allowed in (
+        ("name", ("MBInvertedConvLayer", "MBConvLayer")),
+        ("in_channels", (channels,)),
+        ("mid_channels", (None, hidden)),
+        ("act_func", (None, "relu6")),
+        ("use_se", (None, False)),
+    ):
+        if conv.get(key) not in allowed:
+            raise ValueError(f"{key} {conv.get(key)!r}")
 
 
 def _resolution_in_name(stem: str) -> int:

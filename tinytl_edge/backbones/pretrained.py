@@ -58,9 +58,7 @@ def read_state(path: str | Path) -> State:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds, all meaning that the file is not usable
-        raise DamagedFileError(
-            f"{path} is not a usable PyTorch weight file ({type(error).__name__})."
-        ) from error
+        raise DamagedFileError(f"{path} is not a usable PyTorch weight file ({type(error).__name__}).") from error
     if isinstance(content, dict):
         for key in ("state_dict", "model_state_dict", "model"):
             if isinstance(content.get(key), dict):
