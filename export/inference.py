@@ -21,7 +21,7 @@ def inference_model(
     classes: Sequence[str],
     raw_pixels: bool = False,
 ) -> ModelProto:
-    """forward.onnx with trained parameters put in, dropout taken out and the affine leftovers folded.
+    """forward.onnx with trained parameters put in and dropout taken out.
 
     Input `images` float32 [batch, 3, R, R], normalised by the mean and std in the metadata, or, with
     `raw_pixels`, uint8 [batch, R, R, 3] as a camera gives them. Output `logits` [batch, classes]. Metadata:

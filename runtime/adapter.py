@@ -1,11 +1,13 @@
 """adapter.safetensors: the trained parameters alone, named as in the prepared PyTorch model.
 
-Its metadata name the bundle it belongs to, by the SHA-256 of the bundle's manifest, and the classes.
+Its metadata name the bundle it belongs to, by the SHA-256 of the bundle's manifest, and the classes; `crc32`
+is of all tensors' bytes in the order of the file.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,9 @@ def write_adapter(
     Raises:
         StorageError: the file cannot be written; the adapter that was there stays.
     """
+    crc = 0
+    for _, content in tensors.values():
+        crc = zlib.crc32(content, crc)
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -48,10 +53,9 @@ def write_adapter(
         "method": bundle.manifest.method,
         "classes": json.dumps(classes, ensure_ascii=False),
         "steps": str(steps),
+        "crc32": f"{crc:08x}",
     }
-    write_tensors(
-        path, [(name, "F32", shape, content) for name, (shape, content) in tensors.items()], metadata
-    )
+    write_tensors(path, [(name, "F32", shape, content) for name, (shape, content) in tensors.items()], metadata)
 
 
 def open_adapter(path: Path, bundle: Bundle) -> Adapter:
@@ -66,10 +70,15 @@ def open_adapter(path: Path, bundle: Bundle) -> Adapter:
         raise DamagedFileError(f"{path} is no adapter of tinytl-edge (version {VERSION}).")
     if metadata.get("bundle") != bundle.identity:
         raise DamagedFileError(f"{path} was trained from another bundle than {bundle.path}.")
-    missing = [name for name in bundle.manifest.trainable if name not in tensors.entries]
-    wrong = [name for name, entry in tensors.entries.items() if entry.dtype != "F32"]
-    if missing or wrong:
-        raise DamagedFileError(f"{path} lacks or garbles the parameter '{(missing or wrong)[0]}'.")
+    wrong = set(bundle.manifest.trainable) ^ set(tensors.entries)
+    wrong |= {name for name, entry in tensors.entries.items() if entry.dtype != "F32"}
+    if wrong:
+        raise DamagedFileError(f"{path} lacks or garbles the parameter '{min(wrong)}'.")
+    crc = 0
+    for name in tensors.entries:
+        crc = zlib.crc32(tensors.read(name), crc)
+    if metadata.get("crc32", f"{crc:08x}") != f"{crc:08x}":
+        raise DamagedFileError(f"{path} is damaged (its CRC-32 differs): take an earlier copy of it.")
     try:
         classes = tuple(str(name) for name in json.loads(metadata["classes"]))
         return Adapter(tensors, classes, int(metadata["steps"]))

@@ -25,7 +25,7 @@ class Batch:
 
 
 class Batches:
-    """The batches of a bundle over a dataset; the last one of an epoch is smaller where it does not divide."""
+    """The batches of a bundle over a dataset; an epoch's last one is smaller where they do not divide it."""
 
     def __init__(self, manifest: Manifest, dataset: Dataset) -> None:
         self.manifest = manifest
@@ -39,16 +39,11 @@ class Batches:
         order = epoch_order(seed, epoch, count)
         for start in range(first * batch_size, count, batch_size):
             positions = range(start, min(start + batch_size, count))
-            crops = [
-                random_crop(seed, epoch, position, size, options.min_area, options.flip)
-                for position in positions
-            ]
+            crops = [random_crop(seed, epoch, position, size, options.min_area, options.flip) for position in positions]
             batch = self._batch([order[position] for position in positions], crops, options.label_smoothing)
             for layer, dropout in enumerate(self.manifest.dropouts):
                 rate = dropout.rate if options.dropout is None else options.dropout
-                masks = [
-                    dropout_mask(seed, epoch, position, layer, dropout.shape, rate) for position in positions
-                ]
+                masks = [dropout_mask(seed, epoch, position, layer, dropout.shape, rate) for position in positions]
                 batch.feeds[dropout.name] = np.stack(masks)
             yield batch
 

@@ -5,18 +5,19 @@ manifest.json names every other file with its size and SHA-256; what does not ma
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import DamagedFileError, StorageError, UsageError
-from .tensors import atomic_write
+from .tensors import atomic_write, make_folder
 
 FORMAT = "tinytl-edge-bundle"
 VERSION = 1
@@ -79,31 +80,24 @@ class Bundle:
         return sha256(self.path / MANIFEST)
 
 
-def write_bundle(
-    out: Path, manifest: Manifest, fill: Callable[[Path], None], overwrite: bool = False
-) -> Bundle:
-    """Let `fill` write the files into a folder beside `out`, add the manifest, and move it into place.
+@contextlib.contextmanager
+def new_bundle(out: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder beside `out` to write a bundle's files into, `write_manifest` last; then it moves into place.
 
     Raises:
         UsageError: `out` exists, and is no bundle or `overwrite` is not set.
-        StorageError: the folder cannot be written; what was at `out` before stays.
+        StorageError: the folder cannot be written (a place that cannot be is found out at once); what was at
+            `out` before stays.
     """
-    if out.exists() and not (overwrite and (out / MANIFEST).is_file()):
-        what = "a bundle: add --overwrite to replace it" if (out / MANIFEST).is_file() else "something else"
-        raise UsageError(f"{out} already exists and is {what}, or choose another --out.")
+    if out.exists() and not is_bundle(out):
+        raise UsageError(f"{out} already exists and is no bundle: choose another --out.")
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out} already exists: add --overwrite to replace it, or choose another --out.")
     temporary = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        fill(temporary)
-        files = {
-            path.relative_to(temporary).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
-            for path in sorted(temporary.rglob("*"))
-            if path.is_file()
-        }
-        content = {"format": FORMAT, "version": VERSION, **asdict(manifest), "files": files}
-        with atomic_write(temporary / MANIFEST) as file:
-            file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
+        yield temporary
         temporary.chmod(0o755)
         _swap(temporary, out)
         temporary = None
@@ -112,7 +106,17 @@ def write_bundle(
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-    return open_bundle(out)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json, which lists what the folder holds."""
+    files = {
+        path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    content = {"format": FORMAT, "version": VERSION, **asdict(manifest), "files": files}
+    write_json(folder / MANIFEST, {**content, "checksum": _checksum(content)})
 
 
 def _swap(new: Path, place: Path) -> None:
@@ -120,9 +124,14 @@ def _swap(new: Path, place: Path) -> None:
         new.rename(place)
         return
     old = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.old."))
-    os.replace(place, old / place.name)
+    place.rename(old / place.name)
     new.rename(place)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def is_bundle(path: Path) -> bool:
+    """Does this folder hold a bundle?"""
+    return (path / MANIFEST).is_file()
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -132,9 +141,9 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         DamagedFileError: not a bundle, of another version, or a file is missing or changed; names the file.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not is_bundle(path):
         raise DamagedFileError(
-            f"{path} is no bundle: it is not a folder that `tinytl-edge prepare` has written."
+            f"{path} is no bundle: it is not a folder that `tinytl-edge prepare` has written (no {MANIFEST})."
         )
     manifest = _read_manifest(path / MANIFEST)
     for name, expected in manifest.files.items():
@@ -144,9 +153,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         if not file.is_file():
             raise DamagedFileError(f"{file} is missing from the bundle: copy the bundle again.")
         if file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
-            raise DamagedFileError(
-                f"{file} is not what `prepare` wrote (SHA-256 differs): copy the bundle again."
-            )
+            raise DamagedFileError(f"{file} is not what `prepare` wrote (SHA-256 differs): copy the bundle again.")
     return Bundle(path, manifest)
 
 
@@ -156,8 +163,11 @@ def _read_manifest(path: Path) -> Manifest:
         raise DamagedFileError(f"{path} is not the manifest of a tinytl-edge bundle.")
     if content.get("version") != VERSION:
         raise DamagedFileError(
-            f"{path} is of version {content.get('version')}, this tinytl-edge reads {VERSION}: prepare it again."
+            f"{path} is of version {content.get('version')}, this tinytl-edge reads {VERSION}: prepare again."
         )
+    checksum = content.pop("checksum", None)
+    if checksum not in (None, _checksum(content)):
+        raise DamagedFileError(f"{path} is damaged (its checksum differs): copy the bundle again.")
     try:
         known = {name: content[name] for name in Manifest.__dataclass_fields__}
         known["dropouts"] = tuple(
@@ -170,6 +180,10 @@ def _read_manifest(path: Path) -> Manifest:
         return Manifest(**known)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFileError(f"{path} lacks or garbles a field ({error}): copy the bundle again.") from None
+
+
+def _checksum(content: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -197,10 +211,12 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
         file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read piece by piece."""
+def sha256(path: Path, length: int | None = None) -> str:
+    """Hexadecimal SHA-256 of a file, or of its first `length` bytes, read piece by piece."""
     digest = hashlib.sha256()
+    left = path.stat().st_size if length is None else length
     with path.open("rb") as file:
-        while piece := file.read(1 << 18):
+        while piece := file.read(min(left, 1 << 18)):
             digest.update(piece)
+            left -= len(piece)
     return digest.hexdigest()

@@ -41,9 +41,7 @@ class Dataset:
     a `with` block, or letting go of the object.
     """
 
-    def __init__(
-        self, path: Path, images_start: int, labels: list[int], classes: list[str], resolution: int
-    ) -> None:
+    def __init__(self, path: Path, images_start: int, labels: list[int], classes: list[str], resolution: int) -> None:
         self.path = path
         self.labels = labels
         self.classes = classes

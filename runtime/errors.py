@@ -40,7 +40,7 @@ class StorageError(TinyTLError):
 
 
 class DivergedError(TinyTLError):
-    """The loss is no longer a number; the last good adapter stays."""
+    """The loss is no longer a number, or hopelessly high; the last good adapter stays."""
 
     exit_code = 7
 

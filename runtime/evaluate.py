@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .bundle import Bundle, open_bundle
+from .adapter import Adapter
+from .bundle import Bundle
 from .dataset import open_dataset, pack_files
 from .errors import DataError, UsageError
 from .events import Event
-from .run import is_run, open_run
+from .run import open_model
 from .source import dataset_for
 from .worker import Measured, OnEvent, choose_runtime, run_worker
 
@@ -36,12 +37,14 @@ def evaluate(
         bundle: the run's bundle, if it has moved.
 
     Returns:
-        images, loss, accuracy, classes, per_class (accuracy or None), confusion[label][guess], peak_rss_bytes.
+        images, loss, accuracy, classes, per_class (accuracy or None), confusion[label][guess],
+        peak_rss_bytes.
 
     Raises:
         TinyTLError: of the kind that says what is wrong.
     """
-    opened, adapter, classes = _resolve(Path(model), bundle)
+    opened, adapter = open_model(model, bundle)
+    classes = adapter.classes if adapter else opened.manifest.classes
     watch = on_event or (lambda event: None)
 
     def progress(done: int, total: int) -> None:
@@ -91,7 +94,8 @@ def predict(
     for image in images:
         if not Path(image).is_file():
             raise DataError(f"{os.fspath(image)} is no file: name pictures.")
-    opened, adapter, classes = _resolve(Path(model), bundle)
+    opened, adapter = open_model(model, bundle)
+    classes = adapter.classes if adapter else opened.manifest.classes
     names = list(classes) or [str(index) for index in range(opened.manifest.class_count)]
     seen: list[Event] = []
     with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
@@ -102,29 +106,24 @@ def predict(
     rows = [event["probabilities"] for event in seen if event["event"] == "prediction"]
     for image, row in zip(images, rows):
         ranked = sorted(zip(names, row), key=lambda pair: -pair[1])
-        predictions.append(
-            {"image": os.fspath(image), "prediction": ranked[0][0], "probabilities": dict(ranked)}
-        )
+        predictions.append({"image": os.fspath(image), "prediction": ranked[0][0], "probabilities": dict(ranked)})
     return predictions
 
 
-def _resolve(model: Path, bundle: str | os.PathLike[str] | None) -> tuple[Bundle, Path | None, Sequence[str]]:
-    """The bundle, the adapter's path (None: as prepared) and the names of the classes, if known."""
-    if is_run(model):
-        run = open_run(model, bundle)
-        return run.bundle, run.adapter_path, run.adapter().classes
-    opened = open_bundle(model)
-    return opened, None, opened.manifest.classes
-
-
 def _work(
-    command: str, bundle: Bundle, adapter: Path | None, data: Path, runtime: str, threads: int, watch: OnEvent
+    command: str,
+    bundle: Bundle,
+    adapter: Adapter | None,
+    data: Path,
+    runtime: str,
+    threads: int,
+    watch: OnEvent,
 ) -> Measured:
     choose_runtime(runtime, bundle)
     job = {
         "command": command,
         "bundle": os.fspath(bundle.path.resolve()),
-        "adapter": os.fspath(adapter.resolve()) if adapter else None,
+        "adapter": os.fspath(adapter.tensors.path.resolve()) if adapter else None,
         "data": os.fspath(data.resolve()),
         "batch_size": min(_BATCH, bundle.manifest.batch_size),
         "threads": threads,

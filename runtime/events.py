@@ -1,6 +1,7 @@
 """What a worker says: JSON lines on standard output, one event a line, the last says how it ended.
 
-Events of training: start, step, epoch, checkpoint, warning, and at the end done or error.
+Events of training: start, step, checkpoint, epoch, warning, and at the end done or error. Beside them `pack`
+and `evaluating` {done, total}, for a live line.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 Event = dict[str, Any]
+PASSING = frozenset(("pack", "evaluating"))  # not worth logging
 
 
 def emit(event: str, **fields: object) -> None:

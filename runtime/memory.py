@@ -87,5 +87,5 @@ def parse_size(text: str) -> int:
 
 
 def megabytes(size: float) -> str:
-    """'108.3 MB' (10^6 bytes)."""
-    return f"{size / 1e6:.1f} MB"
+    """'108.3 MB' (10^6 bytes); below one, '478 kB'."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

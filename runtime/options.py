@@ -63,7 +63,7 @@ class TrainOptions:
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise UsageError(f"--{name.replace('_', '-')} {value} is out of range: {low:g} to {high:g}.")
+                raise UsageError(f"--{name.replace('_', '-')} {value} is out of range: {low} to {high}.")
         return self
 
     def learning_rates(self, optimizer: str, batch_size: int) -> dict[str, float]:
@@ -89,13 +89,16 @@ class TrainOptions:
         """Options as a run recorded them.
 
         Raises:
-            DamagedFileError: a field is unknown or missing.
+            DamagedFileError: a field is unknown, missing or out of its range.
         """
-        if set(content) != {field.name for field in fields(cls)}:
-            raise DamagedFileError(f"{where} does not hold the options of a training run.")
-        return cls(**content)
+        try:
+            if set(content) == {field.name for field in fields(cls)}:
+                return cls(**content).check()
+        except (TypeError, UsageError):
+            pass
+        raise DamagedFileError(f"{where} does not hold the options of a training run.")
 
 
 def cosine(step: int, total: int) -> float:
-    """The share of the learning rate at `step` of `total`: (1 + cos(pi * step / total)) / 2 (paper, recipe)."""
+    """The share of the learning rate at `step` of `total`: (1 + cos(pi * step / total)) / 2 (the paper's)."""
     return 0.5 * (1 + math.cos(math.pi * step / total))

@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
 import importlib.util
 import os
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import ORT_FOLDER, Bundle
+from .bundle import ORT_FOLDER, Bundle, sha256
 from .errors import DamagedFileError, StorageError, UsageError
 
 Array = NDArray[np.float32]
@@ -29,6 +33,9 @@ def load_extension() -> ModuleType:
     Raises:
         UsageError: it is not installed, or plain onnxruntime stands in its place.
     """
+    full_name = f"onnxruntime.capi.{_EXTENSION}"
+    if full_name in sys.modules:  # it must not be loaded twice
+        return sys.modules[full_name]
     spec = importlib.util.find_spec("onnxruntime")
     folder = Path(spec.origin).parent / "capi" if spec is not None and spec.origin else Path()
     files = sorted(folder.glob(f"{_EXTENSION}*.so"))
@@ -40,10 +47,11 @@ def load_extension() -> ModuleType:
     assert extension_spec is not None and extension_spec.loader is not None
     extension = importlib.util.module_from_spec(extension_spec)
     extension_spec.loader.exec_module(extension)
+    sys.modules[full_name] = extension
     if not hasattr(extension, "CheckpointState"):
         raise UsageError(
-            "Plain onnxruntime is installed where onnxruntime-training is needed, and both cannot live in one "
-            "environment: pip uninstall onnxruntime, then pip install 'tinytl-edge[ort]'."
+            "Plain onnxruntime is installed where onnxruntime-training is needed, and both cannot live in "
+            "one environment: pip uninstall onnxruntime, then pip install 'tinytl-edge[ort]'."
         )
     return extension
 
@@ -54,13 +62,19 @@ class OrtSession:
     Args:
         checkpoint: resume from this file instead of the bundle's own checkpoint.
         training: False leaves the optimizer out.
+        rewritten: False for artifacts as generated, which run with onnxruntime's own settings (benchmarks).
 
     Raises:
         DamagedFileError: onnxruntime-training cannot load a file.
     """
 
     def __init__(
-        self, bundle: Bundle, threads: int, checkpoint: Path | None = None, training: bool = True
+        self,
+        bundle: Bundle,
+        threads: int,
+        checkpoint: Path | None = None,
+        training: bool = True,
+        rewritten: bool = True,
     ) -> None:
         self._c = load_extension()
         folder = bundle.file(ORT_FOLDER)
@@ -73,11 +87,13 @@ class OrtSession:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        # The rewritten graph frees activations in its own order; reuse and patterns would lengthen lifetimes.
-        options.execution_order = self._c.ExecutionOrder.PRIORITY_BASED
-        options.enable_mem_reuse = False
-        options.enable_mem_pattern = False
+        if rewritten:  # it frees activations in its own order; reuse and patterns would lengthen lifetimes
+            options.execution_order = self._c.ExecutionOrder.PRIORITY_BASED
+            options.enable_mem_reuse = False
+            options.enable_mem_pattern = False
         device = self._c.OrtDevice(self._c.OrtDevice.cpu(), self._c.OrtDevice.default_memory(), 0)
+        if checkpoint is not None:
+            _check_seal(checkpoint)
         try:
             self._state = self._c.load_checkpoint(os.fspath(checkpoint or folder / "checkpoint"))
             self._module = self._c.Module(
@@ -93,10 +109,10 @@ class OrtSession:
                 else None
             )
         except Exception as error:  # the extension raises its own kinds and RuntimeError
+            if out_of_memory(error):
+                raise
             where = checkpoint or folder
-            raise DamagedFileError(
-                f"{where} cannot be loaded by onnxruntime-training: {first_line(error)}"
-            ) from error
+            raise DamagedFileError(f"{where} cannot be loaded by onnxruntime-training: {reason(error)}.") from error
         self.trainable = {
             name: self._view(name) for name in bundle.manifest.trainable if self._state.has_parameter(name)
         }
@@ -135,7 +151,7 @@ class OrtSession:
         return float(fetched[0].numpy()), fetched[1].numpy()
 
     def _update(self, rates: Mapping[str, float]) -> None:
-        """The generated optimizer takes one rate: it runs at the highest, and slower ones go part of the way."""
+        """The generated optimizer takes one rate: it runs at the highest; slower ones go part of the way."""
         assert self._optimizer is not None
         highest = max(rates.values())
         if highest > 0:
@@ -159,25 +175,54 @@ class OrtSession:
         return self._state.get_property(name) if self._state.has_property(name) else default
 
     def save(self, path: Path, **properties: int | float | str) -> None:
-        """Write parameters, optimizer state and properties, atomically.
+        """Write parameters, optimizer state and properties, atomically, with a digest at the end.
 
         Raises:
-            StorageError: the file cannot be written.
+            StorageError: the file cannot be written; what was there before stays.
         """
         for name, value in properties.items():
             self._state.add_property(name, value)
         temporary = path.with_name(f".{path.name}.part")
         try:
             self._c.save_checkpoint(self._state, os.fspath(temporary), True)
-            with temporary.open("rb") as file:
+            seal = bytes.fromhex(sha256(temporary))
+            with temporary.open("ab") as file:
+                file.write(seal)
+                file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
         except Exception as error:  # OSError, or the extension's RuntimeError
-            temporary.unlink(missing_ok=True)
-            raise StorageError(f"{path} could not be written: {first_line(error)}") from error
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise StorageError(f"{path} could not be written: {reason(error)}.") from error
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
+def _check_seal(checkpoint: Path) -> None:
+    """The extension loads a checkpoint with flipped bits without a word; the digest behind it tells.
+
+    Raises:
+        DamagedFileError: the digest is not that of what stands before it.
+    """
+    length = max(checkpoint.stat().st_size - hashlib.sha256().digest_size, 0)
+    with checkpoint.open("rb") as file:
+        file.seek(length)
+        seal = file.read().hex()
+    if seal != sha256(checkpoint, length):
+        raise DamagedFileError(
+            f"{checkpoint} is damaged: the run cannot go on, but an adapter in it can be used. "
+            "Train again with another --out."
+        )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """The extension says it in several ways."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "bad_alloc" in str(error)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line, without where in its source code the extension says it."""
+    if number := re.search(r"errno:(\d+)", str(error)):
+        return os.strerror(int(number[1]))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    said = re.sub(r".*\[ONNXRuntimeError\] : \d+ : \w+ : (\S+\.cc:\d+ \S+ )?", "", lines[0]) if lines else ""
+    return said.rstrip(".") or type(error).__name__

@@ -13,6 +13,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,26 @@ import numpy as np
 
 from .adapter import FILE as ADAPTER
 from .adapter import open_adapter, write_adapter
-from .batches import Batch, Batches
+from .batches import Array, Batch, Batches
 from .bundle import Bundle, open_bundle
 from .dataset import open_dataset
 from .errors import DivergedError, InterruptedTrainingError, TinyTLError, WorkerError
 from .events import emit
 from .memory import peak_rss
 from .options import TrainOptions, cosine
-from .ort_session import OrtSession, first_line
+from .ort_session import OrtSession, out_of_memory, reason
 from .run import CHECKPOINT
+
+_HOPELESS = 10  # times the loss of guessing: an adapter with a loss above that is not kept
 
 
 def main() -> int:
     """Do the job on standard input; the exit code is the design's."""
-    stop = _StopRequest()
     try:
         job = json.loads(sys.stdin.read())
+        stop = _StopRequest() if job["command"] == "train" else None
         bundle = open_bundle(job["bundle"])
-        if job["command"] == "train":
+        if stop is not None:
             _train(job, bundle, stop)
         elif job["command"] == "evaluate":
             _evaluate(job, bundle)
@@ -47,10 +50,10 @@ def main() -> int:
         return _fail(error)
     except BrokenPipeError:
         return WorkerError.exit_code
-    except MemoryError:
-        return _fail(WorkerError("There is not enough memory: use a smaller --batch-size or --resolution."))
     except Exception as error:  # the extension's own kinds: no traceback for the person at the board
-        return _fail(WorkerError(f"onnxruntime-training failed: {first_line(error)}"))
+        if out_of_memory(error):
+            return _fail(WorkerError("There is not enough memory: use a smaller batch or resolution."))
+        return _fail(WorkerError(f"The onnxruntime-training worker failed: {reason(error)}."))
     return 0
 
 
@@ -81,7 +84,9 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
     checkpoint = run / CHECKPOINT
     resuming = bool(job["resume"]) and checkpoint.is_file()
     session = OrtSession(bundle, options.threads, checkpoint if resuming else None)
-    step = int(session.get_property("step", 0)) if resuming else 0
+    step = int(session.get_property("step", 0))
+    # Of the epoch under way: the sum of losses, right guesses, photographs seen.
+    losses, correct, seen = json.loads(session.get_property("epoch_sums", "[0.0, 0, 0]"))
 
     batch_size = options.batch_size or manifest.batch_size
     rates = options.learning_rates(manifest.optimizer, batch_size)
@@ -97,20 +102,34 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
         batch_size=batch_size,
         learning_rates={group: rate for group, rate in rates.items() if group in manifest.trainable.values()},
         threads=options.threads,
-        rss_bytes=peak_rss(),
+        peak_rss_bytes=peak_rss(),
     )
 
-    def save(step: int) -> None:
+    def save() -> None:
+        if not all(np.isfinite(array).all() for array in session.trainable.values()):
+            raise diverged("a parameter is no longer a number")
         content = {name: (array.shape, array.tobytes()) for name, array in session.trainable.items()}
-        if all(np.isfinite(array).all() for array in session.trainable.values()):
-            write_adapter(run / ADAPTER, bundle, classes, step, content)
-            session.save(checkpoint, step=step)
-            emit("checkpoint", step=step)
+        write_adapter(run / ADAPTER, bundle, classes, step, content)
+        session.save(checkpoint, step=step, epoch_sums=json.dumps([losses, correct, seen]))
+        emit("checkpoint", step=step)
+
+    def diverged(how: str) -> DivergedError:
+        kept = "the last good adapter stays" if (run / ADAPTER).is_file() else "there is no adapter yet"
+        return DivergedError(
+            f"Training diverged at step {step}: {how}; {kept}. Lower the learning rates (--lr, --lr-bias, ...)."
+        )
+
+    def end_if_asked() -> None:
+        if stop.asked:
+            raise InterruptedTrainingError(
+                f"Interrupted at step {step} of {total}: go on with --resume, or use the adapter as it is."
+            )
 
     durations: list[float] = []
-    train_loss = val_loss = val_accuracy = None
+    val_loss = val_accuracy = None
     for epoch in range(step // steps_an_epoch, options.epochs):
-        losses, correct, seen = 0.0, 0, 0
+        if step % steps_an_epoch == 0:
+            losses, correct, seen = 0.0, 0, 0
         for batch in batches.training(options, batch_size, epoch, step % steps_an_epoch):
             begin = time.perf_counter()
             share = cosine(step, total)
@@ -119,10 +138,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             durations.append(1e3 * (time.perf_counter() - begin))
             step += 1
             if not math.isfinite(loss):
-                raise DivergedError(
-                    f"Training diverged at step {step}: the loss is {loss}. The adapter of the last epoch stays; "
-                    "lower the learning rates (--lr, --lr-bias, --lr-lite-residual)."
-                )
+                raise diverged(f"the loss is {loss}")
             losses += loss * len(batch.labels)
             correct += _correct(batch, logits)
             seen += len(batch.labels)
@@ -136,47 +152,62 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
                     ms=durations[-1],
                 )
             if stop.asked:
-                save(step)
-                raise InterruptedTrainingError(
-                    f"Interrupted at step {step} of {total}; go on with --resume, or use the adapter as it is."
-                )
-        train_loss = losses / seen
+                save()
+                end_if_asked()
+        if losses / seen > _HOPELESS * math.log(manifest.class_count):
+            raise diverged(f"the epoch's loss is {losses / seen:.3g}, far above that of guessing")
+        save()
         if validation is not None:
-            val_loss, val_accuracy = _measure(session, validation, batch_size)
+            val_loss, val_accuracy = _measure(session, validation, batch_size, end_if_asked)
         emit(
             "epoch",
             epoch=epoch + 1,
             step=step,
-            train_loss=train_loss,
+            train_loss=losses / seen,
             train_accuracy=correct / seen,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
-            rss_bytes=peak_rss(),
+            peak_rss_bytes=peak_rss(),
         )
-        save(step)
+    if not durations:  # resumed behind the last epoch, of which the end may have been lost
+        save()
+        if validation is not None:
+            val_loss, val_accuracy = _measure(session, validation, batch_size, end_if_asked)
     emit(
         "done",
         runtime="onnxruntime-training",
         steps=step,
         step_ms_median=statistics.median(durations) if durations else None,
-        train_loss=train_loss,
+        train_loss=losses / seen if seen else None,
         val_loss=val_loss,
         val_accuracy=val_accuracy,
         peak_rss_bytes=peak_rss(),
     )
 
 
-def _correct(batch: Batch, logits: np.ndarray[Any, Any]) -> int:
+def _correct(batch: Batch, logits: Array) -> int:
     return int((logits.argmax(1) == batch.labels).sum())
 
 
-def _measure(session: OrtSession, batches: Batches, batch_size: int) -> tuple[float, float]:
-    """Mean loss and accuracy over a dataset."""
-    losses, correct = 0.0, 0
+def _evaluated(session: OrtSession, batches: Batches, batch_size: int) -> Iterator[tuple[Batch, float, Array]]:
+    """Each batch of a dataset with its mean loss and its logits."""
+    done = 0
     for batch in batches.evaluation(batch_size):
         loss, logits = session.evaluate(batch.feeds)
+        done += len(batch.labels)
+        emit("evaluating", done=done, total=batches.dataset.count)
+        yield batch, loss, logits
+
+
+def _measure(
+    session: OrtSession, batches: Batches, batch_size: int, between: Callable[[], None]
+) -> tuple[float, float]:
+    """Mean loss and accuracy over a dataset; `between` is called after each batch."""
+    losses, correct = 0.0, 0
+    for batch, loss, logits in _evaluated(session, batches, batch_size):
         losses += loss * len(batch.labels)
         correct += _correct(batch, logits)
+        between()
     return losses / batches.dataset.count, correct / batches.dataset.count
 
 
@@ -198,8 +229,7 @@ def _evaluate(job: dict[str, Any], bundle: Bundle) -> None:
     batches = Batches(bundle.manifest, open_dataset(job["data"]))
     confusion = [[0] * bundle.manifest.class_count for _ in range(bundle.manifest.class_count)]
     losses = 0.0
-    for batch in batches.evaluation(job["batch_size"]):
-        loss, logits = session.evaluate(batch.feeds)
+    for batch, loss, logits in _evaluated(session, batches, job["batch_size"]):
         losses += loss * len(batch.labels)
         for label, guess in zip(batch.labels.tolist(), logits.argmax(1).tolist()):
             confusion[label][guess] += 1
@@ -219,8 +249,7 @@ def _evaluate(job: dict[str, Any], bundle: Bundle) -> None:
 def _predict(job: dict[str, Any], bundle: Bundle) -> None:
     session = _adapted(job, bundle)
     batches = Batches(bundle.manifest, open_dataset(job["data"]))
-    for batch in batches.evaluation(job["batch_size"]):
-        _, logits = session.evaluate(batch.feeds)
+    for _, _, logits in _evaluated(session, batches, job["batch_size"]):
         shifted = np.exp(logits - logits.max(1, keepdims=True))
         for probabilities in (shifted / shifted.sum(1, keepdims=True)).tolist():
             emit("prediction", probabilities=probabilities)

@@ -51,9 +51,7 @@ def find_photographs(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
                 f"{shown(folder)} holds photographs but no class folders: "
                 f"put each into a folder named after its class, as in {shown(example)}."
             )
-        raise DataError(
-            f"{shown(folder)} has no class folders: it needs one for each class, as in {shown(example)}."
-        )
+        raise DataError(f"{shown(folder)} has no class folders: it needs one for each class, as in {shown(example)}.")
 
     photographs: dict[str, list[Path]] = {}
     for class_folder in class_folders:
@@ -65,9 +63,7 @@ def find_photographs(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
 
 def _refuse_folder_of_data_sets(folder: Path, inner_folders: list[Path]) -> None:
     """Many data sets come as train/<class> and test/<class>: the one to use is a level further down."""
-    data_sets = [
-        inner for inner in inner_folders if any(_list_folder(below)[1] for below in _list_folder(inner)[0])
-    ]
+    data_sets = [inner for inner in inner_folders if any(_list_folder(below)[1] for below in _list_folder(inner)[0])]
     if data_sets:
         names = list_names([path.name for path in data_sets])
         likely = next((path for path in data_sets if path.name.lower().startswith("train")), data_sets[0])
@@ -83,11 +79,7 @@ def _list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
         paths = sorted(path for path in folder.iterdir() if not _is_hidden(path.name))
         folders = [path for path in paths if path.is_dir()]
         # A dangling link is kept, to be reported when it is opened; a pipe or a device is no photograph.
-        files = [
-            path
-            for path in paths
-            if path.suffix.lower() in _SUFFIXES and (path.is_file() or not path.exists())
-        ]
+        files = [path for path in paths if path.suffix.lower() in _SUFFIXES and (path.is_file() or not path.exists())]
     except FileNotFoundError:
         raise DataError(f"{shown(folder)} does not exist: name a folder of photographs.") from None
     except OSError as error:

@@ -7,18 +7,18 @@ import time
 from types import TracebackType
 from typing import IO
 
-from .events import Event, encode
+from .events import PASSING, Event, encode
 from .memory import megabytes
 
 
 class JsonReport:
-    """Every event but the packing's, one JSON object a line."""
+    """Every event that is worth logging, one JSON object a line."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
     def __call__(self, event: Event) -> None:
-        if event["event"] != "pack":
+        if event["event"] not in PASSING:
             self._stream.write(encode(event) + "\n")
             self._stream.flush()
 
@@ -57,8 +57,8 @@ class _LiveLine:
             self._length = 0
 
 
-class PackProgress:
-    """Shows photographs being packed, and warnings."""
+class CountProgress:
+    """Shows photographs being packed or evaluated, and warnings."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._line = _LiveLine(stream)
@@ -66,18 +66,20 @@ class PackProgress:
     def __call__(self, event: Event) -> None:
         if event["event"] == "pack":
             self.show(event["done"], event["total"])
+        elif event["event"] == "evaluating":
+            self.show(event["done"], event["total"], "evaluating")
         elif event["event"] == "warning":
             self.warn(event["message"])
 
-    def show(self, done: int, total: int) -> None:
+    def show(self, done: int, total: int, what: str = "packing photographs") -> None:
         """Show the count."""
-        self._line.show(f"packing photographs {bar(done / max(total, 1))} {done}/{total}")
+        self._line.show(f"{what} {bar(done / max(total, 1))} {done}/{total}")
 
     def warn(self, message: str) -> None:
         """Print a warning above the count."""
         self._line.say(f"warning: {message}")
 
-    def __enter__(self) -> PackProgress:
+    def __enter__(self) -> CountProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,7 +91,7 @@ class ProgressReport:
 
     def __init__(self, stream: IO[str]) -> None:
         self._line = _LiveLine(stream)
-        self._packing = PackProgress(stream)
+        self._packing = CountProgress(stream)
         self._begin = 0.0
         self._first = self._total = self._epochs = self._epoch = 0
         self._loss: float | None = None
@@ -107,33 +109,39 @@ class ProgressReport:
             self._begin = time.monotonic()
             self._first, self._total, self._epochs = event["step"], event["total_steps"], event["epochs"]
             self._line.say(
-                f"{event['runtime']}: {event['images']} photographs, {event['epochs']} epochs of "
-                f"{-(-event['images'] // event['batch_size'])} steps"
+                f"{event['runtime']}: {counted(event['images'], 'photograph')}, "
+                f"{counted(event['epochs'], 'epoch')} of "
+                f"{counted(-(-event['images'] // event['batch_size']), 'step')}"
                 + (f", going on at step {event['step']}" if event["step"] else "")
             )
         elif kind == "step":
             self._epoch, self._loss = event["epoch"], event["loss"]
             self._show(event["step"])
+        elif kind == "evaluating":
+            done, total = event["done"], event["total"]
+            self._line.show(f"epoch {self._epoch}/{self._epochs} {bar(done / total)} {done}/{total} validated")
         elif kind == "epoch":
-            self._accuracy = (
-                event["val_accuracy"] if event["val_accuracy"] is not None else event["train_accuracy"]
-            )
-            of = "accuracy" if event["val_accuracy"] is not None else "training accuracy"
-            self._line.say(
-                f"epoch {event['epoch']}/{self._epochs}  loss {event['train_loss']:.3f}  {of} {self._accuracy:.1%}  "
-                f"peak {megabytes(self._rss)}  {_clock(time.monotonic() - self._begin)}"
-            )
+            validated = event["val_accuracy"] is not None
+            self._accuracy = event["val_accuracy"] if validated else event["train_accuracy"]
+            parts = [
+                f"epoch {event['epoch']}/{self._epochs}",
+                f"loss {event['train_loss']:.3f}",
+                f"{'accuracy' if validated else 'training accuracy'} {self._accuracy:.1%}",
+                f"peak {megabytes(event['peak_rss_bytes'] or self._rss)}",
+                _clock(time.monotonic() - self._begin),
+            ]
+            self._line.say("  ".join(parts))
             self._show(event["step"])
 
     def _show(self, step: int) -> None:
         elapsed = time.monotonic() - self._begin
         left = elapsed / max(step - self._first, 1) * (self._total - step)
-        accuracy = f"  acc {self._accuracy:.1%}" if self._accuracy is not None else ""
-        loss = f"  loss {self._loss:.3f}" if self._loss is not None else ""
-        self._line.show(
-            f"epoch {self._epoch}/{self._epochs} {bar(step / self._total)} {step}/{self._total}{loss}{accuracy}"
-            f"  RSS {megabytes(self._rss)}  {_clock(left)} left"
-        )
+        parts = [f"epoch {self._epoch}/{self._epochs} {bar(step / self._total)} {step}/{self._total}"]
+        if self._loss is not None:
+            parts.append(f"loss {self._loss:.3f}")
+        if self._accuracy is not None:
+            parts.append(f"acc {self._accuracy:.1%}")
+        self._line.show("  ".join([*parts, f"RSS {megabytes(self._rss)}", f"{_clock(left)} left"]))
 
     def __enter__(self) -> ProgressReport:
         return self
@@ -143,6 +151,11 @@ class ProgressReport:
     ) -> None:
         self._packing.__exit__()
         self._line.clear()
+
+
+def counted(number: int, what: str) -> str:
+    """'1 photograph', '24 photographs'."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def bar(share: float, width: int = 20) -> str:

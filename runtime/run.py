@@ -9,10 +9,11 @@ from typing import Any
 
 from .adapter import FILE as ADAPTER
 from .adapter import Adapter, open_adapter
-from .bundle import Bundle, open_bundle, read_json, write_json
+from .bundle import Bundle, is_bundle, open_bundle, read_json, write_json
 from .errors import DamagedFileError
 
 FORMAT = "tinytl-edge-run"
+VERSION = 1
 RUN = "run.json"
 EVENTS = "events.jsonl"
 CHECKPOINT = "checkpoint.ort"
@@ -50,8 +51,25 @@ def is_run(path: Path) -> bool:
 def write_record(path: Path, bundle: Bundle, **content: Any) -> None:
     """Write run.json; the bundle is recorded relative to the run, so both can move together."""
     where = os.path.relpath(bundle.path.resolve(), path.resolve())
-    record = {"format": FORMAT, "version": 1, "bundle": where, "bundle_identity": bundle.identity, **content}
-    write_json(path / RUN, record)
+    record = {"format": FORMAT, "version": VERSION, "bundle": where, "bundle_identity": bundle.identity}
+    write_json(path / RUN, {**record, **content})
+
+
+def open_model(
+    path: str | os.PathLike[str], bundle: str | os.PathLike[str] | None = None
+) -> tuple[Bundle, Adapter | None]:
+    """A run's bundle and adapter, or a bundle as it was prepared and None.
+
+    Raises:
+        DamagedFileError: it is neither, or see `open_run`; or the run has no adapter yet.
+    """
+    path = Path(path)
+    if is_run(path):
+        run = open_run(path, bundle)
+        return run.bundle, run.adapter()
+    if not is_bundle(path):
+        raise DamagedFileError(f"{path} is neither a run (from `tinytl-edge train`) nor a bundle.")
+    return open_bundle(path), None
 
 
 def open_run(path: str | os.PathLike[str], bundle: str | os.PathLike[str] | None = None) -> Run:
@@ -66,12 +84,12 @@ def open_run(path: str | os.PathLike[str], bundle: str | os.PathLike[str] | None
     record = read_json(path / RUN, "a run's record")
     if record.get("format") != FORMAT or not isinstance(record.get("bundle"), str):
         raise DamagedFileError(f"{path / RUN} is not the record of a tinytl-edge run.")
+    if record.get("version") != VERSION:
+        raise DamagedFileError(f"{path / RUN} is of version {record.get('version')}, this tinytl-edge reads {VERSION}.")
     place = Path(bundle) if bundle is not None else Path(os.path.normpath(path / record["bundle"]))
     if not place.exists():
         raise DamagedFileError(f"The bundle of {path} is no longer at {place}: name it with --bundle.")
     opened = open_bundle(place)
     if opened.identity != record.get("bundle_identity"):
-        raise DamagedFileError(
-            f"{place} is not the bundle that {path} was trained from (its manifest differs)."
-        )
+        raise DamagedFileError(f"{place} is not the bundle that {path} was trained from (its manifest differs).")
     return Run(path, opened, record)

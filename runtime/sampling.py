@@ -115,9 +115,7 @@ class Crop:
     flip: bool = False
 
 
-def random_crop(
-    seed: int, epoch: int, position: int, size: int, min_area: float = MIN_AREA, flip: bool = True
-) -> Crop:
+def random_crop(seed: int, epoch: int, position: int, size: int, min_area: float = MIN_AREA, flip: bool = True) -> Crop:
     """Training's crop of a `size` x `size` image: `min_area` to all of its area, sides 3:4 to 4:3.
 
     With `flip`, half of the crops are mirrored; without, the rectangles stay the same.

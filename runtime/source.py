@@ -31,16 +31,23 @@ def dataset_for(
         DataError: classes or resolution do not fit the bundle, or no photograph is usable.
         DamagedFileError: a packed dataset is damaged.
     """
+    check_exists(source)
     if source.is_dir():
         pack(source, packed, manifest.resolution, classes or None, on_warning, on_progress)
         source = packed
-    elif not source.exists():
-        raise DataError(
-            f"{source} does not exist: --data takes a folder with one sub-folder of photographs a class."
-        )
     with open_dataset(source) as dataset:
         _check(manifest, classes, dataset)
     return source
+
+
+def check_exists(source: Path) -> None:
+    """Find a mistyped name before minutes of packing.
+
+    Raises:
+        DataError: there is nothing of that name.
+    """
+    if not source.exists():
+        raise DataError(f"{source} does not exist: name a folder of class folders, or a packed dataset.")
 
 
 def _check(manifest: Manifest, classes: Sequence[str], dataset: Dataset) -> None:
@@ -51,7 +58,8 @@ def _check(manifest: Manifest, classes: Sequence[str], dataset: Dataset) -> None
         )
     if classes and list(dataset.classes) != list(classes):
         raise DataError(
-            f"{dataset.path} has the classes {list_names(dataset.classes)}, where the model knows {list_names(classes)}: "
+            f"{dataset.path} has the classes {list_names(dataset.classes)}, "
+            f"where the model knows {list_names(classes)}: "
             "pack the photographs with `--bundle`, or prepare the model for these classes."
         )
     if len(dataset.classes) != manifest.class_count:

@@ -6,6 +6,7 @@ A file is an 8-byte little-endian header length, a JSON header, and the tensors'
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -183,7 +184,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     try:
         if path.exists() and not path.is_file():
             raise OSError("there is something of that name that is not a file")  # /dev/null must survive
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "w+b") as file:
             yield file
@@ -203,6 +204,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)  # noqa: PTH108
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where it is not there yet.
+
+    Raises:
+        OSError: it cannot be made; its `strerror` says why.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} is a file, not a folder") from None
 
 
 def _sync_folder(folder: Path) -> None:

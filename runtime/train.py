@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,12 +11,20 @@ from typing import IO, Any
 from .adapter import FILE as ADAPTER
 from .bundle import Bundle, open_bundle
 from .dataset import open_dataset
-from .errors import StorageError, TinyTLError, UsageError
-from .events import Event, encode
+from .errors import (
+    DamagedFileError,
+    DataError,
+    InterruptedTrainingError,
+    StorageError,
+    TinyTLError,
+    UsageError,
+)
+from .events import PASSING, Event, encode
 from .memory import peak_rss
 from .options import TrainOptions
 from .run import CHECKPOINT, EVENTS, RUN, open_run, write_record
-from .source import dataset_for
+from .source import check_exists, dataset_for
+from .tensors import make_folder
 from .worker import OnEvent, choose_runtime, run_worker
 
 TRAIN_FILE = "train.safetensors"
@@ -41,31 +50,26 @@ def train(
         out: folder of the run; it must not hold a trained adapter yet unless `resume` is set.
         resume: go on from the run's checkpoint with the run's own options and data, as if nothing had
             happened; only `threads` and `log_every` of `options` are taken.
-        on_event: called with every event; while photographs are packed, with `pack` events (done, total).
+        on_event: called with every event; for a live line also with `pack` and `evaluating` (done, total).
 
     Raises:
         TinyTLError: of the kind that says what is wrong; an adapter written before stays.
     """
     run = Path(out)
-    opened = open_bundle(bundle)
-    options = (options or TrainOptions()).check()
-    chosen = choose_runtime(runtime, opened)
-    if not resume:
-        _claim(run)
-    log = _EventLog(run / EVENTS, on_event or (lambda event: None))
+    log = _EventLog(on_event or (lambda event: None))
     try:
-        if resume:
-            plan = _resumed_plan(run, opened, options)
-        elif data is None:
-            raise UsageError("Name the photographs to train on with --data.")
-        else:
-            plan = _Plan(options, *_pack(run, opened, Path(data), Path(val) if val else None, log))
+        opened = open_bundle(bundle)
+        options = (options or TrainOptions()).check()
+        chosen = choose_runtime(runtime, opened)
+        plan = _resumed_plan(run, opened, options, log) if resume else _new_plan(run, opened, options, data, val, log)
         record = {"runtime": chosen, **plan.record(run)}
         write_record(run, opened, status="running", **record)
         try:
             measured = run_worker(plan.job(run, opened, resume), log.write)
         except TinyTLError as error:
-            write_record(run, opened, status="failed", error=str(error), **record)
+            status = "interrupted" if isinstance(error, InterruptedTrainingError) else "failed"
+            with contextlib.suppress(StorageError):  # the first error tells more
+                write_record(run, opened, status=status, error=str(error), **record)
             raise
         done = {
             **measured.last,
@@ -74,10 +78,11 @@ def train(
             "parent_peak_rss_bytes": peak_rss(),
             "adapter": os.fspath(run / ADAPTER),
         }
-        write_record(run, opened, status="done", result=done, rss_curve=measured.curve, **record)
+        write_record(run, opened, status="done", **record, result=done, rss_curve=measured.curve)
         log.write(done)
     except TinyTLError as error:
-        log.write({"event": "error", "message": str(error), "exit_code": error.exit_code})
+        with contextlib.suppress(StorageError):
+            log.write({"event": "error", "message": str(error), "exit_code": error.exit_code})
         raise
     finally:
         log.close()
@@ -113,26 +118,62 @@ class _Plan:
         }
 
 
+def _new_plan(
+    run: Path,
+    bundle: Bundle,
+    options: TrainOptions,
+    data: str | os.PathLike[str] | None,
+    val: str | os.PathLike[str] | None,
+    log: _EventLog,
+) -> _Plan:
+    if data is None:
+        raise UsageError("Name the photographs to train on with --data.")
+    train_source, val_source = Path(data), Path(val) if val is not None else None
+    for source in (train_source, val_source):
+        if source is not None:
+            check_exists(source)
+    _claim(run)
+    log.open(run / EVENTS)
+    return _Plan(options, *_datasets(run, bundle, train_source, val_source, log))
+
+
 def _claim(run: Path) -> None:
     """Make the run's folder; what an earlier attempt left there may go, a trained adapter may not."""
     if (run / ADAPTER).exists() or (run / CHECKPOINT).exists():
         raise UsageError(f"{run} already holds a trained run: go on with --resume, or choose another --out.")
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        make_folder(run)
         ours = {RUN, EVENTS, TRAIN_FILE, VAL_FILE}
         others = sorted(p.name for p in run.iterdir() if p.name not in ours and not p.name.startswith("."))
+        if others:
+            raise UsageError(f"{run} holds something else ({others[0]}): choose another --out.")
         (run / EVENTS).unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{run} cannot be used as the run's folder: {error.strerror}.") from error
-    if others:
-        raise UsageError(f"{run} holds something else ({others[0]}): choose another --out.")
 
 
-def _pack(
-    run: Path, bundle: Bundle, data: Path, val: Path | None, log: _EventLog
-) -> tuple[Path, Path | None]:
+def _resumed_plan(run: Path, bundle: Bundle, given: TrainOptions, log: _EventLog) -> _Plan:
+    record = open_run(run, bundle.path).record
+    if (run / ADAPTER).exists() and not (run / CHECKPOINT).exists():
+        raise DamagedFileError(f"{run} has an adapter, but {CHECKPOINT} is gone: it cannot be resumed.")
+    recorded = TrainOptions.from_json(record.get("options") or {}, os.fspath(run / RUN))
+    files = [Path(os.path.normpath(run / record[key])) if record.get(key) else None for key in ("data", "val")]
+    for file in files:
+        if file is not None and not file.is_file():
+            raise DataError(f"{file}, on which {run} was trained, is gone: it cannot be resumed.")
+    train_file, val_file = files
+    if train_file is None:
+        raise DamagedFileError(f"{run} does not say what it was trained on: it cannot be resumed.")
+    log.open(run / EVENTS)
+    options = replace(recorded, threads=given.threads, log_every=given.log_every)
+    return _Plan(options, *_datasets(run, bundle, train_file, val_file, log))
+
+
+def _datasets(run: Path, bundle: Bundle, data: Path, val: Path | None, log: _EventLog) -> tuple[Path, Path | None]:
+    """The dataset files: those named, checked, or made from folders."""
+
     def progress(done: int, total: int) -> None:
-        log.show({"event": "pack", "done": done, "total": total})
+        log.write({"event": "pack", "done": done, "total": total})
 
     def warn(message: str) -> None:
         log.write({"event": "warning", "message": message})
@@ -146,46 +187,33 @@ def _pack(
     return train_file, dataset_for(manifest, classes, val, run / VAL_FILE, warn, progress)
 
 
-def _resumed_plan(run: Path, bundle: Bundle, given: TrainOptions) -> _Plan:
-    record = open_run(run, bundle.path).record
-    recorded = TrainOptions.from_json(record.get("options") or {}, os.fspath(run / RUN))
-    files = [
-        Path(os.path.normpath(run / record[key])) if record.get(key) else None for key in ("data", "val")
-    ]
-    for file in files:
-        if file is not None and not file.is_file():
-            raise UsageError(f"{file}, on which {run} was trained, is gone: it cannot be resumed.")
-    train_file, val_file = files
-    if train_file is None:
-        raise UsageError(f"{run} does not say what it was trained on: it cannot be resumed.")
-    return _Plan(replace(recorded, threads=given.threads, log_every=given.log_every), train_file, val_file)
-
-
 class _EventLog:
-    """Appends events to events.jsonl and hands them to whoever watches."""
+    """Hands events to whoever watches, and once opened appends them to events.jsonl."""
 
-    def __init__(self, path: Path, watcher: OnEvent) -> None:
-        self._path = path
+    def __init__(self, watcher: OnEvent) -> None:
         self._watcher = watcher
         self._file: IO[str] | None = None
 
-    def write(self, event: Event) -> None:
-        """Log an event and show it."""
+    def open(self, path: Path) -> None:
+        """Log from now on."""
         try:
-            if self._file is None and self._path.parent.is_dir():
-                self._file = self._path.open("a", encoding="utf-8")
-            if self._file is not None:
-                self._file.write(encode(event) + "\n")
-                self._file.flush()
+            self._file = path.open("a", encoding="utf-8")
         except OSError as error:
-            raise StorageError(f"{self._path} could not be written: {error.strerror}.") from error
-        self.show(event)
+            raise StorageError(f"{path} could not be written: {error.strerror}.") from error
 
-    def show(self, event: Event) -> None:
-        """Show an event that is not worth logging."""
+    def write(self, event: Event) -> None:
+        """Show an event, and log it if it is worth it."""
         self._watcher(event)
+        if self._file is None or event["event"] in PASSING:
+            return
+        try:
+            self._file.write(encode(event) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise StorageError(f"{self._file.name} could not be written: {error.strerror}.") from error
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written has been reported
+                self._file.close()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from .bundle import Bundle
-from .errors import UsageError, WorkerError, error_for_exit_code
+from .errors import InterruptedTrainingError, UsageError, WorkerError, error_for_exit_code
 from .events import Event, read_events
 from .memory import MemoryWatch
 
@@ -51,43 +51,45 @@ class Measured:
 def run_worker(job: Mapping[str, Any], on_event: OnEvent) -> Measured:
     """Run the onnxruntime-training worker on a job until it ends.
 
-    Every event goes to `on_event`, with `rss_bytes` as seen from outside where the event has none. SIGINT and
-    SIGTERM to this process ask the worker to end between two steps.
+    Every event but the last goes to `on_event`, with `rss_bytes` as seen from outside. SIGINT and SIGTERM to
+    this process ask the worker to end between two steps.
 
     Raises:
         TinyTLError: the error with which the worker ended, of its exit code's kind.
     """
-    with tempfile.TemporaryFile() as complaints:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tinytl_edge.runtime.ort_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,  # the terminal's Ctrl-C reaches it through us, once
-        )
+    with tempfile.TemporaryFile() as complaints, _started(complaints) as process:
         watch = MemoryWatch(process.pid)
         last: Event = {}
         try:
-            with _pass_signals_on(process):
+            with _pass_signals_on(process) as passed:
                 _send(process, job)
                 assert process.stdout is not None
                 for event in read_events(process.stdout):
                     last = event
                     if event["event"] not in ("done", "error"):
-                        event.setdefault("rss_bytes", watch.rss)
-                        on_event(event)
+                        on_event({**event, "rss_bytes": watch.rss})
                 process.wait()
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            process.kill()  # it has ended, unless `on_event` failed
             watch.stop()
         if last.get("event") == "error":
             raise error_for_exit_code(int(last["exit_code"]), str(last["message"]))
         if last.get("event") != "done" or process.returncode != 0:
+            if passed:
+                raise InterruptedTrainingError("Interrupted before there was anything to keep.")
             raise WorkerError(_sudden_end(process.returncode, complaints))
     return Measured(last, max(watch.peak, int(last.get("peak_rss_bytes") or 0)), watch.curve)
+
+
+def _started(complaints: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tinytl_edge.runtime.ort_worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=complaints,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,  # the terminal's Ctrl-C reaches it through us, once
+    )
 
 
 def _send(process: subprocess.Popen[bytes], job: Mapping[str, Any]) -> None:
@@ -98,8 +100,12 @@ def _send(process: subprocess.Popen[bytes], job: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _pass_signals_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _pass_signals_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Yields the list of those passed on so far."""
+    passed: list[int] = []
+
     def forward(number: int, _: object) -> None:
+        passed.append(number)
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
 
@@ -108,17 +114,18 @@ def _pass_signals_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
         with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us handles signals
             previous[number] = signal.signal(number, forward)
     try:
-        yield
+        yield passed
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _sudden_end(code: int, complaints: IO[bytes]) -> str:
+    """What became of a worker that could not say it itself."""
     complaints.seek(0)
     lines = complaints.read().decode(errors="replace").strip().splitlines()
     said = f" Its last words: {lines[-1]}" if lines else ""
     if code == -signal.SIGKILL:
-        return f"The worker was killed, most likely because memory ran out: use a smaller --batch-size.{said}"
+        return "The worker was killed, most likely because memory ran out: use a smaller batch or resolution." + said
     how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     return f"The worker ended {how} without saying why.{said}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -37,7 +40,7 @@ class _Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Example"):
-            formatter.write_text(self.example)
+            formatter.write(f"{' ' * formatter.current_indent}{self.example}\n")  # unwrapped, to be copied
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -55,27 +58,39 @@ def command(example: str) -> Callable[[F], click.Command]:
     def register(function: F) -> click.Command:
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> None:
-            from tinytl_edge.runtime.errors import TinyTLError
+            from tinytl_edge.runtime.errors import InterruptedTrainingError, StorageError, TinyTLError
 
             try:
                 function(*args, **kwargs)
             except TinyTLError as error:
-                click.echo(f"tinytl-edge: {error}", err=True)
-                sys.exit(error.exit_code)
+                _fail(str(error), error.exit_code)
             except KeyboardInterrupt:
-                click.echo("tinytl-edge: interrupted.", err=True)
-                sys.exit(130)
+                _fail("Interrupted.", InterruptedTrainingError.exit_code)
             except BrokenPipeError:
-                sys.stderr.close()  # whoever read us has had enough
-                sys.exit(0)
+                _fail("", 128 + signal.SIGPIPE)  # whoever read us has had enough
+            except OSError as error:  # of files it would be a StorageError: this is standard output
+                _fail(f"The output could not be written: {error.strerror or error}.", StorageError.exit_code)
 
         return cli.command(cls=_Command, example=example)(guarded)
 
     return register
 
 
-def _json_option(function: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(function)
+def _fail(message: str, exit_code: int) -> NoReturn:
+    if message:
+        click.echo(f"tinytl-edge: {' '.join(message.split())}", err=True)
+    with contextlib.suppress(OSError, ValueError):  # what cannot be written is not tried again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(exit_code)
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+_runtime_option = click.option(
+    "--runtime", type=click.Choice(["auto", "onnxruntime-training"]), default="auto", show_default=True,
+    help="What computes.",
+)  # fmt: skip
+_threads_option = click.option("--threads", type=int, default=1, show_default=True, help="How many compute.")
+_bundle_option = click.option("--bundle", type=_PATH, help="The run's bundle, if it has moved.")
 
 
 def _triple(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -104,34 +119,37 @@ def _class_list(ctx: click.Context, param: click.Parameter, value: str | None) -
 
 
 @command("tinytl-edge prepare --data photos/train --method lite-residual+bias --resolution 160 --out bundle")
-@click.option("--backbone", help="efficientnet-lite0/1/2, mobilenet-v2[-WIDTH], proxylessnas-mobile, or a .json. "
+@click.option("--backbone", metavar="NAME",
+              help="efficientnet-lite0/1/2, mobilenet-v2[-WIDTH], proxylessnas-mobile, or a .json.  "
               "[default: efficientnet-lite0]")  # fmt: skip
-@click.option("--model", help="Your own classifier instead, as package.module:factory.")
-@click.option("--weights", help="imagenet (where the backbone has them), random, or a .pth file.")
-@click.option("--classes", callback=_class_list, help="How many classes, or their names: cat,dog,fox.")
+@click.option("--model", metavar="MODULE:FACTORY", help="Your own PyTorch classifier instead.")
+@click.option("--weights", metavar="NAME|FILE",
+              help="imagenet, random, or a .pth file.  "
+              "[default: imagenet, where the backbone has them]")  # fmt: skip
+@click.option("--classes", metavar="N|NAMES", callback=_class_list,
+              help="How many classes, or their names: cat,dog,fox.")  # fmt: skip
 @click.option("--data", type=_PATH, help="Take the classes' names from this folder of photographs.")
-@click.option("--method", type=click.Choice(METHODS), default="lite-residual+bias", show_default=True)
-@click.option(
-    "--resolution", type=int, help="Input height and width in pixels. [default: the backbone's own]"
-)
-@click.option("--batch-size", type=int, default=8, show_default=True)
-@click.option("--optimizer", type=click.Choice(["adam", "sgd"]), default="adam", show_default=True)
-@click.option(
-    "--residual", multiple=True, metavar="GLOB", help="With --model: submodules that get a lite residual."
-)
-@click.option(
-    "--train", "also_train", multiple=True, metavar="GLOB", help="Further parameters to train, by name."
-)
-@click.option(
-    "--mean", callback=_triple, help="With --model: mean of the pixels, 0..255. [default: ImageNet's]"
-)
-@click.option("--std", callback=_triple, help="With --model: their standard deviation. [default: ImageNet's]")
+@click.option("--method", type=click.Choice(METHODS), default="lite-residual+bias", show_default=True,
+              help="What trains.")  # fmt: skip
+@click.option("--resolution", type=int, metavar="PX",
+              help="Height and width of the input.  [default: the backbone's own]")  # fmt: skip
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Pictures a step.")
+@click.option("--optimizer", type=click.Choice(["adam", "sgd"]), default="adam", show_default=True,
+              help="How it trains.")  # fmt: skip
+@click.option("--residual", multiple=True, metavar="GLOB",
+              help="With --model: submodules that get a lite residual.")  # fmt: skip
+@click.option("--train", "also_train", multiple=True, metavar="GLOB",
+              help="Further parameters to train, by name.")  # fmt: skip
+@click.option("--mean", metavar="R,G,B", callback=_triple,
+              help="With --model: mean of the pixels, 0..255.  [default: ImageNet's]")  # fmt: skip
+@click.option("--std", metavar="R,G,B", callback=_triple,
+              help="With --model: their standard deviation.  [default: ImageNet's]")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is initialised at random.")
 @click.option("--out", type=_PATH, required=True, help="The bundle's folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
 @_json_option
 def prepare(as_json: bool, also_train: tuple[str, ...], **options: Any) -> None:
-    """Turn a PyTorch classifier into a bundle that a board can train (on a workstation).
+    """Turn a PyTorch classifier into a bundle (on a workstation).
 
     Freezes the weights, inserts lite residual modules, exports the training graph. Needs the extra `prepare`.
     """
@@ -164,16 +182,19 @@ def _need(module: str, extra: str) -> None:
 
 @command("tinytl-edge pack photos/train --resolution 160 --out train.safetensors")
 @click.argument("folder", type=_PATH)
-@click.option("--resolution", type=int, help="The model's input size in pixels.")
+@click.option("--resolution", type=int, metavar="PX", help="Height and width of the model's input.")
 @click.option("--bundle", type=_PATH, help="Take resolution and classes from this bundle.")
-@click.option("--out", type=_PATH, required=True)
+@click.option("--out", type=_PATH, required=True, help="The dataset's file.")
 @_json_option
 def pack(folder: Path, resolution: int | None, bundle: Path | None, out: Path, as_json: bool) -> None:
-    """Pack a FOLDER of class folders with photographs into one file that training reads."""
+    """Pack a FOLDER of photographs into one file that training reads.
+
+    FOLDER holds one folder for each class, with the class's photographs in it.
+    """
     from tinytl_edge.runtime.bundle import open_bundle
     from tinytl_edge.runtime.dataset import pack as run_pack
     from tinytl_edge.runtime.errors import UsageError
-    from tinytl_edge.runtime.report import PackProgress
+    from tinytl_edge.runtime.report import CountProgress, counted
 
     classes = None
     if bundle is not None:
@@ -183,33 +204,29 @@ def pack(folder: Path, resolution: int | None, bundle: Path | None, out: Path, a
         raise UsageError("Say for which input size: --resolution PX, or --bundle BUNDLE.")
     if not 16 <= resolution <= 4096:
         raise UsageError(f"--resolution {resolution} is out of range: 16 to 4096.")
-    with PackProgress(sys.stderr) as progress:
+    with CountProgress(sys.stderr) as progress:
         report = run_pack(folder, out, resolution, classes, progress.warn, progress.show)
     if as_json:
         content = {"out": str(out), "images": report.count, "classes": report.counts}
         content["skipped"] = {str(path): reason for path, reason in dict(report.skipped).items()}
         click.echo(json.dumps(content, ensure_ascii=False))
     else:
-        click.echo(f"{out}: {report.count} pictures in {len(report.counts)} classes.")
+        click.echo(f"{out}: {counted(report.count, 'photograph')} of {len(report.counts)} classes")
 
 
 _TRAINING = [
-    click.option("--epochs", type=int, default=10, show_default=True),
-    click.option("--batch-size", type=int, help="[default: the bundle's]"),
-    click.option(
-        "--lr", type=float, help="Learning rate of the classifier. [default: by optimizer and batch size]"
-    ),
+    click.option("--epochs", type=int, default=10, show_default=True, help="Rounds through the photographs."),
+    click.option("--batch-size", type=int, help="Photographs a step.  [default: the bundle's]"),
+    click.option("--lr", type=float, help="Learning rate of the classifier.  [default: by optimizer and batch size]"),
     click.option("--lr-bias", type=float, help="... of the biases."),
     click.option("--lr-lite-residual", type=float, help="... of the lite residual modules."),
     click.option("--lr-weight", type=float, help="... of other weights (methods norm+last and full)."),
-    click.option("--seed", type=int, default=0, show_default=True),
-    click.option("--label-smoothing", type=float, default=0.1, show_default=True),
-    click.option("--dropout", type=float, help="[default: the model's own]"),
-    click.option(
-        "--min-area", type=float, default=0.22, show_default=True, help="Least share a random crop takes."
-    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of order, crops and dropout."),
+    click.option("--label-smoothing", type=float, default=0.1, show_default=True, help="Share given to all classes."),
+    click.option("--dropout", type=float, help="Share dropped.  [default: the model's own]"),
+    click.option("--min-area", type=float, default=0.22, show_default=True, help="Least share a random crop takes."),
     click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror pictures at random."),
-    click.option("--threads", type=int, default=1, show_default=True),
+    _threads_option,
     click.option("--log-every", type=int, default=10, show_default=True, help="Steps between step events."),
 ]
 
@@ -224,11 +241,9 @@ def _training_options(function: F) -> F:
 @click.argument("bundle", type=_PATH)
 @click.option("--data", type=_PATH, help="Folder of class folders with photographs, or a packed dataset.")
 @click.option("--val", type=_PATH, help="The same, to measure accuracy on after each epoch.")
-@click.option(
-    "--runtime", type=click.Choice(["auto", "onnxruntime-training"]), default="auto", show_default=True
-)
+@_runtime_option
 @_training_options
-@click.option("--resume", is_flag=True, help="Go on from the run's checkpoint, with the run's own options.")
+@click.option("--resume", is_flag=True, help="Go on from the run's checkpoint, with the run's own data and options.")
 @click.option("--out", type=_PATH, required=True, help="The run's folder.")
 @_json_option
 def train(
@@ -248,6 +263,9 @@ def train(
 
     report = JsonReport(sys.stdout) if as_json else ProgressReport(sys.stderr)
     with report:
+        if resume and (ignored := _given("data", "val", *options.keys() - {"threads", "log_every"})):
+            message = f"{', '.join(ignored)} not used: --resume goes on with the run's own."
+            report({"event": "warning", "message": message})
         done = run_train(
             bundle,
             data,
@@ -262,16 +280,20 @@ def train(
         click.echo(summary(done))
 
 
+def _given(*names: str) -> list[str]:
+    """Which of these options stand on the command line."""
+    context = click.get_current_context()
+    written = {o.name: o.opts[0] for o in context.command.params if o.name in names}
+    by_user = click.core.ParameterSource.COMMANDLINE
+    return [opt for name, opt in written.items() if context.get_parameter_source(name) is by_user]
+
+
 def summary(done: Event) -> str:
     """The `done` event of a training as two lines for a person."""
     from tinytl_edge.runtime.memory import megabytes
 
     accuracy = done.get("val_accuracy")
-    result = (
-        f"Validation accuracy {accuracy:.1%}."
-        if accuracy is not None
-        else "No validation photographs (--val)."
-    )
+    result = f"Validation accuracy {accuracy:.1%}." if accuracy is not None else "No validation photographs (--val)."
     median = done.get("step_ms_median")
     pace = f", {median:.0f} ms a step" if median is not None else ""
     return (
@@ -282,41 +304,36 @@ def summary(done: Event) -> str:
 
 @command("tinytl-edge evaluate run --data photos/test")
 @click.argument("run", type=_PATH)
-@click.option(
-    "--data", type=_PATH, required=True, help="Folder of class folders with photographs, or packed."
-)
-@click.option("--bundle", type=_PATH, help="The run's bundle, if it has moved.")
-@click.option(
-    "--runtime", type=click.Choice(["auto", "onnxruntime-training"]), default="auto", show_default=True
-)
-@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--data", type=_PATH, required=True, help="Folder of class folders with photographs, or packed.")
+@_bundle_option
+@_runtime_option
+@_threads_option
 @_json_option
 def evaluate(run: Path, data: Path, as_json: bool, **options: Any) -> None:
     """Accuracy of a RUN (or of a bundle as prepared) on photographs."""
     from tinytl_edge.runtime.evaluate import evaluate as run_evaluate
     from tinytl_edge.runtime.memory import megabytes
-    from tinytl_edge.runtime.report import PackProgress
+    from tinytl_edge.runtime.report import CountProgress, counted
 
-    with PackProgress(sys.stderr) as progress:
+    with CountProgress(sys.stderr) as progress:
         result = run_evaluate(run, data, on_event=progress, **options)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
         return
-    click.echo(f"accuracy {result['accuracy']:.1%}, loss {result['loss']:.3f}, {result['images']} pictures, "
-               f"peak memory {megabytes(result['peak_rss_bytes'])}")  # fmt: skip
+    images = counted(result["images"], "photograph")
+    peak = megabytes(result["peak_rss_bytes"])
+    click.echo(f"accuracy {result['accuracy']:.1%}, loss {result['loss']:.3f}, {images}, peak memory {peak}")
     width = max(len(name) for name in result["classes"])
     for name, share in zip(result["classes"], result["per_class"]):
-        click.echo(f"  {name:<{width}}  {'no pictures' if share is None else format(share, '.0%')}")
+        click.echo(f"  {name:<{width}}  {'no photographs' if share is None else format(share, '.0%')}")
 
 
 @command("tinytl-edge predict run new.jpg")
 @click.argument("run", type=_PATH)
 @click.argument("images", nargs=-1, required=True, type=_PATH)
-@click.option("--bundle", type=_PATH, help="The run's bundle, if it has moved.")
-@click.option(
-    "--runtime", type=click.Choice(["auto", "onnxruntime-training"]), default="auto", show_default=True
-)
-@click.option("--threads", type=int, default=1, show_default=True)
+@_bundle_option
+@_runtime_option
+@_threads_option
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many classes to show.")
 @_json_option
 def predict(run: Path, images: tuple[Path, ...], top: int, as_json: bool, **options: Any) -> None:
@@ -333,14 +350,17 @@ def predict(run: Path, images: tuple[Path, ...], top: int, as_json: bool, **opti
 
 @command("tinytl-edge export run --format onnx --out model.onnx")
 @click.argument("run", type=_PATH)
-@click.option("--format", type=click.Choice(["onnx"]), default="onnx", show_default=True)
-@click.option("--bundle", type=_PATH, help="The run's bundle, if it has moved.")
+@click.option("--format", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Of the file.")
+@_bundle_option
 @click.option("--raw-pixels", is_flag=True, help="Take uint8 [batch, R, R, 3] as a camera gives it.")
-@click.option("--out", type=_PATH, required=True)
+@click.option("--out", type=_PATH, required=True, help="The model's file.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
 @_json_option
 def export(run: Path, as_json: bool, **options: Any) -> None:
-    """Write a RUN's adapted classifier (or a bundle's) as a model file for any inference runtime."""
+    """Write a RUN's adapted classifier (or a bundle's) as a model.
+
+    Its metadata tell classes, resolution, and by which mean and standard deviation pixels are normalised.
+    """
     from tinytl_edge.export_run import export as run_export
     from tinytl_edge.runtime.memory import megabytes
 
@@ -353,13 +373,17 @@ def export(run: Path, as_json: bool, **options: Any) -> None:
 
 @command("tinytl-edge inspect bundle")
 @click.argument("path", type=_PATH)
+@_bundle_option
 @_json_option
-def inspect(path: Path, as_json: bool) -> None:
-    """Say what PATH is: a bundle, a run, a dataset or an adapter; with the paper's memory count."""
+def inspect(path: Path, bundle: Path | None, as_json: bool) -> None:
+    """Say what PATH is: a bundle, a run, a dataset or an adapter.
+
+    Of bundles and runs also the memory: by the paper's count, and as measured.
+    """
     from tinytl_edge.inspection import describe
     from tinytl_edge.inspection import inspect as run_inspect
 
-    content = run_inspect(path)
+    content = run_inspect(path, bundle=bundle)
     click.echo(json.dumps(content, indent=1, ensure_ascii=False) if as_json else describe(content))
 
 
@@ -384,19 +408,18 @@ def devices(name: str | None, as_json: bool) -> None:
 
 
 @command("tinytl-edge demo --out demo")
-@click.option(
-    "--data", type=_PATH, help="Your own photographs, in class folders (or with train/ and test/ in it)."
-)
-@click.option("--backbone", default="efficientnet-lite0", show_default=True)
-@click.option("--epochs", type=int, default=5, show_default=True)
-@click.option("--resolution", type=int, default=96, show_default=True)
-@click.option("--threads", type=int, help="[default: all cores]")
-@click.option(
-    "--out", type=_PATH, default=Path("demo"), show_default=True, help="Bundles and runs stay here."
-)
+@click.option("--data", type=_PATH, help="Your own photographs, in class folders (or with train/ and test/ in it).")
+@click.option("--backbone", metavar="NAME", default="efficientnet-lite0", show_default=True, help="See prepare.")
+@click.option("--epochs", type=int, default=5, show_default=True, help="Rounds through the photographs.")
+@click.option("--resolution", type=int, metavar="PX", default=96, show_default=True, help="Size of the input.")
+@click.option("--threads", type=int, help="How many compute.  [default: all cores]")
+@click.option("--out", type=_PATH, default=Path("demo"), show_default=True, help="Bundles and runs stay here.")
 @_json_option
 def demo(out: Path, as_json: bool, **options: Any) -> None:
-    """The whole way: last layer alone against lite-residual+bias, on handwritten digits or your photographs."""
+    """The whole way, on handwritten digits or your photographs.
+
+    Prepares, trains, evaluates and exports twice: last layer alone against lite-residual+bias.
+    """
     _need("torch", "prepare")
     from tinytl_edge.demo import demo as run_demo
     from tinytl_edge.demo import table

@@ -107,9 +107,7 @@ def write_digits(folder: Path) -> tuple[Path, Path]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UsageError(
-            "The demo's digits need scikit-learn: pip install 'tinytl-edge[demo]', or --data."
-        ) from None
+        raise UsageError("The demo's digits need scikit-learn: pip install 'tinytl-edge[demo]', or --data.") from None
     from PIL import Image
 
     digits = load_digits()
@@ -133,9 +131,7 @@ def _split(data: Path, links: Path) -> tuple[Path, Path]:
             return data / "train", data / name
     for label, files in find_photographs(data).items():
         if len(files) < 2:
-            raise DataError(
-                f"The class '{label}' in {data} has {len(files)} photographs: the demo needs two or more."
-            )
+            raise DataError(f"The class '{label}' in {data} has {len(files)} photographs: the demo needs two or more.")
         for number, file in enumerate(files):
             place = links / ("test" if number % 4 == 1 else "train") / label / file.name
             place.parent.mkdir(parents=True, exist_ok=True)

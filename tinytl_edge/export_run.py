@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tinytl_edge.runtime.bundle import FORWARD, open_bundle
+from tinytl_edge.runtime.bundle import FORWARD
 from tinytl_edge.runtime.errors import UsageError
-from tinytl_edge.runtime.run import is_run, open_run
+from tinytl_edge.runtime.run import open_model
 from tinytl_edge.runtime.tensors import atomic_write
 
 FORMATS = ("onnx",)
@@ -47,18 +47,12 @@ def export(
     except ImportError:
         raise UsageError("Exporting needs the package onnx: pip install 'tinytl-edge[prepare]'.") from None
 
-    parameters: dict[str, np.ndarray[Any, Any]] = {}
-    if is_run(Path(model)):
-        run = open_run(model, bundle)
-        adapter = run.adapter()
-        opened, classes = run.bundle, adapter.classes
-        parameters = {
-            name: np.frombuffer(adapter.tensors.read(name), np.float32).reshape(entry.shape)
-            for name, entry in adapter.tensors.entries.items()
-        }
-    else:
-        opened = open_bundle(model)
-        classes = opened.manifest.classes
+    opened, adapter = open_model(model, bundle)
+    classes = adapter.classes if adapter else opened.manifest.classes
+    parameters = {}
+    if adapter is not None:
+        for name, entry in adapter.tensors.entries.items():
+            parameters[name] = np.frombuffer(adapter.tensors.read(name), np.float32).reshape(entry.shape)
     forward = onnx.load(opened.file(FORWARD))
     content = inference_model(forward, opened.manifest, parameters, classes, raw_pixels).SerializeToString()
     with atomic_write(target) as file:

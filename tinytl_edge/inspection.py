@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tinytl_edge.runtime.bundle import MANIFEST, Bundle, open_bundle
+from tinytl_edge.runtime.bundle import Bundle, is_bundle, open_bundle
 from tinytl_edge.runtime.dataset import open_dataset
 from tinytl_edge.runtime.errors import DamagedFileError
 from tinytl_edge.runtime.memory import megabytes
@@ -14,15 +14,18 @@ from tinytl_edge.runtime.run import is_run, open_run
 from tinytl_edge.runtime.tensors import open_tensors
 
 
-def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+def inspect(path: str | os.PathLike[str], *, bundle: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Describe a bundle, a run, or a safetensors file of ours (dataset, adapter).
+
+    Args:
+        bundle: the run's bundle, if it has moved.
 
     Raises:
         DamagedFileError: it is none of these, or damaged.
     """
     path = Path(path)
     if is_run(path):
-        run = open_run(path)
+        run = open_run(path, bundle)
         result = run.record.get("result") or {}
         keys = (
             "runtime",
@@ -35,12 +38,14 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
         return {
             "kind": "run",
+            "path": os.fspath(path),
             "status": run.record.get("status"),
+            "error": run.record.get("error"),
             "options": run.record.get("options"),
             "result": {key: result.get(key) for key in keys},
             "bundle": _describe_bundle(run.bundle),
         }
-    if (path / MANIFEST).is_file():
+    if is_bundle(path):
         return _describe_bundle(open_bundle(path))
     if path.is_file():
         tensors = open_tensors(path)
@@ -95,7 +100,9 @@ def describe(content: dict[str, Any]) -> str:
     """`inspect`'s answer as text for a person."""
     if content["kind"] == "run":
         result = content["result"]
-        lines = [f"run, {content['status']}"]
+        lines = [f"run {content['path']}, {content['status']}"]
+        if content["error"]:
+            lines.append(f"  {content['error']}")
         if result.get("steps") is not None:
             lines.append(_row("runtime", result["runtime"]))
             lines.append(_row("steps", result["steps"]))
@@ -109,18 +116,20 @@ def describe(content: dict[str, Any]) -> str:
         return _describe_bundle_text(content)
     if content["kind"] == "dataset":
         rows = [_row(name, count) for name, count in content["classes"].items()]
-        head = f"dataset of {content['images']} pictures, {content['stored_px']} px, for {content['resolution']} px"
+        stored, resolution = content["stored_px"], content["resolution"]
+        head = f"dataset of {content['images']} photographs, {stored} px, for an input of {resolution} px"
         return "\n".join([head, *rows])
+    about = [_row(name, value) for name, value in content["metadata"].items() if name != "format"]
     rows = [_row(name, f"{dtype} {shape}") for name, (dtype, shape) in content["tensors"].items()]
-    return "\n".join([content["kind"], *rows])
+    return "\n".join([content["kind"], *about, f"{len(rows)} tensors", *rows])
 
 
 def _describe_bundle_text(content: dict[str, Any]) -> str:
     paper = content["paper_memory_bytes"]
     classes = content["classes"]
-    names = classes if isinstance(classes, int) else f"{len(classes)}: {', '.join(classes[:6])}"
-    if not isinstance(classes, int) and len(classes) > 6:
-        names += ", ..."
+    names = str(classes)
+    if not isinstance(classes, int):
+        names = f"{len(classes)}: {', '.join(classes[:6])}" + (", ..." if len(classes) > 6 else "")
     batch = content["batch_size"]
     trained = content["trainable"] / content["parameters"]
     return "\n".join(

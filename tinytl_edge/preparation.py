@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,16 @@ import torch
 from tinytl_edge import __version__
 from tinytl_edge.export.forward import export_forward
 from tinytl_edge.export.ort_training import OPTIMIZERS, export_ort_training
-from tinytl_edge.runtime.bundle import FORWARD, ORT_FOLDER, Bundle, Dropout, Manifest, write_bundle
+from tinytl_edge.runtime.bundle import (
+    FORWARD,
+    ORT_FOLDER,
+    Bundle,
+    Dropout,
+    Manifest,
+    new_bundle,
+    open_bundle,
+    write_manifest,
+)
 from tinytl_edge.runtime.errors import DataError, StorageError, UsageError
 from tinytl_edge.runtime.photographs import find_photographs
 
@@ -21,6 +31,8 @@ from .lite_residual import attach_lite_residuals
 from .model_source import Classifier, from_backbone, from_factory
 from .paper_memory import paper_memory
 from .transfer import METHODS, choose_trainables, fold_batchnorm, parameter_group, uses_lite_residuals
+
+DEFAULT_BACKBONE = "efficientnet-lite0"
 
 
 @dataclass(frozen=True)
@@ -71,67 +83,63 @@ def prepare(
         TinyTLError: of the kind that says what is wrong; nothing is left behind.
     """
     say = on_progress or (lambda text: None)
-    _check(method, optimizer, batch_size, resolution, backbone, model, residual)
+    _check(method, optimizer, batch_size, resolution, backbone, model, residual, mean, std)
     names, count = _classes(classes, data)
-    say("building the model")
-    if model is not None:
-        classifier = from_factory(model, weights, count, resolution, tuple(residual), seed, mean, std)
-    else:
-        classifier = from_backbone(backbone or "efficientnet-lite0", weights, count, resolution, seed)
-    paper = transform(classifier, method, tuple(train), seed)
-
-    say("exporting forward.onnx")
-    network = classifier.model
-    forward, dropouts = export_forward(network, classifier.resolution)
-    trainable = {
-        name: parameter_group(name, classifier.head)
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad
-    }
-    present = {tensor.name for tensor in forward.graph.initializer}
-    unused = [name for name in trainable if name not in present]
-    if unused:
-        raise UsageError(
-            f"The parameter '{unused[0]}' does not take part in the model's output: it cannot train."
-        )
-    frozen = [name for name, _ in network.named_parameters() if name in present and name not in trainable]
-
-    def fill(folder: Path) -> None:
-        onnx.save(forward, folder / FORWARD)
-        say("differentiating for onnxruntime-training")
-        (folder / ORT_FOLDER).mkdir()
-        export_ort_training(forward, list(trainable), frozen, optimizer, folder / ORT_FOLDER)
-
-    manifest = Manifest(
-        backbone=classifier.name,
-        method=method,
-        classes=names,
-        class_count=count,
-        resolution=classifier.resolution,
-        mean=classifier.mean,
-        std=classifier.std,
-        optimizer=optimizer,
-        batch_size=batch_size,
-        dropouts=tuple(Dropout(d.name, d.shape, d.rate) for d in dropouts),
-        trainable=trainable,
-        parameter_count=sum(p.numel() for p in network.parameters()),
-        trainable_count=sum(p.numel() for p in network.parameters() if p.requires_grad),
-        paper_memory=paper,
-        runtimes=("onnxruntime-training",),
-        created_by=__version__,
-    )
     try:
-        bundle = write_bundle(Path(out), manifest, fill, overwrite)
+        with new_bundle(Path(out), overwrite) as folder:
+            say("building the model")
+            if model is not None:
+                classifier = from_factory(model, weights, count, resolution, tuple(residual), seed, mean, std)
+            else:
+                classifier = from_backbone(backbone or DEFAULT_BACKBONE, weights, count, resolution, seed)
+            paper = transform(classifier, method, tuple(train), seed)
+            network = classifier.model
+            trainable = {
+                name: parameter_group(name, classifier.head)
+                for name, parameter in network.named_parameters()
+                if parameter.requires_grad
+            }
+
+            say(f"exporting {FORWARD}")
+            forward, dropouts = export_forward(network, classifier.resolution)
+            present = {tensor.name for tensor in forward.graph.initializer}
+            unused = [name for name in trainable if name not in present]
+            if unused:
+                raise UsageError(
+                    f"The parameter '{unused[0]}' does not take part in the model's output: it cannot train."
+                )
+            onnx.save(forward, folder / FORWARD)
+
+            say("differentiating for onnxruntime-training")
+            frozen = [n for n, _ in network.named_parameters() if n in present and n not in trainable]
+            (folder / ORT_FOLDER).mkdir()
+            export_ort_training(forward, list(trainable), frozen, optimizer, folder / ORT_FOLDER)
+
+            manifest = Manifest(
+                backbone=classifier.name,
+                method=method,
+                classes=names,
+                class_count=count,
+                resolution=classifier.resolution,
+                mean=classifier.mean,
+                std=classifier.std,
+                optimizer=optimizer,
+                batch_size=batch_size,
+                dropouts=tuple(Dropout(d.name, d.shape, d.rate) for d in dropouts),
+                trainable=trainable,
+                parameter_count=sum(p.numel() for p in network.parameters()),
+                trainable_count=sum(p.numel() for p in network.parameters() if p.requires_grad),
+                paper_memory=paper,
+                runtimes=("onnxruntime-training",),
+                created_by=__version__,
+            )
+            write_manifest(folder, manifest)
     except MemoryError:
-        raise StorageError(
-            "There is not enough memory to prepare this model: use a smaller --resolution."
-        ) from None
-    return Prepared(bundle, classifier.notes)
+        raise StorageError("There is not enough memory to prepare this model: use a smaller --resolution.") from None
+    return Prepared(open_bundle(out), classifier.notes)
 
 
-def transform(
-    classifier: Classifier, method: str, also: tuple[str, ...] = (), seed: int = 0
-) -> dict[str, float]:
+def transform(classifier: Classifier, method: str, also: tuple[str, ...] = (), seed: int = 0) -> dict[str, float]:
     """Apply the TinyTL transform in place; returns the paper's memory count in bytes.
 
     The count is taken before BatchNorm is folded, as the paper does.
@@ -160,6 +168,8 @@ def _check(
     backbone: str | None,
     model: str | None,
     residual: Sequence[str],
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
 ) -> None:
     if method not in METHODS:
         raise UsageError(f"'{method}' is no method: choose one of {', '.join(METHODS)}.")
@@ -173,21 +183,21 @@ def _check(
         raise UsageError("--backbone and --model exclude each other: name one.")
     if residual and model is None:
         raise UsageError("--residual goes with --model: a backbone knows its blocks.")
+    if (mean or std) and model is None:
+        raise UsageError("--mean and --std go with --model: a backbone knows its own.")
+    if not all(map(math.isfinite, mean or ())) or not all(0 < value < math.inf for value in std or ()):
+        raise UsageError("--mean and --std are of pixels in 0..255, and --std is above zero.")
 
 
-def _classes(
-    classes: int | Sequence[str] | None, data: str | os.PathLike[str] | None
-) -> tuple[tuple[str, ...], int]:
+def _classes(classes: int | Sequence[str] | None, data: str | os.PathLike[str] | None) -> tuple[tuple[str, ...], int]:
     """Names (none, if only their number is known) and number."""
     if (classes is None) == (data is None):
-        raise UsageError("Say what is to be told apart: --classes N, --classes NAME,NAME,... or --data DIR.")
+        raise UsageError("Say what is to be told apart by one of --classes N, --classes NAME,NAME,... and --data DIR.")
     if data is not None:
         found = find_photographs(data)
         empty = [name for name, files in found.items() if not files]
         if empty:
-            raise DataError(
-                f"The class '{empty[0]}' in {os.fspath(data)} has no photographs: add some, or remove it."
-            )
+            raise DataError(f"The class '{empty[0]}' in {os.fspath(data)} has no photographs: add some, or remove it.")
         names = tuple(found)
     elif isinstance(classes, int):
         names = ()

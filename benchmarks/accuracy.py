@@ -1,0 +1,71 @@
+"""Accuracy of the methods on photographs, each trained with the default recipe.
+
+    python benchmarks/accuracy.py DATA [DATA ...] [--methods last,bias] [--seeds 0,1,2] [--resolution 160]
+                                  [--epochs 10] [--threads 1] [--out FOLDER] [-- train options, as --lr-bias 1e-3]
+
+DATA is a folder with train/ and test/ of class folders. Bundles, datasets and runs stay in --out, and what is
+there already is not run again. Prints a Markdown table: mean test accuracy, its spread over the seeds, the
+peak memory and the median step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+
+def tinytl(*words: object) -> str:
+    """Run a command of ours and return what it printed."""
+    command = [sys.executable, "-m", "tinytl_edge", *map(str, words)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def train(data: Path, method: str, seed: int, options: argparse.Namespace, more: list[str]) -> dict[str, float]:
+    """The `done` event of one training."""
+    name = f"{data.name}-{method}-{options.resolution}"
+    bundle, run = options.out / f"bundle-{name}", options.out / f"run-{name}-{seed}{'-'.join(['', *more])}"
+    size = ["--resolution", options.resolution]
+    if not bundle.exists():
+        tinytl("prepare", "--data", data / "train", "--method", method, *size, "--out", bundle, "--json")
+    packed = {}
+    for part in ("train", "test"):
+        packed[part] = options.out / f"{data.name}-{part}-{options.resolution}.safetensors"
+        if not packed[part].exists():
+            tinytl("pack", data / part, "--bundle", bundle, "--out", packed[part])
+    record = run / "run.json"
+    if not record.exists() or "result" not in json.loads(record.read_text()):
+        common = ["--epochs", options.epochs, "--threads", options.threads, "--seed", seed, "--json"]
+        tinytl("train", bundle, "--data", packed["train"], "--val", packed["test"], "--out", run, *common, *more)
+    return json.loads(record.read_text())["result"]
+
+
+def main() -> None:
+    """Train everything and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", type=Path)
+    parser.add_argument("--methods", default="last,bias,lite-residual+bias")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--resolution", type=int, default=160)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("build/accuracy"))
+    options, more = parser.parse_known_args()
+    more = [word for word in more if word != "--"]
+    print("| photographs | method | test accuracy | spread | peak memory (MB) | step (ms) |\n|---|---|---|---|---|---|")
+    for data in options.data:
+        for method in options.methods.split(","):
+            results = [train(data, method, int(seed), options, more) for seed in options.seeds.split(",")]
+            accuracy = [100 * result["val_accuracy"] for result in results]
+            peak = max(result["peak_rss_bytes"] for result in results) / 1e6
+            step = statistics.median(result["step_ms_median"] for result in results)
+            mean, spread = statistics.mean(accuracy), max(accuracy) - min(accuracy)
+            print(f"| {data.name} | {method} | {mean:.1f} % | {spread:.1f} | {peak:.0f} | {step:.0f} |")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

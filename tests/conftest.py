@@ -1,0 +1,125 @@
+"""Tiny photographs, a tiny bundle and a run of it, made once; and the command line, in this process or its own."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+TESTS = Path(__file__).parent
+COLOURS = {"cat": (200, 40, 40), "dog": (40, 180, 60), "fox": (50, 60, 200)}
+CLASSES = tuple(COLOURS)
+RESOLUTION = 32
+# What `prepare` takes to make the bundle of the tests.
+TINY = ("--model", "tiny_models:Tiny", "--residual", "blocks.?", "--resolution", str(RESOLUTION))
+# Long enough to be interrupted. Of 18 photographs and batches of 4 come 5 steps an epoch.
+EPOCHS, STEPS_AN_EPOCH = 40, 5
+TRAINING = ("--epochs", str(EPOCHS), "--lr", "0.03", "--log-every", "1")
+
+
+def picture(path: Path, colour: tuple[int, int, int], seed: int = 0, size: tuple[int, int] = (40, 36)) -> Path:
+    """A coloured picture with some noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = random.Random(seed)
+    image = Image.new("RGB", (5, 4))
+    image.putdata([tuple(channel + noise.randrange(-30, 30) for channel in colour) for _ in range(20)])
+    image.resize(size).save(path)
+    return path
+
+
+def photographs(folder: Path, counts: Mapping[str, int], seed: int = 0) -> Path:
+    """`counts[name]` pictures of each class, in class folders; a class of 0 is an empty folder."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            colour = COLOURS.get(name, (128, 128, 128))
+            picture(folder / name / f"{number}.png", colour, seed=1000 * seed + number)
+    return folder
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said, and the code with which it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def sentence(self) -> str:
+        """The one sentence of a command that failed."""
+        assert "Traceback" not in self.err, self.err
+        *before, last = self.err.strip().splitlines()
+        ours = "tinytl-edge: "
+        assert last.startswith(ours) and not any(line.startswith(ours) for line in before), self.err
+        return last.removeprefix(ours)
+
+
+def tinytl(*arguments: object) -> Answer:
+    """`tinytl-edge` in this process; an exception that is not ours fails the test."""
+    from tinytl_edge.cli import cli
+
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Answer(result.exit_code, result.stdout, result.stderr)
+
+
+def ok(*arguments: object) -> str:
+    """What a command that must succeed prints."""
+    answer = tinytl(*arguments)
+    assert answer.code == 0, answer
+    return answer.out
+
+
+def fails(code: int, *arguments: object) -> str:
+    """The sentence with which a command that must fail ends."""
+    answer = tinytl(*arguments)
+    assert answer.code == code, answer
+    return answer.sentence
+
+
+def start(
+    *arguments: object, environment: Mapping[str, str] | None = None, stderr: int = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """`tinytl-edge` in a process of its own."""
+    command = [sys.executable, "-m", "tinytl_edge", *map(str, arguments)]
+    environment = {**os.environ, **(environment or {})}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
+
+
+def prepare(out: Path, *arguments: object) -> Path:
+    """The tests' bundle."""
+    ok("prepare", *TINY, "--batch-size", 4, *arguments, "--out", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photographs in `train` and `val`."""
+    folder = tmp_path_factory.mktemp("workplace")
+    photographs(folder / "train", dict.fromkeys(CLASSES, 6))
+    photographs(folder / "val", dict.fromkeys(CLASSES, 3), seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(workplace: Path) -> Path:
+    """A bundle that knows its classes by name: it is not to be written to."""
+    return prepare(workplace / "bundle", "--data", workplace / "train")
+
+
+@pytest.fixture(scope="session")
+def run(workplace: Path, bundle: Path) -> Path:
+    """A run that was never interrupted: it is not to be written to."""
+    out = workplace / "run"
+    ok("train", bundle, "--data", workplace / "train", "--val", workplace / "val", *TRAINING, "--out", out)
+    return out

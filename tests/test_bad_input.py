@@ -1,0 +1,514 @@
+"""Everything that can be wrong is one sentence and one exit code, and nothing that was there before is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CLASSES, COLOURS, TINY, fails, ok, photographs, picture, prepare, tinytl
+from PIL import Image
+
+import tinytl_edge
+from tinytl_edge.runtime.errors import StorageError
+
+ADAPTER, CHECKPOINT = "adapter.safetensors", "checkpoint.ort"
+
+
+def flip(path: Path) -> None:
+    """One byte in the middle is another."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "flipped": flip,
+    "truncated": truncate,
+    "empty": lambda path: path.write_bytes(b"") and None,
+    "missing": Path.unlink,
+}
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Bundles ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "name",
+    ["manifest.json", "forward.onnx", *(f"ort/{n}" for n in (
+        "training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint"
+    ))],
+)  # fmt: skip
+def test_a_damaged_bundle_is_refused(name: str, damage: str, bundle: Path, workplace: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    DAMAGE[damage](copy / name)
+    sentence = fails(3, "train", copy, "--data", workplace / "train", "--out", tmp_path / "run")
+    assert name in sentence
+    assert not (tmp_path / "run").exists()
+    for command in (["evaluate", copy, "--data", workplace / "val"], ["inspect", copy]):
+        assert tinytl(*command).code == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": 99}, "version 99"),
+        ({"format": "another"}, "not the manifest of a tinytl-edge bundle"),
+        ({"resolution": 64}, "checksum"),
+    ],
+)
+def test_a_manifest_of_another_kind_is_refused(
+    change: dict[str, Any], words: str, bundle: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    assert words in fails(3, "inspect", copy)
+
+
+@pytest.mark.parametrize("content", ["", "no JSON", "[]", "{}", '{"format": "tinytl-edge-bundle", "version": 1}'])
+def test_what_is_no_manifest_is_refused(content: str, bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    (copy / "manifest.json").write_text(content)
+    assert "manifest.json" in fails(3, "inspect", copy)
+
+
+def test_what_is_no_bundle_is_refused(workplace: Path, run: Path, tmp_path: Path) -> None:
+    data = ("--data", workplace / "train", "--out", tmp_path / "run")
+    for place in (tmp_path / "nothing", workplace / "train", run, run / ADAPTER):
+        assert f"{place} is no bundle" in fails(3, "train", place, *data)
+    assert not (tmp_path / "run").exists()
+    assert "is neither a run" in fails(3, "evaluate", tmp_path / "nothing", "--data", workplace / "val")
+    assert "is neither a run" in fails(3, "export", workplace, "--out", tmp_path / "model.onnx")
+    assert "is neither a bundle nor a run" in fails(3, "inspect", tmp_path / "nothing")
+
+
+# Photographs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"cat": 2, "dog": 2, "owl": 2}, "owl is not a class of the model, which knows 'cat', 'dog', 'fox'"),
+        ({"cat": 0, "dog": 0, "fox": 0}, "no photographs"),
+        ({}, "no class folders"),
+    ],
+)
+def test_photographs_that_do_not_fit_the_bundle(
+    counts: dict[str, int], words: str, bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    data = photographs(tmp_path / "data", counts)
+    for command in (["train", bundle, "--out", tmp_path / "run"], ["evaluate", bundle]):
+        assert words in fails(4, *command, "--data", data)
+    assert not (tmp_path / "run" / ADAPTER).exists()
+    photographs(data, dict.fromkeys(CLASSES, 2))
+    shutil.rmtree(data / "owl", ignore_errors=True)
+    ok("train", bundle, "--data", data, "--epochs", 1, "--out", tmp_path / "run")  # what failed is not in the way
+
+
+@pytest.mark.parametrize("option", ["--data", "--val"])
+def test_photographs_that_are_not_there(option: str, bundle: Path, workplace: Path, tmp_path: Path) -> None:
+    places = {"--data": workplace / "train", "--val": workplace / "val", option: tmp_path / "nothing"}
+    data = [word for pair in places.items() for word in pair]
+    assert "nothing does not exist" in fails(4, "train", bundle, *data, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # found out before anything was packed
+
+
+def test_photographs_must_be_named(bundle: Path, tmp_path: Path) -> None:
+    assert "--data" in fails(2, "train", bundle, "--out", tmp_path / "run")
+
+
+def test_too_few_classes_for_the_bundle(workplace: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    ok("prepare", *TINY, "--classes", 5, "--method", "last", "--out", bundle)
+    sentence = fails(4, "train", bundle, "--data", workplace / "train", "--out", tmp_path / "run")
+    assert "has 3 classes, the bundle was prepared for 5" in sentence
+
+
+def test_classes_without_photographs_are_a_warning(bundle: Path, run: Path, tmp_path: Path) -> None:
+    data = photographs(tmp_path / "data", {"cat": 1, "dog": 0})
+    answer = tinytl("evaluate", run, "--data", data, "--json")
+    assert answer.code == 0
+    assert "has no usable photographs of 'dog', 'fox'" in answer.err
+    assert json.loads(answer.out)["per_class"][1:] == [None, None]
+    answer = tinytl("train", bundle, "--data", data, "--val", data, "--epochs", 1, "--out", tmp_path / "run")
+    assert answer.code == 0  # one photograph is little, but not nothing
+    assert answer.err.count("has no usable photographs of 'dog', 'fox'") == 2
+
+
+def test_every_kind_of_picture_is_used_and_what_is_none_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "data/cat"
+    folder.mkdir(parents=True)
+    image = Image.open(picture(tmp_path / "one.png", COLOURS["cat"]))
+    for mode, suffix in {"RGB": "jpg", "L": "jpg", "CMYK": "jpg", "RGBA": "png", "LA": "png", "P": "gif"}.items():
+        image.convert(mode).save(folder / f"{mode}.{suffix}")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(folder / "turned.jpg", exif=exif)
+    (folder / "text.jpg").write_text("This is no picture.")
+    (folder / "empty.jpg").touch()
+    (folder / "broken.jpg").write_bytes((folder / "RGB.jpg").read_bytes()[:400])
+    (folder / "notes.txt").write_text("Nobody takes this for a picture.")
+    answer = tinytl("pack", tmp_path / "data", "--resolution", 16, "--out", tmp_path / "out", "--json")
+    assert answer.code == 0
+    content = json.loads(answer.out)
+    assert content["images"] == 7
+    assert {Path(name).name for name in content["skipped"]} == {"text.jpg", "empty.jpg", "broken.jpg"}
+    assert answer.err.count("was skipped: ") == 3
+
+
+def test_a_picture_to_predict_must_be_one(run: Path, workplace: Path, tmp_path: Path) -> None:
+    good, text = workplace / "val/cat/0.png", tmp_path / "text.jpg"
+    text.write_text("This is no picture.")
+    assert "text.jpg cannot be used" in fails(4, "predict", run, good, text)
+    assert "nothing.jpg is no file" in fails(4, "predict", run, good, tmp_path / "nothing.jpg")
+    assert "is no file" in fails(4, "predict", run, workplace)
+
+
+def test_a_packed_dataset_must_fit(bundle: Path, workplace: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "run")
+    packed = tmp_path / "packed.safetensors"
+    ok("pack", workplace / "train", "--resolution", 48, "--out", packed)
+    sentence = fails(4, "train", bundle, "--data", packed, *out)
+    assert "packed for 48 px, the bundle takes 32" in sentence
+    ok("pack", photographs(tmp_path / "data", {"ant": 1, "bee": 1, "cow": 1}), "--resolution", 32, "--out", packed)
+    sentence = fails(4, "train", bundle, "--data", packed, *out)
+    assert "has the classes 'ant', 'bee', 'cow', where the model knows 'cat', 'dog', 'fox'" in sentence
+    assert "packed.safetensors" in fails(3, "train", bundle, "--data", damaged(packed, truncate), *out)
+    assert "not a usable" in fails(3, "train", bundle, "--data", bundle / "forward.onnx", *out)
+
+
+def damaged(path: Path, damage: Callable[[Path], None]) -> Path:
+    damage(path)
+    return path
+
+
+def test_no_number_is_taken_that_makes_no_sense(bundle: Path, workplace: Path, tmp_path: Path) -> None:
+    train = ("train", bundle, "--data", workplace / "train", "--out", tmp_path / "run")
+    for option, value in {
+        "--epochs": 0, "--batch-size": 0, "--lr": -1, "--lr-bias": "nan", "--dropout": 1, "--label-smoothing": 1,
+        "--min-area": 0, "--threads": 0, "--log-every": 0, "--seed": -1,
+    }.items():  # fmt: skip
+        assert f"{option} " in fails(2, *train, option, value)
+    assert not (tmp_path / "run").exists()
+    for option, value in {"--resolution": 8, "--batch-size": 0}.items():
+        assert f"{option} {value} is out of range" in fails(
+            2, "prepare", "--classes", 3, option, value, "--out", tmp_path / "bundle"
+        )
+    assert "--resolution" in fails(2, "pack", workplace / "train", "--out", tmp_path / "packed")
+
+
+# Runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_adapter_is_refused(damage: str, run: Path, workplace: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    bundle = ("--bundle", workplace / "bundle")
+    DAMAGE[damage](copy / ADAPTER)
+    for command in (
+        ["predict", copy, workplace / "val/cat/0.png"],
+        ["evaluate", copy, "--data", workplace / "val"],
+        ["export", copy, "--out", tmp_path / "model.onnx"],
+    ):
+        sentence = fails(3, *command, *bundle)
+        assert ADAPTER in sentence or "has no adapter" in sentence
+    assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [*((CHECKPOINT, damage) for damage in DAMAGE), *(("run.json", d) for d in ("truncated", "empty", "missing"))],
+)
+def test_a_damaged_run_is_not_resumed(name: str, damage: str, run: Path, bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    DAMAGE[damage](copy / name)
+    adapter = (copy / ADAPTER).read_bytes()
+    sentence = fails(3, "train", bundle, "--resume", "--out", copy)
+    assert name in sentence or f"{copy} is no run" in sentence
+    assert (copy / ADAPTER).read_bytes() == adapter
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("format", "another"), ("version", 2), ("bundle", 5), ("options", {}), ("options", {"epochs": "many"})],
+)
+def test_a_garbled_record_is_not_resumed(key: str, value: Any, run: Path, bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    record = json.loads((copy / "run.json").read_text())
+    record[key] = {**record[key], **value} if value and isinstance(value, dict) else value
+    (copy / "run.json").write_text(json.dumps(record))
+    assert "run.json" in fails(3, "train", bundle, "--resume", "--out", copy)
+
+
+def test_what_was_never_started_or_has_lost_its_data_is_not_resumed(run: Path, bundle: Path, tmp_path: Path) -> None:
+    assert "is no run" in fails(3, "train", bundle, "--resume", "--out", tmp_path / "nothing")
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "train.safetensors").unlink()
+    assert "train.safetensors, on which" in fails(4, "train", bundle, "--resume", "--out", copy)
+
+
+def test_a_trained_run_is_not_trained_over(run: Path, bundle: Path, workplace: Path) -> None:
+    before = content_of(run)
+    sentence = fails(2, "train", bundle, "--data", workplace / "train", "--out", run)
+    assert "already holds a trained run: go on with --resume, or choose another --out" in sentence
+    assert content_of(run) == before
+
+
+def test_a_folder_of_something_else_is_not_used(bundle: Path, workplace: Path) -> None:
+    before = content_of(workplace / "val")
+    sentence = fails(2, "train", bundle, "--data", workplace / "train", "--out", workplace / "val")
+    assert "holds something else" in sentence
+    assert content_of(workplace / "val") == before
+
+
+def test_an_adapter_goes_with_its_own_bundle(run: Path, workplace: Path, tmp_path: Path) -> None:
+    image = workplace / "val/cat/0.png"
+    other = prepare(tmp_path / "other", "--classes", "cat,dog,fox", "--seed", 1)
+    for sentence in (
+        fails(3, "predict", run, image, "--bundle", other),
+        fails(3, "train", other, "--resume", "--out", run),
+    ):
+        assert f"{other} is not the bundle that {run} was trained from" in sentence
+    ok("train", other, "--data", workplace / "train", "--epochs", 1, "--out", tmp_path / "run")
+    shutil.copy(run / ADAPTER, tmp_path / "run" / ADAPTER)
+    assert "was trained from another bundle" in fails(3, "predict", tmp_path / "run", image)
+
+
+def test_a_moved_bundle_is_found_again_by_name(run: Path, bundle: Path, workplace: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "elsewhere/run")
+    moved = shutil.copytree(bundle, tmp_path / "moved")
+    image = workplace / "val/cat/0.png"
+    sentence = fails(3, "predict", copy, image)
+    assert "is no longer at" in sentence
+    assert "--bundle" in sentence
+    expected = ok("predict", run, image)
+    assert ok("predict", copy, image, "--bundle", moved) == expected
+    assert str(moved) in ok("inspect", copy, "--bundle", moved)
+    moved.rename(copy.parent / "bundle")  # both together need no option
+    assert ok("predict", copy, image) == expected
+
+
+# Places that cannot be written --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nothing/here"])
+def test_a_place_that_cannot_be_written(place: str, bundle: Path, workplace: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / place
+    data = workplace / "train"
+    expected = {
+        6: [("train", bundle, "--data", data), ("pack", data, "--resolution", 32), ("export", bundle)],
+    }  # fmt: skip
+    if place == "file":  # a file can be written over by a file, and is not taken for a folder
+        expected = {6: [("train", bundle, "--data", data)], 2: [("export", bundle)]}
+    for code, commands in expected.items():
+        for command in commands:
+            assert str(out) in fails(code, *command, "--out", out)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"file"}
+
+
+def test_a_bundle_needs_a_place_of_its_own(bundle: Path, workplace: Path, tmp_path: Path) -> None:
+    before = content_of(bundle)
+    (tmp_path / "file").write_text("mine")
+    for code, place, words in (
+        (2, bundle, "add --overwrite"),
+        (2, workplace / "val", "is no bundle"),
+        (2, tmp_path / "file", "is no bundle"),
+        (6, tmp_path / "file/below", "is a file, not a folder"),
+        (6, Path("/proc/nothing"), "could not be written"),
+    ):
+        answer = tinytl("prepare", *TINY, "--classes", 3, "--out", place)
+        assert answer.code == code
+        assert words in answer.sentence
+        assert "..." not in answer.err  # found out before the work began
+    fails(2, "prepare", *TINY, "--classes", 3, "--overwrite", "--out", workplace / "val")
+    assert content_of(bundle) == before
+
+
+def test_a_bundle_is_replaced_when_asked(tmp_path: Path) -> None:
+    bundle = prepare(tmp_path / "bundle", "--classes", 3)
+    before = content_of(bundle)
+    fails(2, "prepare", "--model", "tiny_models:Fourier", "--classes", 3, "--method", "bias", "--overwrite",
+          "--resolution", 32, "--out", bundle)  # fmt: skip
+    assert content_of(bundle) == before
+    prepare(bundle, "--classes", 4, "--overwrite")
+    assert json.loads(ok("inspect", bundle, "--json"))["classes"] == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_full_device_behind_standard_output_is_one_sentence(run: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "tinytl_edge", "devices"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert process.returncode == 6
+    assert process.stderr == "tinytl-edge: The output could not be written: No space left on device.\n"
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A filesystem of `size` bytes; the test is skipped where none may be mounted."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("no filesystem may be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_leaves_the_last_adapter(bundle: Path, run: Path, workplace: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "4M") as disk:
+
+        def fill(event: dict[str, Any]) -> None:
+            if event["event"] == "epoch" and event["epoch"] == 2:
+                with contextlib.suppress(OSError), (disk / "filler").open("wb") as file:
+                    while True:
+                        file.write(b"x" * 4096)
+                        file.flush()
+
+        options = tinytl_edge.TrainOptions(epochs=1000)
+        with pytest.raises(StorageError, match="could not be written: No space left on device"):
+            tinytl_edge.train(bundle, run / "train.safetensors", out=disk / "run", options=options, on_event=fill)
+        assert sorted(path.name for path in (disk / "run").iterdir()) == [
+            ADAPTER, CHECKPOINT, "events.jsonl", "run.json",
+        ]  # fmt: skip
+        (disk / "filler").unlink()
+        ok("predict", disk / "run", workplace / "val/cat/0.png", "--bundle", bundle)
+    with small_disk(tmp_path / "full", "8k") as disk:
+        sentence = fails(6, "train", bundle, "--data", workplace / "train", "--out", disk / "run")
+        assert "No space left on device" in sentence
+
+
+def test_files_that_may_not_grow_leave_the_last_adapter(bundle: Path, run: Path, tmp_path: Path) -> None:
+    """What a full disk does, without one: the limit is below the adapter's size."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    before = (copy / ADAPTER).read_bytes()
+    limit = len(before) // 1024 - 1
+    (copy / "events.jsonl").unlink()
+    command = f'ulimit -f {limit}; exec "$0" -m tinytl_edge train "$1" --resume --out "$2"'
+    process = subprocess.run(["bash", "-c", command, sys.executable, bundle, copy], capture_output=True, text=True)
+    assert process.returncode == 6
+    assert "could not be written: File too large" in process.stderr.splitlines()[-1]
+    assert (copy / ADAPTER).read_bytes() == before
+
+
+# Training that fails ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sgd_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With plain gradient descent steps can be as long as one likes."""
+    return prepare(tmp_path_factory.mktemp("sgd") / "bundle", "--classes", ",".join(CLASSES), "--optimizer", "sgd")
+
+
+WILD = ("--lr", 10, "--lr-bias", 10, "--lr-lite-residual", 10)
+
+
+@pytest.mark.parametrize("how", ["no number", "hopeless"])
+def test_training_that_diverges_says_so(how: str, sgd_bundle: Path, run: Path, workplace: Path, tmp_path: Path) -> None:
+    bundle, words, options = sgd_bundle, "far above that of guessing", WILD
+    if how == "no number":  # pixels become infinite
+        bundle, words, options = tmp_path / "bundle", "the loss is nan", ()
+        prepare(bundle, "--data", workplace / "train", "--std", "1e-38")
+    out = tmp_path / "run"
+    sentence = fails(7, "train", bundle, "--data", run / "train.safetensors", "--out", out, *options)
+    assert "diverged at step" in sentence
+    assert words in sentence
+    assert "there is no adapter yet" in sentence
+    record = json.loads((out / "run.json").read_text())
+    assert (record["status"], record["error"]) == ("failed", sentence)
+    assert json.loads((out / "events.jsonl").read_text().splitlines()[-1])["exit_code"] == 7
+    assert sentence in " ".join(ok("inspect", out).split())
+
+
+def test_training_that_diverges_leaves_the_last_good_adapter(
+    sgd_bundle: Path, run: Path, workplace: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    record: dict[str, Any] = {}
+
+    def lead_astray(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch":
+            record.update(json.loads((out / "run.json").read_text()))
+            raise KeyboardInterrupt  # and the worker is gone
+
+    options = tinytl_edge.TrainOptions(epochs=100)
+    with pytest.raises(KeyboardInterrupt):
+        tinytl_edge.train(sgd_bundle, run / "train.safetensors", out=out, options=options, on_event=lead_astray)
+    good = (out / ADAPTER).read_bytes()
+    record["options"].update(lr=10, lr_bias=10, lr_lite_residual=10)
+    (out / "run.json").write_text(json.dumps(record))
+    sentence = fails(7, "train", sgd_bundle, "--resume", "--out", out)
+    assert "the last good adapter stays" in sentence
+    assert (out / ADAPTER).read_bytes() == good
+    ok("predict", out, workplace / "val/cat/0.png")
+
+
+# Models that cannot be prepared -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "arguments"),
+    [
+        (2, "no backbone named 'mobilenet-v9'", ["--backbone", "mobilenet-v9"]),
+        (2, "did you mean efficientnet-lite0?", ["--backbone", "eficientnet-lite0"]),
+        (2, "exclude each other", ["--backbone", "mobilenet-v2", "--model", "tiny_models:Tiny"]),
+        (2, "give --weights FILE, or --weights random", ["--backbone", "mobilenet-v2"]),
+        (2, "does not exist", ["--weights", "nothing.pth"]),
+        (3, "is not a usable PyTorch weight file", ["--weights", __file__]),
+        (2, "not of the form", ["--model", "tiny_models"]),
+        (2, "No module named 'nothing_like_it'", ["--model", "nothing_like_it:Tiny"]),
+        (2, "RuntimeError: a message of two lines", ["--model", "tiny_models:broken"]),
+        (2, "'head*' matches no submodule", ["--model", "tiny_models:Tiny", "--residual", "head*"]),
+        (2, "name them with --residual", ["--model", "tiny_models:Tiny"]),
+        (2, "--residual goes with --model", ["--residual", "blocks.*"]),
+        (2, "--mean and --std go with --model", ["--mean", "127"]),
+        (2, "--std is above zero", ["--model", "tiny_models:Tiny", "--std", "1,1,0"]),
+        (2, "fft", ["--model", "tiny_models:Fourier", "--method", "bias"]),
+        (2, "CumSum", ["--model", "tiny_models:RunningSum", "--method", "bias"]),
+    ],
+)
+def test_a_model_that_cannot_be_prepared(code: int, words: str, arguments: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert words in fails(code, "prepare", "--classes", 3, "--resolution", 32, *arguments, "--out", out)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "arguments"),
+    [
+        (2, "--classes", []),
+        (2, "at least 2 classes", ["--classes", "1"]),
+        (2, "names a class twice", ["--classes", "cat,cat"]),
+        (4, "does not exist", ["--data", "nothing"]),
+        (4, "'dog' in", ["--data", "{}"]),
+    ],
+)
+def test_classes_that_cannot_be_told_apart(code: int, words: str, arguments: list[str], tmp_path: Path) -> None:
+    data = photographs(tmp_path / "data", {"cat": 1, "dog": 0})
+    arguments = [argument.format(data) for argument in arguments]
+    assert words in fails(code, "prepare", *arguments, "--out", tmp_path / "bundle")

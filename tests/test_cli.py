@@ -1,0 +1,298 @@
+"""The commands as a user gives them, the Python API beside them, and what they leave unimported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from conftest import CLASSES, RESOLUTION, TINY, TRAINING, ok, photographs, picture, start, tinytl
+from PIL import Image
+
+import tinytl_edge
+from tinytl_edge.cli import cli
+
+COMMANDS = sorted(cli.commands.items())
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_every_command_and_option_has_help_and_every_command_an_example(name: str, command: click.Command) -> None:
+    out = ok(name, "--help")
+    assert f"Example:\n  tinytl-edge {name} " in out
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.opts
+    _, example = out.split("Example:\n  tinytl-edge ")
+    words = example.split()
+    command.make_context(words[0], words[1:])  # its options exist and have such values
+
+
+def test_the_list_of_commands_fits_a_terminal() -> None:
+    out = ok("--help")
+    for name, _ in COMMANDS:
+        (line,) = [line for line in out.splitlines() if line.startswith(f"  {name} ")]
+        assert line.endswith("."), line
+        assert not line.endswith("..."), line
+
+
+def test_a_mistyped_command_is_explained() -> None:
+    answer = tinytl("trian")
+    assert answer.code == 2
+    assert "train" in answer.err
+
+
+# What is imported ---------------------------------------------------------------------------------------
+
+HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "psutil", "PIL", "sklearn"}
+REPORT = """
+import atexit, json, os, sys
+
+def report():
+    name = sys.modules["__main__"].__spec__.name
+    with open(os.path.join(os.environ["IMPORTS"], name), "w") as file:
+        json.dump(sorted(sys.modules), file)
+
+atexit.register(report)
+"""
+
+
+def imported(folder: Path, *arguments: object) -> dict[str, set[str]]:
+    """Which of the heavy packages each Python process of a command has imported by its end."""
+    (folder / "site").mkdir(parents=True)
+    (folder / "imports").mkdir()
+    (folder / "site/sitecustomize.py").write_text(REPORT)
+    process = start(*arguments, environment={"PYTHONPATH": str(folder / "site"), "IMPORTS": str(folder / "imports")})
+    _, complaints = process.communicate()
+    assert process.returncode == 0, complaints
+    return {path.name: HEAVY & set(json.loads(path.read_text())) for path in (folder / "imports").iterdir()}
+
+
+def test_help_starts_without_anything_heavy(tmp_path: Path) -> None:
+    assert imported(tmp_path, "--help") == {"tinytl_edge.__main__": set()}
+
+
+def test_training_imports_neither_torch_nor_onnx_and_numpy_in_the_worker_alone(
+    tmp_path: Path, workplace: Path, bundle: Path
+) -> None:
+    out = ("--epochs", 1, "--out")
+    folder = imported(tmp_path / "a", "train", bundle, "--data", workplace / "train", *out, tmp_path / "run")
+    worker = "tinytl_edge.runtime.ort_worker"
+    assert folder == {"tinytl_edge.__main__": {"psutil", "PIL"}, worker: {"numpy", "psutil"}}
+    packed = tmp_path / "run/train.safetensors"
+    file = imported(tmp_path / "b", "train", bundle, "--data", packed, *out, tmp_path / "again")
+    assert file["tinytl_edge.__main__"] == {"psutil"}
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, tinytl_edge; dir(tinytl_edge); print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not HEAVY & set(out.split())
+
+
+# The whole way ------------------------------------------------------------------------------------------
+
+
+def test_the_whole_way_by_commands(tmp_path: Path, workplace: Path) -> None:
+    bundle, run, packed = tmp_path / "bundle", tmp_path / "run", tmp_path / "train.safetensors"
+    backbone = ("--backbone", "mobilenet-v2-0.1", "--weights", "random", "--resolution", 40, "--method", "bias")
+    prepared = json.loads(
+        ok("prepare", *backbone, "--classes", ",".join(CLASSES), "--batch-size", 6, "--out", bundle, "--json")
+    )
+    assert (prepared["kind"], prepared["resolution"], prepared["classes"]) == ("bundle", 40, list(CLASSES))
+    assert any("RANDOM" in note for note in prepared["notes"])
+
+    content = json.loads(ok("pack", workplace / "train", "--bundle", bundle, "--out", packed, "--json"))
+    assert (content["images"], content["classes"]) == (18, dict.fromkeys(CLASSES, 6))
+
+    val = workplace / "val"
+    process = start("train", bundle, "--data", packed, "--val", val, "--epochs", 2, "--out", run, "--json")
+    out, complaints = process.communicate()
+    assert (process.returncode, complaints) == (0, "")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [event["event"] for event in events] == [
+        "start", "step", "checkpoint", "epoch", "step", "checkpoint", "epoch", "done",
+    ]  # fmt: skip
+    done = events[-1]
+    assert (done["runtime"], done["steps"]) == ("onnxruntime-training", 6)
+    for key in ("peak_rss_bytes", "parent_peak_rss_bytes", "step_ms_median", "train_loss"):
+        assert done[key] > 0
+    assert done["planned_peak_bytes"] is None
+    assert 0 <= done["val_accuracy"] <= 1
+
+    result = json.loads(ok("evaluate", run, "--data", val, "--json"))
+    assert (result["images"], result["classes"]) == (9, list(CLASSES))
+    assert result["accuracy"] == pytest.approx(done["val_accuracy"])
+    assert result["loss"] == pytest.approx(done["val_loss"])
+    assert sum(map(sum, result["confusion"])) == 9
+
+    images = sorted(val.rglob("*.png"))[:3]
+    answers = [json.loads(line) for line in ok("predict", run, *images, "--json").splitlines()]
+    assert [answer["image"] for answer in answers] == [str(image) for image in images]
+    for answer in answers:
+        assert set(answer["probabilities"]) == set(CLASSES)
+        assert sum(answer["probabilities"].values()) == pytest.approx(1)
+
+    model = tmp_path / "model.onnx"
+    exported = json.loads(ok("export", run, "--out", model, "--json"))
+    assert exported["bytes"] == model.stat().st_size
+    assert exported["classes"] == list(CLASSES)
+
+    kinds = {
+        run: "run", bundle: "bundle", packed: "dataset", run / "adapter.safetensors": "adapter"
+    }  # fmt: skip
+    for path, kind in kinds.items():
+        assert json.loads(ok("inspect", path, "--json"))["kind"] == kind
+
+
+def test_what_a_person_is_told(workplace: Path, bundle: Path, run: Path, tmp_path: Path) -> None:
+    assert f"bundle {bundle}" in ok("inspect", bundle)
+    said = ok("inspect", run)
+    assert said.startswith(f"run {run}, done\n")
+    assert "peak memory, measured" in said
+    assert "CRC" not in said
+    assert "steps                      200" in ok("inspect", run / "adapter.safetensors")
+    assert "dataset of 18 photographs, 37 px, for an input of 32 px" in ok("inspect", run / "train.safetensors")
+    assert ok("evaluate", run, "--data", workplace / "val").startswith("accuracy 100.0%, loss 0.")
+    image = workplace / "val/dog/0.png"
+    assert ok("predict", run, image, "--top", 1).startswith(f"{image}: dog ")
+    out = tmp_path / "model.onnx"
+    assert ok("export", bundle, "--out", out).startswith(f"{out}: ")
+    packed = tmp_path / "train.safetensors"
+    packing = ok("pack", workplace / "train", "--resolution", 16, "--out", packed)
+    assert packing == f"{packed}: 18 photographs of 3 classes\n"
+
+
+def test_boards_are_listed_and_described() -> None:
+    assert "raspberry-pi-4" in ok("devices")
+    names = [board["name"] for board in json.loads(ok("devices", "--json"))]
+    assert "this-machine" in names
+    for name in names:
+        assert json.loads(ok("devices", name, "--json"))["name"] == name
+        assert ok("devices", name)
+
+
+def test_a_bundle_without_class_names_takes_them_from_the_photographs(tmp_path: Path, workplace: Path) -> None:
+    bundle, run = tmp_path / "bundle", tmp_path / "run"
+    ok("prepare", *TINY, "--classes", 3, "--method", "bias", "--out", bundle)
+    image = workplace / "val/dog/0.png"
+    (nameless,) = tinytl_edge.predict(bundle, [image])
+    assert set(nameless["probabilities"]) == {"0", "1", "2"}
+    ok("train", bundle, "--data", workplace / "train", *TRAINING, "--out", run)
+    assert tinytl_edge.predict(run, [image])[0]["prediction"] == "dog"
+
+
+def test_the_whole_way_in_python(tmp_path: Path, workplace: Path) -> None:
+    notes: list[str] = []
+    prepared = tinytl_edge.prepare(
+        tmp_path / "bundle", model="tiny_models:Tiny", data=workplace / "train", method="bias",
+        resolution=RESOLUTION, on_progress=notes.append,
+    )  # fmt: skip
+    assert prepared.bundle.manifest.classes == CLASSES
+    assert notes
+    report = tinytl_edge.pack(workplace / "train", tmp_path / "train.safetensors", RESOLUTION)
+    assert report.count == 18
+    events: list[dict[str, Any]] = []
+    options = tinytl_edge.TrainOptions(epochs=20, lr=0.03)
+    done: dict[str, Any] = {}
+
+    def train() -> None:  # not the main thread: signals are somebody else's
+        done.update(
+            tinytl_edge.train(
+                tmp_path / "bundle", report.path, workplace / "val", tmp_path / "run", options=options,
+                on_event=events.append,
+            )
+        )  # fmt: skip
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert done == events[-1]
+    assert done["val_accuracy"] == 1
+    assert tinytl_edge.evaluate(tmp_path / "run", workplace / "val")["accuracy"] == 1
+    (answer,) = tinytl_edge.predict(tmp_path / "run", [workplace / "val/fox/0.png"])
+    assert answer["prediction"] == next(iter(answer["probabilities"])) == "fox"
+    assert callable(tinytl_edge.export)
+    exported = tinytl_edge.export(tmp_path / "run", tmp_path / "model.onnx")
+    assert Path(exported["out"]).is_file()
+    assert tinytl_edge.inspect(tmp_path / "run")["result"]["val_accuracy"] == 1
+    with pytest.raises(tinytl_edge.TinyTLError):
+        tinytl_edge.inspect(tmp_path / "nothing")
+
+
+# The exported model -------------------------------------------------------------------------------------
+
+# In a process of its own, and without torch, which onnxruntime-training imports where it can. Otherwise what a
+# user's program would do.
+INFERENCE = """
+import json, sys
+sys.modules["torch"] = None
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+def odds(model, image, prepare):
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    about = session.get_modelmeta().custom_metadata_map
+    pixels = np.asarray(Image.open(image).convert("RGB"))
+    assert pixels.shape == (int(about["resolution"]), int(about["resolution"]), 3)
+    logits, = session.run(["logits"], {"images": prepare(pixels, about)[None]})
+    shares = np.exp(logits[0] - logits[0].max())
+    return dict(zip(json.loads(about["classes"]), (shares / shares.sum()).tolist()))
+
+def normalised(pixels, about):
+    normal = (pixels - np.array(json.loads(about["mean"]))) / json.loads(about["std"])
+    return normal.astype(np.float32).transpose(2, 0, 1)
+
+model, raw, image = sys.argv[1:]
+print(json.dumps([odds(model, image, normalised), odds(raw, image, lambda pixels, about: pixels)]))
+"""
+
+
+def test_the_exported_models_say_what_predict_says(tmp_path: Path, run: Path) -> None:
+    model, raw = tmp_path / "model.onnx", tmp_path / "raw.onnx"
+    ok("export", run, "--out", model)
+    ok("export", run, "--out", raw, "--raw-pixels")
+    # The input is the middle 7/8 of the stored square: what predict sees of the large picture is the small one.
+    large, small = picture(tmp_path / "large.png", (90, 100, 120), size=(37, 37)), tmp_path / "small.png"
+    Image.open(large).crop((2, 2, 2 + RESOLUTION, 2 + RESOLUTION)).save(small)
+    (expected,) = tinytl_edge.predict(run, [large])
+    command = [sys.executable, "-W", "ignore", "-c", INFERENCE, model, raw, small]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for answer in json.loads(out.splitlines()[-1]):
+        assert answer == pytest.approx(expected["probabilities"], abs=1e-5)
+
+
+def test_an_exported_file_is_replaced_only_when_asked(tmp_path: Path, bundle: Path) -> None:
+    out = tmp_path / "model.onnx"
+    out.write_text("mine")
+    answer = tinytl("export", bundle, "--out", out)
+    assert (answer.code, out.read_text()) == (2, "mine")
+    ok("export", bundle, "--out", out, "--overwrite")
+    assert out.stat().st_size > 1000
+
+
+# The demo -----------------------------------------------------------------------------------------------
+
+
+def test_the_demo_goes_the_whole_way_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinytl_edge import demo
+
+    def prepare(out: Path, backbone: str, **options: Any) -> Any:
+        residual = () if options["method"] == "last" else ("blocks.?",)
+        return tinytl_edge.prepare(out, model="tiny_models:Tiny", residual=residual, **options)
+
+    monkeypatch.setattr(demo, "prepare", prepare)
+    data = photographs(tmp_path / "mine", dict.fromkeys(CLASSES, 8))
+    out = tmp_path / "demo"
+    options = ("--data", data, "--epochs", 2, "--resolution", 32, "--threads", 1)
+    results = json.loads(ok("demo", "--out", out, *options, "--json"))
+    assert [result["method"] for result in results] == ["last", "lite-residual+bias"]
+    for result in results:
+        assert Path(result["onnx"]).is_file()
+        assert Path(result["adapter"]).stat().st_size == result["adapter_bytes"]
+    assert tinytl("demo", "--out", out, *options).code == 2  # nothing is overwritten
