@@ -23,6 +23,7 @@ FORMAT = "tinytl-edge-bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
 FORWARD = "forward.onnx"
+STEP = "step.safetensors"
 ORT_FOLDER = "ort"
 
 
@@ -41,7 +42,9 @@ class Manifest:
 
     `mean` and `std` are of pixels in 0..255; `classes` holds names or is empty (then `class_count` tells how
     many outputs there are, and names come with the photographs); `trainable` maps a parameter's name to its
-    learning-rate group; `paper_memory` is the paper's count in bytes: `activations` an image, `parameters`.
+    learning-rate group; `paper_memory` is the paper's count in bytes: `activations` an image, `parameters`;
+    `planned_memory` what the native trainer's step takes, in bytes by kind (empty: not compiled);
+    `frozen_weights` is float32, or int8 where both runtimes take the weights rounded to 8 bits.
     """
 
     backbone: str
@@ -60,6 +63,8 @@ class Manifest:
     paper_memory: dict[str, float]
     runtimes: tuple[str, ...]
     created_by: str
+    frozen_weights: str = "float32"
+    planned_memory: dict[str, int] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter import Adapter
-from .bundle import Bundle
+from .bundle import STEP, Bundle
 from .dataset import open_dataset, pack_files
 from .errors import DataError, UsageError
 from .events import Event
@@ -119,13 +119,14 @@ def _work(
     threads: int,
     watch: OnEvent,
 ) -> Measured:
-    choose_runtime(runtime, bundle)
+    chosen = choose_runtime(runtime, bundle)
     job = {
         "command": command,
         "bundle": os.fspath(bundle.path.resolve()),
+        "program": os.fspath(bundle.file(STEP).resolve()),
         "adapter": os.fspath(adapter.tensors.path.resolve()) if adapter else None,
         "data": os.fspath(data.resolve()),
         "batch_size": min(_BATCH, bundle.manifest.batch_size),
         "threads": threads,
     }
-    return run_worker(job, watch)
+    return run_worker(chosen, job, watch)

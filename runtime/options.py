@@ -10,7 +10,7 @@ from .errors import DamagedFileError, UsageError
 
 # Learning rates by optimizer and group at a batch of 8, found in docs/accuracy.md.
 _RATES = {
-    "adam": {"classifier": 3e-3, "bias": 1e-3, "lite_residual": 1e-3, "weight": 2e-4},
+    "adam": {"classifier": 3e-3, "bias": 3e-3, "lite_residual": 3e-3, "weight": 2e-4},
     "sgd": {"classifier": 0.1, "bias": 0.02, "lite_residual": 0.02, "weight": 0.005},
 }
 _RATES_BATCH = 8

@@ -29,7 +29,7 @@ from .events import emit
 from .memory import peak_rss
 from .options import TrainOptions, cosine
 from .ort_session import OrtSession, out_of_memory, reason
-from .run import CHECKPOINT
+from .run import CHECKPOINTS
 
 _HOPELESS = 10  # times the loss of guessing: an adapter with a loss above that is not kept
 
@@ -81,7 +81,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
     batches = Batches(manifest, open_dataset(job["train"]))
     validation = Batches(manifest, open_dataset(job["val"])) if job["val"] else None
     classes = list(manifest.classes or batches.dataset.classes)
-    checkpoint = run / CHECKPOINT
+    checkpoint = run / CHECKPOINTS["onnxruntime-training"]
     resuming = bool(job["resume"]) and checkpoint.is_file()
     session = OrtSession(bundle, options.threads, checkpoint if resuming else None)
     step = int(session.get_property("step", 0))

@@ -16,7 +16,7 @@ FORMAT = "tinytl-edge-run"
 VERSION = 1
 RUN = "run.json"
 EVENTS = "events.jsonl"
-CHECKPOINT = "checkpoint.ort"
+CHECKPOINTS = {"native": "checkpoint.safetensors", "onnxruntime-training": "checkpoint.ort"}  # by runtime
 
 
 @dataclass(frozen=True)

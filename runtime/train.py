@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .adapter import FILE as ADAPTER
-from .bundle import Bundle, open_bundle
+from .bundle import STEP, Bundle, open_bundle
 from .dataset import open_dataset
 from .errors import (
     DamagedFileError,
@@ -22,7 +22,7 @@ from .errors import (
 from .events import PASSING, Event, encode
 from .memory import peak_rss
 from .options import TrainOptions
-from .run import CHECKPOINT, EVENTS, RUN, open_run, write_record
+from .run import CHECKPOINTS, EVENTS, RUN, open_run, write_record
 from .source import check_exists, dataset_for
 from .tensors import make_folder
 from .worker import OnEvent, choose_runtime, run_worker
@@ -60,12 +60,14 @@ def train(
     try:
         opened = open_bundle(bundle)
         options = (options or TrainOptions()).check()
-        chosen = choose_runtime(runtime, opened)
-        plan = _resumed_plan(run, opened, options, log) if resume else _new_plan(run, opened, options, data, val, log)
-        record = {"runtime": chosen, **plan.record(run)}
+        if resume:
+            plan = _resumed_plan(run, opened, options, log)
+        else:
+            plan = _new_plan(run, opened, choose_runtime(runtime, opened), options, data, val, log)
+        record = plan.record(run)
         write_record(run, opened, status="running", **record)
         try:
-            measured = run_worker(plan.job(run, opened, resume), log.write)
+            measured = run_worker(plan.runtime, plan.job(run, opened, resume), log.write)
         except TinyTLError as error:
             status = "interrupted" if isinstance(error, InterruptedTrainingError) else "failed"
             with contextlib.suppress(StorageError):  # the first error tells more
@@ -74,7 +76,7 @@ def train(
         done = {
             **measured.last,
             "peak_rss_bytes": measured.peak_rss_bytes,
-            "planned_peak_bytes": None,  # onnxruntime plans at run time
+            "planned_peak_bytes": plan.planned_bytes(opened),
             "parent_peak_rss_bytes": peak_rss(),
             "adapter": os.fspath(run / ADAPTER),
         }
@@ -93,6 +95,7 @@ def train(
 class _Plan:
     """What is to be trained on, and how."""
 
+    runtime: str
     options: TrainOptions
     train_file: Path
     val_file: Path | None
@@ -100,6 +103,7 @@ class _Plan:
     def record(self, run: Path) -> dict[str, Any]:
         """For run.json: files relative to the run."""
         return {
+            "runtime": self.runtime,
             "options": asdict(self.options),
             "data": os.path.relpath(self.train_file.resolve(), run.resolve()),
             "val": os.path.relpath(self.val_file.resolve(), run.resolve()) if self.val_file else None,
@@ -107,9 +111,15 @@ class _Plan:
 
     def job(self, run: Path, bundle: Bundle, resume: bool) -> dict[str, Any]:
         """For the worker."""
+        manifest = bundle.manifest
+        batch_size = self.options.batch_size or manifest.batch_size
         return {
             "command": "train",
             "bundle": os.fspath(bundle.path.resolve()),
+            "bundle_identity": bundle.identity,
+            "program": os.fspath(bundle.file(STEP).resolve()),
+            "batch_size": batch_size,
+            "learning_rates": self.options.learning_rates(manifest.optimizer, batch_size),
             "run": os.fspath(run.resolve()),
             "train": os.fspath(self.train_file.resolve()),
             "val": os.fspath(self.val_file.resolve()) if self.val_file else None,
@@ -117,10 +127,16 @@ class _Plan:
             "resume": resume,
         }
 
+    def planned_bytes(self, bundle: Bundle) -> int | None:
+        """What the native trainer's plan takes; onnxruntime plans at run time."""
+        planned = bundle.manifest.planned_memory
+        return sum(planned.values()) if self.runtime == "native" and planned else None
+
 
 def _new_plan(
     run: Path,
     bundle: Bundle,
+    runtime: str,
     options: TrainOptions,
     data: str | os.PathLike[str] | None,
     val: str | os.PathLike[str] | None,
@@ -134,12 +150,12 @@ def _new_plan(
             check_exists(source)
     _claim(run)
     log.open(run / EVENTS)
-    return _Plan(options, *_datasets(run, bundle, train_source, val_source, log))
+    return _Plan(runtime, options, *_datasets(run, bundle, train_source, val_source, log))
 
 
 def _claim(run: Path) -> None:
     """Make the run's folder; what an earlier attempt left there may go, a trained adapter may not."""
-    if (run / ADAPTER).exists() or (run / CHECKPOINT).exists():
+    if any((run / name).exists() for name in (ADAPTER, *CHECKPOINTS.values())):
         raise UsageError(f"{run} already holds a trained run: go on with --resume, or choose another --out.")
     try:
         make_folder(run)
@@ -154,8 +170,10 @@ def _claim(run: Path) -> None:
 
 def _resumed_plan(run: Path, bundle: Bundle, given: TrainOptions, log: _EventLog) -> _Plan:
     record = open_run(run, bundle.path).record
-    if (run / ADAPTER).exists() and not (run / CHECKPOINT).exists():
-        raise DamagedFileError(f"{run} has an adapter, but {CHECKPOINT} is gone: it cannot be resumed.")
+    runtime = choose_runtime(str(record.get("runtime")), bundle)
+    checkpoint = CHECKPOINTS[runtime]
+    if (run / ADAPTER).exists() and not (run / checkpoint).exists():
+        raise DamagedFileError(f"{run} has an adapter, but {checkpoint} is gone: it cannot be resumed.")
     recorded = TrainOptions.from_json(record.get("options") or {}, os.fspath(run / RUN))
     files = [Path(os.path.normpath(run / record[key])) if record.get(key) else None for key in ("data", "val")]
     for file in files:
@@ -166,7 +184,7 @@ def _resumed_plan(run: Path, bundle: Bundle, given: TrainOptions, log: _EventLog
         raise DamagedFileError(f"{run} does not say what it was trained on: it cannot be resumed.")
     log.open(run / EVENTS)
     options = replace(recorded, threads=given.threads, log_every=given.log_every)
-    return _Plan(options, *_datasets(run, bundle, train_file, val_file, log))
+    return _Plan(runtime, options, *_datasets(run, bundle, train_file, val_file, log))
 
 
 def _datasets(run: Path, bundle: Bundle, data: Path, val: Path | None, log: _EventLog) -> tuple[Path, Path | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -17,8 +18,9 @@ from .bundle import Bundle
 from .errors import InterruptedTrainingError, UsageError, WorkerError, error_for_exit_code
 from .events import Event, read_events
 from .memory import MemoryWatch
+from .native_worker import find_trainer
 
-RUNTIMES = ("auto", "onnxruntime-training")
+RUNTIMES = ("auto", "native", "onnxruntime-training")
 OnEvent = Callable[[Event], None]
 
 
@@ -30,10 +32,16 @@ def choose_runtime(runtime: str, bundle: Bundle) -> str:
     """
     if runtime not in RUNTIMES:
         raise UsageError(f"'{runtime}' is no runtime: choose one of {', '.join(RUNTIMES)}.")
-    chosen = "onnxruntime-training" if runtime == "auto" else runtime
-    if chosen not in bundle.manifest.runtimes:
-        raise UsageError(f"{bundle.path} was prepared without {chosen} artifacts: prepare it again.")
-    return chosen
+    held = bundle.manifest.runtimes
+    native = find_trainer() is not None
+    if runtime == "auto":  # the native trainer is young: it steps in where the other has no wheel
+        onnxruntime = importlib.util.find_spec("onnxruntime") is not None and "onnxruntime-training" in held
+        return "onnxruntime-training" if onnxruntime or not native or "native" not in held else "native"
+    if runtime not in held:
+        raise UsageError(f"{bundle.path} holds nothing for {runtime}, only for {', '.join(held)}: choose that.")
+    if runtime == "native" and not native:
+        raise UsageError("This installation came without the native trainer: install a wheel, or a C++ compiler first.")
+    return runtime
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,8 @@ class Measured:
     curve: list[tuple[float, int]]
 
 
-def run_worker(job: Mapping[str, Any], on_event: OnEvent) -> Measured:
-    """Run the onnxruntime-training worker on a job until it ends.
+def run_worker(runtime: str, job: Mapping[str, Any], on_event: OnEvent) -> Measured:
+    """Run a runtime's worker on a job until it ends.
 
     Every event but the last goes to `on_event`, with `rss_bytes` as seen from outside. SIGINT and SIGTERM to
     this process ask the worker to end between two steps.
@@ -57,7 +65,7 @@ def run_worker(job: Mapping[str, Any], on_event: OnEvent) -> Measured:
     Raises:
         TinyTLError: the error with which the worker ended, of its exit code's kind.
     """
-    with tempfile.TemporaryFile() as complaints, _started(complaints) as process:
+    with tempfile.TemporaryFile() as complaints, _started(runtime, complaints) as process:
         watch = MemoryWatch(process.pid)
         last: Event = {}
         try:
@@ -81,9 +89,11 @@ def run_worker(job: Mapping[str, Any], on_event: OnEvent) -> Measured:
     return Measured(last, max(watch.peak, int(last.get("peak_rss_bytes") or 0)), watch.curve)
 
 
-def _started(complaints: IO[bytes]) -> subprocess.Popen[bytes]:
+def _started(runtime: str, complaints: IO[bytes]) -> subprocess.Popen[bytes]:
+    trainer = find_trainer()
+    native = runtime == "native" and trainer is not None
     return subprocess.Popen(
-        [sys.executable, "-m", "tinytl_edge.runtime.ort_worker"],
+        [str(trainer)] if native else [sys.executable, "-m", "tinytl_edge.runtime.ort_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=complaints,

@@ -39,9 +39,7 @@ def touch(*paths: Path) -> None:
 # The file -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("resolution", "size"), [(1, 2), (7, 8), (96, 110), (160, 183), (224, 256), (260, 298)]
-)
+@pytest.mark.parametrize(("resolution", "size"), [(1, 2), (7, 8), (96, 110), (160, 183), (224, 256), (260, 298)])
 def test_stored_size(resolution: int, size: int) -> None:
     assert stored_size(resolution) == size
 
@@ -53,9 +51,7 @@ def test_packing_and_opening(tmp_path: Path) -> None:
     progress: list[tuple[int, int]] = []
     warnings: list[str] = []
     out = tmp_path / "data.safetensors"
-    report = pack(
-        photographs, out, R, on_warning=warnings.append, on_progress=lambda *step: progress.append(step)
-    )
+    report = pack(photographs, out, R, on_warning=warnings.append, on_progress=lambda *step: progress.append(step))
     assert report.counts == {"daisy": 1, "tulip": 2}
     assert (report.path, report.count, report.skipped, warnings) == (out, 3, [], [])
     assert progress == [(1, 3), (2, 3), (3, 3)]
@@ -153,9 +149,7 @@ def test_a_file_that_shrinks_while_open_is_named(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
-def test_random_damage_is_refused_or_harmless(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_random_damage_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed-dataset.safetensors"
     write_tensors(path, [IMAGES, LABELS], GOOD)
     content = bytearray(path.read_bytes())

@@ -130,8 +130,7 @@ def test_jetson_nano_is_not_an_orin_nano(tmp_path: Path) -> None:
 
 def test_an_x86_machine(tmp_path: Path) -> None:
     cpuinfo = "".join(
-        f"processor\t: {i}\nmodel name\t: Intel(R) Core(TM) i5-8250U CPU @ 1.60GHz\n"
-        f"flags\t\t: fpu lm {flags}\n\n"
+        f"processor\t: {i}\nmodel name\t: Intel(R) Core(TM) i5-8250U CPU @ 1.60GHz\nflags\t\t: fpu lm {flags}\n\n"
         for i, flags in enumerate(("avx2 avx512f", "avx2"))
     )
     board = this_machine(make_root(tmp_path, {"proc/cpuinfo": cpuinfo, **meminfo(8_000_000, 5_000_000)}))

@@ -22,9 +22,7 @@ from tinytl_edge.transfer import METHODS, parameter_group
 
 def make_bundle(folder: Path, network: nn.Module, optimizer: str = "adam", rewritten: bool = True) -> Bundle:
     forward, dropouts = export_forward(network, SPEC.resolution)
-    trainable = {
-        n: parameter_group(n, "classifier") for n, p in network.named_parameters() if p.requires_grad
-    }
+    trainable = {n: parameter_group(n, "classifier") for n, p in network.named_parameters() if p.requires_grad}
     frozen = [n for n, p in network.named_parameters() if not p.requires_grad]
     (folder / ORT_FOLDER).mkdir(parents=True)
     export_ort_training(forward, list(trainable), frozen, optimizer, folder / ORT_FOLDER, rewritten)
@@ -44,9 +42,7 @@ def feeds(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def reference_loss(network: nn.Module, batch: dict[str, np.ndarray], dtype: torch.dtype) -> torch.Tensor:
-    x, targets, mask = (
-        torch.from_numpy(batch[n]).to(dtype) for n in ("images", "targets", "dropout/dropout")
-    )
+    x, targets, mask = (torch.from_numpy(batch[n]).to(dtype) for n in ("images", "targets", "dropout/dropout"))
     features = network.pool(network.head(network.blocks(network.stem(x)))).flatten(1)
     logits = network.classifier(features * mask)
     return -(targets * logits.log_softmax(1)).sum(1).mean()
@@ -81,8 +77,7 @@ def test_gradients_against_autograd_in_float64(tmp_path: Path, method: str, rewr
 def test_rewritten_equals_plain_after_20_steps(tmp_path: Path, method: str) -> None:
     network = smooth_network(method)
     sessions = [
-        OrtSession(make_bundle(tmp_path / str(rewritten), network, "sgd", rewritten), 1)
-        for rewritten in (False, True)
+        OrtSession(make_bundle(tmp_path / str(rewritten), network, "sgd", rewritten), 1) for rewritten in (False, True)
     ]
     rates = dict.fromkeys(sessions[0].trainable, 0.02)
     for step in range(20):
@@ -137,9 +132,7 @@ def test_the_backward_pass_keeps_no_map_of_the_main_branch(tmp_path: Path, metho
     made_at = {name: index for index, node in enumerate(nodes) for name in node.output}
     for node in nodes:
         if node.op_type == "And":  # a mask is made before the next layer runs, not at the end of the step
-            (above,) = (
-                other for other in nodes if other.op_type == "Greater" and node.input[0] in other.output
-            )
+            (above,) = (other for other in nodes if other.op_type == "Greater" and node.input[0] in other.output)
             between = nodes[made_at[above.input[0]] + 1 : made_at[node.output[0]]]
             assert {other.op_type for other in between} <= set(early), node.name
 

@@ -20,9 +20,7 @@ SIZE = 8
 Rows = list[list[tuple[int, ...]]]
 
 
-def photograph(
-    path: Path, colour: Any = RED, size: tuple[int, int] = (20, 16), mode: str = "RGB", **how: Any
-) -> Path:
+def photograph(path: Path, colour: Any = RED, size: tuple[int, int] = (20, 16), mode: str = "RGB", **how: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, colour).save(path, **how)
     return path
@@ -274,9 +272,7 @@ def test_what_is_no_file_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [200, 399])  # an error from twice the limit on, a warning before
-def test_a_decompression_bomb_is_not_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+def test_a_decompression_bomb_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     assert_plain(read(photograph(tmp_path / "good.png", size=(10, 10))), RED)
     with pytest.raises(UnusablePictureError, match="more pixels than are safe to decode"):

@@ -186,9 +186,7 @@ def reference(image: NDArray[Any], crop: Crop, resolution: int) -> NDArray[Any]:
 
 @settings(deadline=None, max_examples=40)
 @given(data=st.data(), size=st.integers(1, 20), resolution=st.integers(1, 14), flip=st.booleans())
-def test_resampling_is_the_formula_bit_for_bit(
-    data: st.DataObject, size: int, resolution: int, flip: bool
-) -> None:
+def test_resampling_is_the_formula_bit_for_bit(data: st.DataObject, size: int, resolution: int, flip: bool) -> None:
     height, width = data.draw(st.integers(1, size)), data.draw(st.integers(1, size))
     top, left = data.draw(st.integers(0, size - height)), data.draw(st.integers(0, size - width))
     crop = Crop(top, left, height, width, flip)

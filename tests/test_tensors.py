@@ -202,9 +202,7 @@ def test_reading_notices_what_changed_after_opening(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
-def test_random_damage_is_refused_or_harmless(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_random_damage_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
     write_tensors(path, [("w", "F32", (2, 3), bytes(24)), ("b", "I8", (5,), bytes(5))], {"k": "v"})
     content = bytearray(path.read_bytes())
@@ -229,15 +227,11 @@ def refuse(number: int) -> Any:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_what_was_there_survives_a_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_what_was_there_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     path = tmp_path / "adapter.safetensors"
     path.write_bytes(b"the last good one")
     monkeypatch.setattr(os, call, refuse(errno.ENOSPC))
-    with pytest.raises(
-        StorageError, match=r"adapter\.safetensors could not be written: No space left"
-    ) as caught:
+    with pytest.raises(StorageError, match=r"adapter\.safetensors could not be written: No space left") as caught:
         write_tensors(path, [("a", "U8", (4,), b"abcd")])
     assert caught.value.exit_code == 6
     assert [p.name for p in tmp_path.iterdir()] == ["adapter.safetensors"]
@@ -283,9 +277,7 @@ def test_other_users_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
 
 
-def test_a_medium_without_modes_or_folder_sync_is_good_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_medium_without_modes_or_folder_sync_is_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "chmod", refuse(errno.EPERM))
     monkeypatch.setattr("tinytl_edge.runtime.tensors._sync_folder", refuse(errno.EINVAL))
     write_tensors(tmp_path / "f", [("a", "U8", (1,), b"x")])

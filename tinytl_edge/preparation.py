@@ -14,9 +14,12 @@ import torch
 from tinytl_edge import __version__
 from tinytl_edge.export.forward import export_forward
 from tinytl_edge.export.ort_training import OPTIMIZERS, export_ort_training
+from tinytl_edge.export.step.compile import StepPlan, compile_step
+from tinytl_edge.export.step.program import write_program
 from tinytl_edge.runtime.bundle import (
     FORWARD,
     ORT_FOLDER,
+    STEP,
     Bundle,
     Dropout,
     Manifest,
@@ -30,7 +33,14 @@ from tinytl_edge.runtime.photographs import find_photographs
 from .lite_residual import attach_lite_residuals
 from .model_source import Classifier, from_backbone, from_factory
 from .paper_memory import paper_memory
-from .transfer import METHODS, choose_trainables, fold_batchnorm, parameter_group, uses_lite_residuals
+from .transfer import (
+    METHODS,
+    choose_trainables,
+    fold_batchnorm,
+    parameter_group,
+    round_frozen_weights,
+    uses_lite_residuals,
+)
 
 DEFAULT_BACKBONE = "efficientnet-lite0"
 
@@ -59,6 +69,7 @@ def prepare(
     train: Sequence[str] = (),
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
+    frozen_weights: str = "float32",
     seed: int = 0,
     overwrite: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -76,6 +87,7 @@ def prepare(
         residual: with `model`, name patterns of the submodules that get lite residual modules.
         train: name patterns of further parameters to train.
         mean, std: with `model`, of the pixels in 0..255 by channel, for the input (pixel - mean) / std.
+        frozen_weights: 'float32', or 'int8': rounded to 8 bits, a quarter of the size in the native trainer.
         seed: of what is initialised at random (classifier, lite residual modules).
         on_progress: called with a few words before each part of the work.
 
@@ -84,6 +96,8 @@ def prepare(
     """
     say = on_progress or (lambda text: None)
     _check(method, optimizer, batch_size, resolution, backbone, model, residual, mean, std)
+    if frozen_weights not in ("float32", "int8"):
+        raise UsageError(f"'{frozen_weights}' is no kind of frozen weights: choose float32 or int8.")
     names, count = _classes(classes, data)
     try:
         with new_bundle(Path(out), overwrite) as folder:
@@ -94,6 +108,8 @@ def prepare(
                 classifier = from_backbone(backbone or DEFAULT_BACKBONE, weights, count, resolution, seed)
             paper = transform(classifier, method, tuple(train), seed)
             network = classifier.model
+            if frozen_weights == "int8":
+                round_frozen_weights(network)
             trainable = {
                 name: parameter_group(name, classifier.head)
                 for name, parameter in network.named_parameters()
@@ -110,6 +126,8 @@ def prepare(
                 )
             onnx.save(forward, folder / FORWARD)
 
+            say("compiling the native step")
+            step, refusal = _compile(forward, trainable)
             say("differentiating for onnxruntime-training")
             frozen = [n for n, _ in network.named_parameters() if n in present and n not in trainable]
             (folder / ORT_FOLDER).mkdir()
@@ -130,13 +148,25 @@ def prepare(
                 parameter_count=sum(p.numel() for p in network.parameters()),
                 trainable_count=sum(p.numel() for p in network.parameters() if p.requires_grad),
                 paper_memory=paper,
-                runtimes=("onnxruntime-training",),
+                runtimes=("native", "onnxruntime-training") if step else ("onnxruntime-training",),
                 created_by=__version__,
+                frozen_weights=frozen_weights,
+                planned_memory=step.memory(optimizer, frozen_weights) if step else {},
             )
+            if step:
+                write_program(folder / STEP, step.graph, step.plan, manifest)
             write_manifest(folder, manifest)
     except MemoryError:
         raise StorageError("There is not enough memory to prepare this model: use a smaller --resolution.") from None
-    return Prepared(open_bundle(out), classifier.notes)
+    return Prepared(open_bundle(out), (*classifier.notes, *refusal))
+
+
+def _compile(forward: onnx.ModelProto, trainable: dict[str, str]) -> tuple[StepPlan | None, tuple[str, ...]]:
+    """The native step, or why there is none."""
+    try:
+        return compile_step(forward, trainable), ()
+    except UsageError as error:
+        return None, (f"For onnxruntime-training only. {error}",)
 
 
 def transform(classifier: Classifier, method: str, also: tuple[str, ...] = (), seed: int = 0) -> dict[str, float]:

@@ -197,3 +197,18 @@ def parameter_group(name: str, classifier: str) -> str:
 def has_lite_residuals(model: nn.Module) -> bool:
     """Has any block a lite residual module?"""
     return any(isinstance(module, LiteResidual) for module in model.modules())
+
+
+def round_frozen_weights(model: nn.Module) -> None:
+    """Round every frozen weight of a convolution or linear layer to 8 bits, one scale an output channel.
+
+    The values stay float32 in steps of max |weight| / 127, so every runtime computes the same function, and the
+    step compiler finds the 8 bits again. Run behind `fold_batchnorm`.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and not module.weight.requires_grad:
+                weight = module.weight
+                largest = weight.abs().flatten(1).amax(1).view(-1, *[1] * (weight.dim() - 1))
+                scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+                weight.copy_((weight / scale).round() * scale)

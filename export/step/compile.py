@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from onnx import ModelProto
-
-from tinytl_edge.runtime.bundle import Manifest
 
 from .differentiate import differentiate
 from .import_onnx import import_forward
 from .ir import Graph
 from .plan import Plan, plan
-from .program import is_quantised, write_program
+from .program import is_quantised
 from .verify import verify
 
 _STATE_COPIES = {"sgd": 0, "momentum": 1, "adam": 2}
@@ -27,7 +24,7 @@ class StepPlan:
     graph: Graph
     plan: Plan
 
-    def memory(self, optimizer: str) -> dict[str, int]:
+    def memory(self, optimizer: str, frozen_weights: str) -> dict[str, int]:
         """Bytes by kind: arena, frozen (parameters), trainable, gradients, optimizer (state)."""
         used = {name for op in self.graph.ops() for name in op.parameters.values()}
         parameters = [self.graph.parameters[name] for name in used]
@@ -35,7 +32,7 @@ class StepPlan:
         return {
             "arena": self.plan.arena_bytes,
             "frozen": sum(
-                p.value.size + 4 * p.value.shape[-1] if is_quantised(p) else 4 * p.value.size
+                p.value.size + 4 * p.value.shape[-1] if is_quantised(p, frozen_weights) else 4 * p.value.size
                 for p in parameters
                 if not p.trains
             ),
@@ -56,10 +53,3 @@ def compile_step(forward: ModelProto, trainable: Iterable[str]) -> StepPlan:
     planned = plan(graph)
     verify(graph, planned)
     return StepPlan(graph, planned)
-
-
-def export_step(forward: ModelProto, manifest: Manifest, path: Path) -> StepPlan:
-    """Compile and write step.safetensors."""
-    step = compile_step(forward, manifest.trainable)
-    write_program(path, step.graph, step.plan, manifest)
-    return step

@@ -169,7 +169,7 @@ class _Importer:
         """The parameter behind a [channels, 1, 1] view of it."""
         view = self._editor.producers.get(name)
         if view is not None and view.op_type in ("Reshape", "Unsqueeze"):
-            source = view.input[0]
+            source = str(view.input[0])
             if source in self._editor.initializers and len(self._shapes[source]) == 1:
                 self._done.add(id(view))
                 return source

@@ -103,15 +103,16 @@ def write_program(path: Path, graph: Graph, plan: Plan, manifest: Manifest) -> N
     parameters = []
     for name in used:
         parameter = graph.parameters[name]
+        quantised = is_quantised(parameter, manifest.frozen_weights)
         entry = {
             "name": name,
             "shape": list(parameter.shape),
             "layout": parameter.layout,
             "groups": parameter.groups,
             "group": manifest.trainable.get(name),
-            "quantised": is_quantised(parameter),
+            "quantised": quantised,
         }
-        if is_quantised(parameter):
+        if quantised:
             values, scale = quantise(parameter.value)
             tensors.append((f"value/{name}", "I8", values.shape, values.tobytes()))
             tensors.append((f"scale/{name}", "F32", scale.shape, scale.tobytes()))
@@ -140,9 +141,9 @@ def write_program(path: Path, graph: Graph, plan: Plan, manifest: Manifest) -> N
     write_tensors(path, tensors, metadata)
 
 
-def is_quantised(parameter: Parameter) -> bool:
-    """Frozen weights are int8; biases, scales and whatever trains stay float32."""
-    return not parameter.trains and parameter.layout != "vector"
+def is_quantised(parameter: Parameter, frozen_weights: str) -> bool:
+    """Is it stored as int8? Biases, scales and whatever trains never are."""
+    return frozen_weights == "int8" and not parameter.trains and parameter.layout != "vector"
 
 
 def _record(op: Op, graph: Graph, plan: Plan, index: dict[str, int]) -> list[int]:

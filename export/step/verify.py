@@ -42,8 +42,8 @@ def verify(graph: Graph, plan: Plan) -> None:
         for name in op.reads.values():
             if (held[place(name, who)] != number[name]).any():
                 holder = held[place(name, who)]
-                other = int(holder[holder != number[name]][0])
-                raise PlanError(f"{who}: '{name}' was overwritten by '{names[other - 1] if other else 'nothing'}'")
+                by = int(holder[holder != number[name]][0])
+                raise PlanError(f"{who}: '{name}' was overwritten by '{names[by - 1] if by else 'nothing'}'")
         spots = [(name, place(name, who)) for name in op.writes.values()]
         for position, (name, spot) in enumerate(spots):
             for other, taken in spots[:position]:

@@ -1,0 +1,100 @@
+#include "dataset.h"
+
+#include <cerrno>
+#include <cstring>
+
+#include "json.h"
+
+namespace tinytl {
+
+namespace {
+
+constexpr char kFormat[] = "tinytl-edge-dataset";
+constexpr char kVersion[] = "1";
+
+[[noreturn]] void damaged(const std::string& path, const std::string& what) {
+  fail(kDamaged, "%s is not a usable dataset: %s.", path.c_str(), what.c_str());
+}
+
+// 1 to 99999, without a leading zero; 0: it is something else.
+int32_t resolution_from(const std::string* text) {
+  if (text == nullptr || text->empty() || text->size() > 5 || (*text)[0] == '0') return 0;
+  int32_t resolution = 0;
+  for (const char c : *text) {
+    if (c < '0' || c > '9') return 0;
+    resolution = 10 * resolution + (c - '0');
+  }
+  return resolution;
+}
+
+bool classes_from(const std::string* text, std::vector<std::string>* classes) {
+  const std::optional<json::Value> names = text == nullptr ? std::nullopt : json::parse(*text);
+  if (!names || !names->is_array()) return false;
+  for (size_t i = 0; i < names->size(); ++i) {
+    if (!(*names)[i].is_string()) return false;
+    classes->push_back((*names)[i].string());
+  }
+  return true;
+}
+
+std::vector<int32_t> read_labels(const TensorFile& file, const TensorEntry& entry, int64_t count, size_t class_count) {
+  if (entry.dtype != DType::kI32 || entry.shape != Shape{count}) {
+    damaged(file.path(),
+            "its labels are " + typed(entry.dtype, entry.shape) + ", not I32 [" + std::to_string(count) + "]");
+  }
+  if (count == 0) damaged(file.path(), "it has no samples");
+  if (count > INT32_MAX) damaged(file.path(), "it has more samples than this trainer can count");
+  std::vector<int32_t> labels(static_cast<size_t>(count));
+  file.read(entry, labels.data());
+  for (size_t i = 0; i < labels.size(); ++i) {
+    const bool allowed = class_count == 0 ? labels[i] == kUnlabelled
+                                          : labels[i] >= 0 && static_cast<size_t>(labels[i]) < class_count;
+    if (!allowed) {
+      damaged(file.path(), "the label " + std::to_string(labels[i]) + " of sample " + std::to_string(i) +
+                               " is none of its " + std::to_string(class_count) + " classes");
+    }
+  }
+  return labels;
+}
+
+}  // namespace
+
+Dataset Dataset::open(const std::string& path) {
+  Dataset dataset;
+  dataset.file_ = TensorFile::open(path);
+  const TensorFile& file = dataset.file_;
+  const std::string* format = file.metadata("format");
+  if (format == nullptr || *format != kFormat) damaged(path, "it was not written by 'tinytl-edge pack'");
+  const std::string* version = file.metadata("version");
+  if (version == nullptr || *version != kVersion) {
+    damaged(path, "it has version " + (version == nullptr ? "None" : quoted(*version)) + ", not '" + kVersion +
+                      "', so pack the photographs again");
+  }
+  dataset.resolution_ = resolution_from(file.metadata("resolution"));
+  if (dataset.resolution_ == 0) damaged(path, "its resolution is not a number of pixels");
+  if (!classes_from(file.metadata("classes"), &dataset.classes_)) damaged(path, "its classes are not a list of names");
+  for (const char* name : {"images", "labels"}) {
+    if (file.find(name) == nullptr) damaged(path, std::string("it has no tensor '") + name + "'");
+  }
+
+  const TensorEntry& images = file.entry("images");
+  const int64_t side = dataset.size();
+  const Shape& shape = images.shape;
+  if (images.dtype != DType::kU8 || shape.size() != 4 || shape[1] != side || shape[2] != side || shape[3] != 3) {
+    const std::string pixels = std::to_string(side) + ", " + std::to_string(side) + ", 3]";
+    damaged(path, "its images are " + typed(images.dtype, shape) + ", not U8 [N, " + pixels + " as resolution " +
+                      std::to_string(dataset.resolution_) + " needs");
+  }
+  dataset.labels_ = read_labels(file, file.entry("labels"), shape[0], dataset.classes_.size());
+  const uint64_t image_bytes = static_cast<uint64_t>(side) * static_cast<uint64_t>(side) * 3;
+  if (image_bytes > SIZE_MAX) damaged(path, "one image does not fit the memory of a 32-bit system");
+  dataset.image_bytes_ = static_cast<size_t>(image_bytes);
+  dataset.images_ = &images;
+  return dataset;
+}
+
+void Dataset::read_image(uint32_t index, uint8_t* out) const {
+  file_.read_part(*images_, uint64_t{index} * image_bytes_, image_bytes_, out);
+}
+
+}  // namespace tinytl

@@ -1,0 +1,35 @@
+// A job: the JSON object on standard input that says what to do, as runtime/ writes it for every worker.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "json.h"
+#include "optimizer_step.h"
+
+namespace tinytl {
+
+class Job {
+ public:
+  // Reads standard input to its end. Throws Failure (exit code 2) where it is no job.
+  static Job read();
+
+  std::string text(const char* name) const;           // or fails
+  std::string optional_text(const char* name) const;  // "" where it is null or missing
+  int64_t integer(const char* name, int64_t low, int64_t high) const;
+  double number(const char* name, double low, double high) const;
+  bool flag(const char* name) const;
+  bool is_null(const char* name) const;
+  Rates rates(const char* name) const;
+  // The object under `name`, as a job.
+  Job nested(const char* name) const;
+
+ private:
+  explicit Job(json::Value value) : value_(std::move(value)) {}
+  const json::Value& get(const char* name) const;
+  [[noreturn]] static void bad(const char* name);
+
+  json::Value value_;
+};
+
+}  // namespace tinytl

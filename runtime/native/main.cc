@@ -1,0 +1,57 @@
+// tinytl-edge-trainer: reads one job (a JSON object) on standard input, says events on standard output.
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+#include "errors.h"
+#include "events.h"
+#include "job.h"
+#include "trainer.h"
+
+namespace {
+
+void ask_to_stop(int) { tinytl::stop_asked = 1; }
+
+int report(tinytl::Events& events, int exit_code, const char* message) {
+  events.begin("error")
+      .text("message", message)
+      .integer("exit_code", exit_code)
+      .integer("peak_rss_bytes", tinytl::peak_rss());
+  events.send();
+  return exit_code;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  if (count > 1) {
+    std::printf(
+        "tinytl-edge-trainer reads one job, a JSON object, on standard input and says events on standard output:\n"
+        "    tinytl-edge-trainer < job.json\n"
+        "docs/native.md describes jobs and events.\n");
+    return std::strcmp(words[1], "--help") == 0 ? 0 : tinytl::kUsage;
+  }
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGINT, ask_to_stop);
+  std::signal(SIGTERM, ask_to_stop);
+  tinytl::Events events;
+  try {
+    const tinytl::Job job = tinytl::Job::read();
+    const std::string command = job.text("command");
+    if (command == "train") {
+      tinytl::train(job, events);
+    } else if (command == "evaluate") {
+      tinytl::evaluate(job, events);
+    } else if (command == "predict") {
+      tinytl::predict(job, events);
+    } else {
+      tinytl::fail(tinytl::kUsage, "There is no command '%s': train, evaluate or predict.", command.c_str());
+    }
+    return 0;
+  } catch (const tinytl::Failure& failure) {
+    return report(events, failure.exit_code, failure.message.c_str());
+  } catch (const std::bad_alloc&) {
+    return report(events, tinytl::kMemoryLimit, "There is not enough memory: use a smaller resolution.");
+  }
+}

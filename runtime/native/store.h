@@ -1,0 +1,29 @@
+// What a run keeps: the adapter, and the checkpoint from which it goes on as if nothing had happened.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace tinytl {
+
+// Of the epoch under way, so that a resumed one reports the same.
+struct EpochSums {
+  double losses = 0;
+  int64_t correct = 0;
+  int64_t seen = 0;
+};
+
+// Writes the trainables in PyTorch's layout; `bundle` is the bundle's identity.
+void write_adapter(const std::string& path, const Program& program, const std::string& bundle,
+                   const std::vector<std::string>& classes, int64_t steps);
+// Fills the trainables from an adapter.
+void read_adapter(const std::string& path, Program& program);
+
+// Trainables and optimizer state in the engine's layout, and where the run stands.
+void write_checkpoint(const std::string& path, const Program& program, int64_t step, const EpochSums& sums);
+int64_t read_checkpoint(const std::string& path, Program& program, EpochSums& sums);
+
+}  // namespace tinytl

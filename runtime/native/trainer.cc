@@ -1,0 +1,363 @@
+#include "trainer.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+
+#include "dataset.h"
+#include "execute.h"
+#include "optimizer_step.h"
+#include "program.h"
+#include "samples.h"
+#include "sampling.h"
+#include "store.h"
+
+namespace tinytl {
+
+volatile int stop_asked = 0;
+
+namespace {
+
+constexpr double kHopeless = 10;  // an epoch's loss this many times that of guessing will not come back
+
+double now() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+bool exists(const std::string& path) {
+  struct stat found;
+  return stat(path.c_str(), &found) == 0;
+}
+
+int32_t likeliest(const float* logits, int classes) {
+  return static_cast<int32_t>(std::max_element(logits, logits + classes) - logits);
+}
+
+// -sum targets * log_softmax(logits).
+double loss_of(Execution& execution, int classes) {
+  const float *logits = execution.logits(), *targets = execution.targets();
+  const float highest = *std::max_element(logits, logits + classes);
+  double sum = 0, loss = 0;
+  for (int i = 0; i < classes; ++i) sum += std::exp(static_cast<double>(logits[i]) - highest);
+  const double normaliser = highest + std::log(sum);
+  for (int i = 0; i < classes; ++i) loss -= targets[i] * (logits[i] - normaliser);
+  return loss;
+}
+
+double median(std::vector<float>& values) {
+  std::sort(values.begin(), values.end());
+  const size_t half = values.size() / 2;
+  return values.size() % 2 ? values[half] : 0.5 * (values[half - 1] + values[half]);
+}
+
+struct Score {
+  double loss = 0;
+  double accuracy = 0;
+};
+
+class Training {
+ public:
+  Training(const Job& job, Events& events)
+      : events_(events),
+        options_(job.nested("options")),
+        run_(job.text("run")),
+        bundle_(job.text("bundle_identity")),
+        program_(Program::load(job.text("program"), true)),
+        dataset_(Dataset::open(job.text("train"))),
+        samples_(*program_, dataset_),
+        execution_(*program_),
+        rates_(job.rates("learning_rates")),
+        batch_size_(job.integer("batch_size", 1, 1 << 20)),
+        epochs_(options_.integer("epochs", 1, 1 << 30)),
+        seed_(static_cast<uint64_t>(options_.integer("seed", 0, INT64_MAX))),
+        order_(dataset_.count()) {
+    for (const Parameter& parameter : program_->parameters)
+      if (parameter.trains() && !rates_.count(parameter.group))
+        fail(kUsage, "The job has no learning rate for the group '%s'.", parameter.group.c_str());
+    if (!job.is_null("val")) {
+      validation_data_ = std::make_unique<Dataset>(Dataset::open(job.text("val")));
+      validation_ = std::make_unique<Samples>(*program_, *validation_data_);
+    }
+    classes_ = dataset_.classes();
+    steps_an_epoch_ = (int64_t{dataset_.count()} + batch_size_ - 1) / batch_size_;
+    total_ = steps_an_epoch_ * epochs_;
+    if (job.flag("resume") && exists(checkpoint_path())) step_ = read_checkpoint(checkpoint_path(), *program_, sums_);
+    // Medians are of the last steps, in room that is taken now.
+    durations_.reserve(static_cast<size_t>(std::min<int64_t>(total_ - std::min(step_, total_), 1 << 16)));
+  }
+
+  void run() {
+    say_start();
+    const int64_t begun_at = step_;
+    while (step_ < total_) {
+      const int64_t epoch = step_ / steps_an_epoch_;
+      epoch_order(seed_, static_cast<uint64_t>(epoch), dataset_.count(), order_.data());
+      if (step_ % steps_an_epoch_ == 0) sums_ = {};
+      do {
+        one_step(epoch);
+        if (stop_asked) {
+          save();
+          fail(kInterrupted, "Interrupted at step %lld of %lld: go on with --resume, or use the adapter as it is.",
+               static_cast<long long>(step_), static_cast<long long>(total_));
+        }
+      } while (step_ % steps_an_epoch_ != 0);
+      const double mean = sums_.losses / static_cast<double>(sums_.seen);
+      if (mean > kHopeless * std::log(program_->classes)) diverged("the epoch's loss is far above that of guessing");
+      save();
+      if (validation_) score_ = measure();
+      say_epoch(epoch, mean);
+    }
+    if (step_ == begun_at) {  // resumed behind the last epoch, of which the end may have been lost
+      save();
+      if (validation_) score_ = measure();
+    }
+    say_done();
+  }
+
+ private:
+  std::string checkpoint_path() const { return run_ + "/checkpoint.safetensors"; }
+  std::string adapter_path() const { return run_ + "/adapter.safetensors"; }
+
+  void one_step(int64_t epoch) {
+    const double begin = now();
+    const int64_t first = step_ % steps_an_epoch_ * batch_size_;
+    const int64_t last = std::min<int64_t>(first + batch_size_, dataset_.count());
+    const double smoothing = options_.number("label_smoothing", 0, 1);
+    const double min_area = options_.number("min_area", 0, 1);
+    const bool flip = options_.flag("flip");
+    const auto scale = static_cast<float>(1.0 / static_cast<double>(last - first));
+    double loss = 0;
+    for (int64_t position = first; position < last; ++position) {
+      const uint32_t index = order_[static_cast<size_t>(position)];
+      const auto e = static_cast<uint64_t>(epoch), p = static_cast<uint64_t>(position);
+      samples_.fill(index, random_crop(seed_, e, p, dataset_.size(), min_area, flip), smoothing, execution_);
+      const Execution::MaskFiller masks = [&](int32_t layer, int64_t elements, float* out) {
+        const double rate = options_.is_null("dropout") ? program_->dropouts[static_cast<size_t>(layer)].rate
+                                                        : options_.number("dropout", 0, 0.99);
+        dropout_mask(seed_, e, p, static_cast<uint64_t>(layer), static_cast<size_t>(elements), rate, out);
+      };
+      execution_.forward(&masks);
+      sums_.correct += likeliest(execution_.logits(), program_->classes) == dataset_.label(index);
+      loss += execution_.backward(scale);
+    }
+    update_parameters(*program_, rates_, cosine(step_, total_), step_ + 1);
+    const double share = cosine(step_, total_);
+    ++step_;
+    if (durations_.size() < durations_.capacity()) durations_.push_back(static_cast<float>(1e3 * (now() - begin)));
+    sums_.losses += loss;
+    sums_.seen += last - first;
+    loss /= static_cast<double>(last - first);
+    if (!std::isfinite(loss)) diverged("the loss is no longer a number");
+    if (step_ % options_.integer("log_every", 1, INT64_MAX) == 0 || step_ == 1 || step_ == total_) {
+      events_.begin("step")
+          .integer("step", step_)
+          .integer("epoch", epoch + 1)
+          .number("loss", loss)
+          .number("lr", rates_.at("classifier") * share)
+          .number("ms", 1e3 * (now() - begin));
+      send();
+    }
+  }
+
+  Score measure() {
+    Score score;
+    const Crop crop = centre_crop(validation_data_->size());
+    int64_t correct = 0;
+    for (uint32_t i = 0; i < validation_->count(); ++i) {
+      if (stop_asked)
+        fail(kInterrupted, "Interrupted at step %lld of %lld: go on with --resume, or use the adapter as it is.",
+             static_cast<long long>(step_), static_cast<long long>(total_));
+      validation_->fill(i, crop, 0, execution_);
+      execution_.forward(nullptr);
+      correct += likeliest(execution_.logits(), program_->classes) == validation_->label(i);
+      score.loss += loss_of(execution_, program_->classes);
+    }
+    score.loss /= validation_->count();
+    score.accuracy = static_cast<double>(correct) / validation_->count();
+    return score;
+  }
+
+  [[noreturn]] void diverged(const char* how) const {
+    fail(kDiverged, "Training diverged at step %lld: %s; %s. Lower the learning rates (--lr, --lr-bias, ...).",
+         static_cast<long long>(step_), how,
+         exists(adapter_path()) ? "the last good adapter stays" : "there is no adapter yet");
+  }
+
+  void save() {
+    for (const Parameter& parameter : program_->parameters)
+      if (parameter.trains())
+        for (int64_t i = 0; i < parameter.elements; ++i)
+          if (!std::isfinite(parameter.value[i])) diverged("a parameter is no longer a number");
+    write_adapter(adapter_path(), *program_, bundle_, classes_, step_);
+    write_checkpoint(checkpoint_path(), *program_, step_, sums_);
+    events_.begin("checkpoint").integer("step", step_);
+    send();
+  }
+
+  void send() {
+    if (!events_.send()) fail(kInternal, "Nobody listens any more.");
+  }
+
+  void say_start() {
+    json::Writer& event = events_.begin("start");
+    event.text("runtime", "native")
+        .integer("step", step_)
+        .integer("total_steps", total_)
+        .integer("epochs", epochs_)
+        .integer("images", dataset_.count())
+        .integer("batch_size", batch_size_)
+        .begin_object("learning_rates");
+    for (const auto& [group, rate] : rates_) event.number(group, rate);
+    event.end_object().integer("threads", 1).integer("peak_rss_bytes", peak_rss());
+    send();
+  }
+
+  void say_score(json::Writer& event) {
+    if (validation_) {
+      event.number("val_loss", score_.loss).number("val_accuracy", score_.accuracy);
+    } else {
+      event.null("val_loss").null("val_accuracy");
+    }
+  }
+
+  void say_epoch(int64_t epoch, double mean_loss) {
+    json::Writer& event = events_.begin("epoch");
+    event.integer("epoch", epoch + 1)
+        .integer("step", step_)
+        .number("train_loss", mean_loss)
+        .number("train_accuracy", static_cast<double>(sums_.correct) / static_cast<double>(sums_.seen));
+    say_score(event);
+    event.integer("peak_rss_bytes", peak_rss());
+    send();
+  }
+
+  void say_done() {
+    json::Writer& event = events_.begin("done");
+    event.text("runtime", "native").integer("steps", step_);
+    if (durations_.empty()) {
+      event.null("step_ms_median");
+    } else {
+      event.number("step_ms_median", median(durations_));
+    }
+    if (sums_.seen) {
+      event.number("train_loss", sums_.losses / static_cast<double>(sums_.seen));
+    } else {
+      event.null("train_loss");
+    }
+    say_score(event);
+    event.integer("peak_rss_bytes", peak_rss());
+    send();
+  }
+
+  Events& events_;
+  const Job options_;
+  const std::string run_, bundle_;
+  const std::unique_ptr<Program> program_;
+  const Dataset dataset_;
+  Samples samples_;
+  Execution execution_;
+  const Rates rates_;
+  const int64_t batch_size_, epochs_;
+  const uint64_t seed_;
+  std::vector<uint32_t> order_;
+  std::unique_ptr<Dataset> validation_data_;
+  std::unique_ptr<Samples> validation_;
+  std::vector<std::string> classes_;
+  int64_t steps_an_epoch_ = 0, total_ = 0, step_ = 0;
+  EpochSums sums_;
+  Score score_;
+  std::vector<float> durations_;
+};
+
+std::unique_ptr<Program> adapted_program(const Job& job) {
+  std::unique_ptr<Program> program = Program::load(job.text("program"), false);
+  const std::string adapter = job.optional_text("adapter");
+  if (!adapter.empty()) read_adapter(adapter, *program);
+  return program;
+}
+
+// Calls visit(index) behind the forward pass of every sample.
+template <typename Visit>
+void for_each_sample(const Dataset& data, Samples& samples, Execution& execution, Visit visit) {
+  const Crop crop = centre_crop(data.size());
+  for (uint32_t i = 0; i < samples.count(); ++i) {
+    if (stop_asked) fail(kInterrupted, "Interrupted.");
+    samples.fill(i, crop, 0, execution);
+    execution.forward(nullptr);
+    visit(i);
+  }
+}
+
+}  // namespace
+
+void train(const Job& job, Events& events) { Training(job, events).run(); }
+
+void evaluate(const Job& job, Events& events) {
+  const std::unique_ptr<Program> program = adapted_program(job);
+  const Dataset data = Dataset::open(job.text("data"));
+  Samples samples(*program, data);
+  Execution execution(*program);
+  const int classes = program->classes;
+  std::vector<int32_t> confusion(static_cast<size_t>(classes) * static_cast<size_t>(classes));
+  double losses = 0;
+  int64_t correct = 0;
+  for_each_sample(data, samples, execution, [&](uint32_t i) {
+    const int32_t guess = likeliest(execution.logits(), classes), label = samples.label(i);
+    if (label < 0) fail(kData, "%s has photographs without a label.", data.path().c_str());
+    losses += loss_of(execution, classes);
+    correct += guess == label;
+    ++confusion[static_cast<size_t>(label * classes + guess)];
+  });
+  json::Writer& event = events.begin("done");
+  event.text("runtime", "native")
+      .integer("images", samples.count())
+      .number("loss", losses / samples.count())
+      .number("accuracy", static_cast<double>(correct) / samples.count())
+      .begin_array("confusion");
+  for (int label = 0; label < classes; ++label) {
+    event.begin_array();
+    for (int guess = 0; guess < classes; ++guess) event.integer(confusion[static_cast<size_t>(label * classes + guess)]);
+    event.end_array();
+  }
+  event.end_array().integer("peak_rss_bytes", peak_rss());
+  events.send();
+}
+
+void predict(const Job& job, Events& events) {
+  const std::unique_ptr<Program> program = adapted_program(job);
+  const Dataset data = Dataset::open(job.text("data"));
+  Samples samples(*program, data);
+  Execution execution(*program);
+  for_each_sample(data, samples, execution, [&](uint32_t) {
+    const float* logits = execution.logits();
+    const float highest = *std::max_element(logits, logits + program->classes);
+    double sum = 0;
+    for (int i = 0; i < program->classes; ++i) sum += std::exp(static_cast<double>(logits[i]) - highest);
+    json::Writer& event = events.begin("prediction");
+    event.begin_array("probabilities");
+    for (int i = 0; i < program->classes; ++i) event.number(std::exp(static_cast<double>(logits[i]) - highest) / sum);
+    event.end_array();
+    events.send();
+  });
+  events.begin("done").text("runtime", "native").integer("images", samples.count()).integer("peak_rss_bytes", peak_rss());
+  events.send();
+}
+
+int64_t peak_rss() {
+  std::FILE* status = std::fopen("/proc/self/status", "r");
+  if (!status) return 0;
+  char line[256];
+  long long kib = 0;
+  while (std::fgets(line, sizeof line, status))
+    if (std::sscanf(line, "VmHWM: %lld", &kib) == 1) break;
+  std::fclose(status);
+  return kib * 1024;
+}
+
+}  // namespace tinytl

@@ -1,0 +1,210 @@
+"""The native trainer is held to onnxruntime-training and to float64 autograd, on the same bundle, data and seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import CLASSES, photographs
+from small_net import SPEC, smooth_network
+from torch import nn
+
+from tinytl_edge import TrainOptions, evaluate, predict, train
+from tinytl_edge.export.forward import export_forward
+from tinytl_edge.export.ort_training import export_ort_training
+from tinytl_edge.export.step.compile import compile_step
+from tinytl_edge.export.step.program import write_program
+from tinytl_edge.runtime.batches import Batches
+from tinytl_edge.runtime.bundle import FORWARD, ORT_FOLDER, STEP, Bundle, Dropout, Manifest, new_bundle, open_bundle
+from tinytl_edge.runtime.bundle import write_manifest as write
+from tinytl_edge.runtime.dataset import open_dataset, pack
+from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError
+from tinytl_edge.runtime.native_worker import find_trainer
+from tinytl_edge.runtime.tensors import open_tensors
+from tinytl_edge.transfer import METHODS, parameter_group, round_frozen_weights
+
+if find_trainer() is None:
+    pytest.skip("this installation came without the native trainer", allow_module_level=True)
+
+OPTIONS = TrainOptions(epochs=4, batch_size=4, log_every=1, seed=3)
+
+
+def make_bundle(out: Path, network: nn.Module, optimizer: str = "adam", frozen_weights: str = "float32") -> Bundle:
+    """A bundle for both runtimes of the smooth network, for the classes of the tests' photographs."""
+    head = nn.Linear(SPEC.head_channels, len(CLASSES))
+    nn.init.normal_(head.weight, std=0.2, generator=torch.Generator().manual_seed(0))
+    nn.init.zeros_(head.bias)
+    network.classifier = head
+    if frozen_weights == "int8":
+        round_frozen_weights(network)
+    forward, dropouts = export_forward(network, SPEC.resolution)
+    trainable = {n: parameter_group(n, "classifier") for n, p in network.named_parameters() if p.requires_grad}
+    frozen = [n for n, p in network.named_parameters() if not p.requires_grad]
+    step = compile_step(forward, trainable)
+    manifest = Manifest(
+        "small", "", tuple(CLASSES), len(CLASSES), SPEC.resolution, SPEC.mean, SPEC.std, optimizer, 4,
+        tuple(Dropout(d.name, d.shape, d.rate) for d in dropouts), trainable, 0, 0, {},
+        ("native", "onnxruntime-training"), "test", frozen_weights, step.memory(optimizer, frozen_weights),
+    )  # fmt: skip
+    with new_bundle(out) as folder:
+        onnx.save(forward, folder / FORWARD)
+        (folder / ORT_FOLDER).mkdir()
+        export_ort_training(forward, list(trainable), frozen, optimizer, folder / ORT_FOLDER)
+        write_program(folder / STEP, step.graph, step.plan, manifest)
+        write(folder, manifest)
+    return open_bundle(out)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packed photographs: train.safetensors and val.safetensors; 14, so that the last batch is smaller."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for part, seed in (("train", 0), ("val", 1)):
+        photographs(folder / part, dict(zip(CLASSES, (5, 5, 4))), seed=seed)
+        pack(folder / part, folder / f"{part}.safetensors", SPEC.resolution, CLASSES)
+    return folder
+
+
+def losses(run: Path) -> list[float]:
+    events = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    return [event["loss"] for event in events if event["event"] == "step"]
+
+
+def adapter(run: Path) -> dict[str, np.ndarray]:
+    tensors = open_tensors(run / "adapter.safetensors")
+    return {
+        name: np.frombuffer(tensors.read(name), np.float32).reshape(entry.shape)
+        for name, entry in tensors.entries.items()
+    }
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_agree_step_by_step(tmp_path: Path, data: Path, method: str, optimizer: str) -> None:
+    bundle = make_bundle(tmp_path / "bundle", smooth_network(method), optimizer)
+    done = {}
+    for runtime in ("native", "onnxruntime-training"):
+        sources = (data / "train.safetensors", data / "val.safetensors")
+        done[runtime] = train(bundle.path, *sources, tmp_path / runtime, runtime=runtime, options=OPTIONS)
+        assert done[runtime]["runtime"] == runtime
+    ours, theirs = losses(tmp_path / "native"), losses(tmp_path / "onnxruntime-training")
+    assert len(ours) == 16
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+    for key in ("val_loss", "train_loss"):
+        assert done["native"][key] == pytest.approx(done["onnxruntime-training"][key], rel=2e-3)
+    mine, others = adapter(tmp_path / "native"), adapter(tmp_path / "onnxruntime-training")
+    assert {n: v.shape for n, v in mine.items()} == {n: v.shape for n, v in others.items()}
+
+
+@pytest.mark.parametrize("frozen_weights", ["float32", "int8"])
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_against_autograd_in_float64(tmp_path: Path, data: Path, method: str, frozen_weights: str) -> None:
+    """One step of SGD at rate 1 over one batch: what changed is the gradient."""
+    network = smooth_network(method)
+    bundle = make_bundle(tmp_path / "bundle", network, "sgd", frozen_weights)
+    options = TrainOptions(
+        epochs=1, batch_size=14, lr=1e-3, lr_bias=1e-3, lr_lite_residual=1e-3, lr_weight=1e-3, seed=5
+    )
+    train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime="native", options=options)
+    (batch,) = Batches(bundle.manifest, open_dataset(data / "train.safetensors")).training(options, 14, 0)
+
+    exact = network.double()
+    x, targets, mask = (torch.from_numpy(batch.feeds[n]).double() for n in ("images", "targets", "dropout/dropout"))
+    features = exact.pool(exact.head(exact.blocks(exact.stem(x)))).flatten(1)
+    (-(targets * exact.classifier(features * mask).log_softmax(1)).sum(1).mean()).backward()
+    after = adapter(tmp_path / "run")
+    steepest = max(float(p.grad.abs().max()) for p in exact.parameters() if p.grad is not None)
+    for name, parameter in exact.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None
+            before, gradient = parameter.detach().numpy(), parameter.grad.numpy()
+            # float32's rounding of the parameter itself bounds how well its change shows the gradient.
+            rounding = 1e3 * np.abs(before).max() * 2e-7 + 5e-5 * np.abs(gradient).max() + 2e-6 * steepest
+            np.testing.assert_allclose((before - after[name]) * 1e3, gradient, rtol=0, atol=rounding, err_msg=name)
+
+
+def test_a_resumed_run_ends_bit_identical(tmp_path: Path, data: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", smooth_network("lite-residual+bias"))
+    source = data / "train.safetensors"
+    train(bundle.path, source, None, tmp_path / "whole", runtime="native", options=OPTIONS)
+    job_options = TrainOptions(**{**OPTIONS.__dict__})
+    trainer = find_trainer()
+    assert trainer is not None
+
+    def stop_early(event: dict[str, object]) -> None:
+        if event["event"] == "checkpoint" and event["step"] == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(bundle.path, source, None, tmp_path / "parts", runtime="native", options=job_options, on_event=stop_early)
+    train(bundle.path, source, None, tmp_path / "parts", resume=True, options=OPTIONS)
+    for name, value in adapter(tmp_path / "whole").items():
+        np.testing.assert_array_equal(adapter(tmp_path / "parts")[name], value, err_msg=name)
+
+
+def test_evaluate_and_predict_agree_with_onnxruntime(tmp_path: Path, data: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", smooth_network("bias"))
+    train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime="native", options=OPTIONS)
+    results = {
+        runtime: evaluate(tmp_path / "run", data / "val.safetensors", runtime=runtime)
+        for runtime in ("native", "onnxruntime-training")
+    }
+    assert results["native"]["loss"] == pytest.approx(results["onnxruntime-training"]["loss"], rel=1e-4)
+    assert results["native"]["confusion"] == results["onnxruntime-training"]["confusion"]
+    image = next((data / "val").rglob("*.png"))
+    ours, theirs = (
+        predict(tmp_path / "run", [image], runtime=runtime)[0]["probabilities"]
+        for runtime in ("native", "onnxruntime-training")
+    )
+    assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_memory_stays_small_and_near_the_plan(tmp_path: Path, data: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", smooth_network("bias"))
+    source = data / "train.safetensors"
+    done = train(bundle.path, source, None, tmp_path / "run", runtime="native", options=OPTIONS)
+    assert done["planned_peak_bytes"] == sum(bundle.manifest.planned_memory.values())
+    assert done["peak_rss_bytes"] < done["planned_peak_bytes"] + 4_000_000
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_programs_are_refused_or_harmless(tmp_path: Path, data: Path, seed: int) -> None:
+    """Bytes flipped anywhere but in the weights: the trainer says so, or trains; it never crashes."""
+    bundle = make_bundle(tmp_path / "bundle", smooth_network("last"))
+    content = bytearray(bundle.file(STEP).read_bytes())
+    random = np.random.default_rng(seed)
+    header = 8 + int.from_bytes(content[:8], "little")
+    tensors = open_tensors(bundle.file(STEP))
+    ops = tensors.entries["ops"]
+    spots = [*range(8, header), *range(ops.start, ops.stop)] if seed % 2 else [*range(ops.start, ops.stop)]
+    for spot in random.choice(spots, 3):
+        content[spot] ^= int(random.integers(1, 256))
+    program = tmp_path / "damaged.safetensors"
+    program.write_bytes(content)
+    (tmp_path / "run").mkdir()
+    job = {
+        "command": "train", "program": os.fspath(program), "bundle_identity": "x", "run": os.fspath(tmp_path / "run"),
+        "train": os.fspath(data / "train.safetensors"), "val": None, "options": OPTIONS.__dict__, "batch_size": 4,
+        "learning_rates": dict.fromkeys(("classifier", "bias", "lite_residual", "weight"), 1e-3), "resume": False,
+    }  # fmt: skip
+    trainer = find_trainer()
+    assert trainer is not None
+    ended = subprocess.run([trainer], input=json.dumps(job), capture_output=True, text=True, timeout=60, check=False)
+    last = json.loads(ended.stdout.splitlines()[-1])
+    assert ended.returncode in (0, 3, 4, 5, 7), ended
+    assert last["event"] == ("done" if ended.returncode == 0 else "error")
+
+
+def test_a_step_program_of_another_version_is_refused(tmp_path: Path, data: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", smooth_network("last"))
+    assert issubclass(DamagedFileError, TinyTLError)
+    program = bundle.file(STEP)
+    program.write_bytes(program.read_bytes()[:-8])
+    with pytest.raises(DamagedFileError, match=STEP):
+        train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime="native", options=OPTIONS)

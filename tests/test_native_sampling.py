@@ -1,0 +1,245 @@
+"""The native trainer's input and output agree with Python's: samples bit for bit, files byte for byte."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tinytl_edge.runtime.dataset import FORMAT, open_dataset, stored_size
+from tinytl_edge.runtime.errors import DamagedFileError
+from tinytl_edge.runtime.sampling import (
+    Crop,
+    centre_crop,
+    draws,
+    dropout_mask,
+    epoch_order,
+    random_crop,
+    resample,
+)
+from tinytl_edge.runtime.tensors import open_tensors, write_tensors
+
+ROOT = Path(__file__).parent.parent
+NATIVE = ROOT / "runtime" / "native"
+SOURCES = [NATIVE / f"{name}.cc" for name in ("json", "events", "safetensors", "dataset", "sampling")]
+MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+DEVIATION = np.array([58.395, 57.12, 57.375], np.float32)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The executable of tests/native/io_test.cc, built for this very processor, so with its fused operations."""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ to build the native trainer's tests with")
+    out = tmp_path_factory.mktemp("native") / "io_test"
+    test = ROOT / "tests" / "native" / "io_test.cc"
+    flags = ["-std=gnu++20", "-O2", "-march=native", "-fno-rtti", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}"]
+    subprocess.run(["g++", *flags, test, *SOURCES, "-o", out], check=True)
+    return out
+
+
+def said(program: Path, *arguments: object, code: int = 0, stdin: bytes = b"") -> str:
+    answer = subprocess.run([program, *map(str, arguments)], input=stdin, capture_output=True, check=False)
+    assert answer.returncode == code, answer.stdout + answer.stderr
+    return answer.stdout.decode()
+
+
+def test_its_own_tests_pass(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert said(program) == "all is well\n"
+
+
+# Sampling -----------------------------------------------------------------------------------------------
+
+
+def floats(name: str, position: int, values: NDArray[np.float32]) -> str:
+    content = values.tobytes()
+    first = "".join(f" {word:08x}" for word in np.frombuffer(content, np.uint32)[:4])
+    return f"{name} {position} {zlib.crc32(content):08x}{first}"
+
+
+def crop_line(name: str, position: int, crop: Crop) -> str:
+    return f"{name} {position} {crop.top} {crop.left} {crop.height} {crop.width} {int(crop.flip)}"
+
+
+def expected_samples(seed: int, epoch: int, count: int, size: int, resolution: int) -> Iterator[str]:
+    """What `io_test sample` prints, line by line."""
+    yield " ".join(["order", *map(str, epoch_order(seed, epoch, count))])
+    image = (draws(seed % 2**64, 3 * size * size) >> np.uint64(56)).astype(np.uint8).reshape(size, size, 3)
+
+    def pixels(position: int, crop: Crop) -> str:
+        return floats("pixels", position, (resample(image, crop, resolution) - MEAN) / DEVIATION)
+
+    for position in range(min(count, 40)):
+        crop = random_crop(seed, epoch, position, size)
+        yield crop_line("crop", position, crop)
+        if position < 6:
+            yield pixels(position, crop)
+        yield crop_line("narrow", position, random_crop(seed, epoch, position, size, 0.9, flip=False))
+    yield crop_line("centre", 0, centre_crop(size))
+    yield pixels(count, centre_crop(size))
+    for layer, rate in enumerate((0.2, 0.5, 0.0)):
+        yield floats("mask", layer, dropout_mask(seed, epoch, count, layer, (100 + 7 * layer,), rate))
+
+
+@pytest.mark.parametrize(
+    ("seed", "epoch", "count", "size", "resolution"),
+    [
+        (0, 0, 0, 2, 1),
+        (0, 0, 1, 2, 3),
+        (1, 1, 40, 37, 32),
+        (-1, 7, 40, 147, 128),
+        (2**63, 3, 17, 256, 224),
+        (2**64 - 1, 2**40, 100, 50, 200),  # enlarged
+        (7, 2, 30, 300, 65),  # reduced, and one column more than a block of the resampler
+        (123456789, 99, 3000, 183, 160),
+    ],
+)
+def test_samples_agree_bit_for_bit(
+    program: Path, seed: int, epoch: int, count: int, size: int, resolution: int
+) -> None:
+    lines = said(program, "sample", seed, epoch, count, size, resolution).splitlines()
+    assert lines == list(expected_samples(seed, epoch, count, size, resolution))
+
+
+# Files --------------------------------------------------------------------------------------------------
+
+
+def test_it_writes_the_same_bytes(program: Path, tmp_path: Path) -> None:
+    write_tensors(
+        tmp_path / "python",
+        [
+            ("blocks.0.weight", "F32", (2, 3), struct.pack("<6f", *range(6))),
+            ('Ünïcode " \\ / \b\f\n\r\t\x01\x7f 😀', "U8", (3,), b"abc"),
+            ("none", "I64", (4, 0), b""),
+            ("scalar", "F16", (), b"xy"),
+        ],
+        {"format": "x", "classes": json.dumps(["cat", "Öchslein"], ensure_ascii=False), "": ""},
+    )
+    said(program, "copy", tmp_path / "python", tmp_path / "native")
+    assert (tmp_path / "native").read_bytes() == (tmp_path / "python").read_bytes()
+
+
+def raw(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def fields(dtype: object = "U8", shape: object = (2,), offsets: object = (0, 2)) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"1234567",
+        (2**24 + 1).to_bytes(8, "little") + b"{}",
+        b"\x09" + bytes(7) + b"{}",
+        raw(b""),
+        raw(b"{"),
+        raw(b'{"\xff": 1}'),
+        raw([]),
+        raw({"__metadata__": {"a": 1}}),
+        raw({"t": 1}),
+        raw({"t": {"dtype": "U8"}}),
+        raw({"it's": fields("U9")}, b"ab"),
+        raw({"a\nb": fields(shape=(2.0,))}, b"ab"),
+        raw({"t": fields(shape=(True, 2))}, b"ab"),
+        raw({"t": fields(shape=(-2,))}, b"ab"),
+        raw({"t": fields(shape=(2**63,))}, b"ab"),
+        raw({"t": fields(offsets=(0, 1, 2))}, b"ab"),
+        raw({"t": fields(shape=(2**32, 2**32), offsets=(0, 0))}),
+        raw({"t": fields(offsets=(2, 0))}, b"ab"),
+        raw({"t": fields(shape=(3,))}, b"ab"),
+        raw({"t": fields(), "u": fields()}, b"abab"),
+        raw({"t": fields(shape=(1,), offsets=(1, 2))}, b"ab"),
+        raw({"t": fields(offsets=(2**63 - 3, 2**63 - 1))}, b"ab"),
+        raw({"t": fields()}, b"a"),
+        raw({"t": fields()}, b"abc"),
+        raw(b'{"t": {}, "t": ' + json.dumps(fields()).encode() + b"}", b"ab") + b"c",
+    ],
+)
+def test_it_refuses_damaged_files_with_the_same_sentence(program: Path, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError) as refused:
+        open_tensors(path)
+    assert said(program, "tensors", path, code=3) == f"3 {refused.value}\n"
+
+
+def test_of_equal_names_the_last_counts_in_both(program: Path, tmp_path: Path) -> None:
+    path = tmp_path / "twice.safetensors"
+    path.write_bytes(raw(b'{"t": 1, "t": ' + json.dumps(fields()).encode() + b"}", b"ab"))
+    assert open_tensors(path).entries["t"].shape == (2,)
+    assert said(program, "tensors", path).startswith("t U8 [2] ")
+
+
+def write_dataset(path: Path, labels: list[int], **changes: str) -> None:
+    side = stored_size(20)
+    pixels = draws(5, len(labels) * side * side * 3).astype(np.uint8).tobytes()
+    metadata = {"format": FORMAT, "version": "1", "classes": '["cat", "Öchslein"]', "resolution": "20"}
+    write_tensors(
+        path,
+        [
+            ("images", "U8", (len(labels), side, side, 3), pixels),
+            ("labels", "I32", (len(labels),), struct.pack(f"<{len(labels)}i", *labels)),
+        ],
+        {**metadata, **changes},
+    )
+
+
+def test_it_reads_the_same_dataset(program: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", [1, 0, 1])
+    dataset = open_dataset(tmp_path / "data")
+    expected = [f"{dataset.count} {dataset.resolution} {dataset.size}", *dataset.classes]
+    expected += [f"{label} {zlib.crc32(dataset.image(i)):08x}" for i, label in enumerate(dataset.labels)]
+    assert said(program, "dataset", tmp_path / "data").splitlines() == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes"),
+    [
+        ([0], {"format": "x"}),
+        ([0], {"version": "2"}),
+        ([0], {"resolution": "020"}),
+        ([0], {"resolution": "21"}),
+        ([0], {"classes": "{}"}),
+        ([0], {"classes": "[1]"}),
+        ([0, 2], {}),
+        ([-1], {}),
+        ([0], {"classes": "[]"}),
+        ([], {}),
+    ],
+)
+def test_it_refuses_unusable_datasets_with_the_same_sentence(
+    program: Path, tmp_path: Path, labels: list[int], changes: dict[str, str]
+) -> None:
+    path = tmp_path / "data"
+    write_dataset(path, labels, **changes)
+    with pytest.raises(DamagedFileError) as refused:
+        open_dataset(path)
+    assert said(program, "dataset", path, code=3) == f"3 {refused.value}\n"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"event": "step", "loss": 0.1, "list": [1, -2, 1e300, 5e-324, 1.5, True, None, {}, []], "": {"a": ["b"]}},
+        ['Ünïcode " \\ / \b\f\n\r\t\x00\x1f\x7f 😀', 2**63 - 1, -(2**63), 0.0, -0.0, 123456789012345680.0],
+    ],
+)
+def test_its_json_is_pythons(program: Path, value: object) -> None:
+    for ascii_only in (False, True):
+        text = json.dumps(value, ensure_ascii=ascii_only, indent=1).encode()
+        back = json.loads(said(program, "json", stdin=text))
+        assert back == value
+        assert json.dumps(back) == json.dumps(value)  # == takes 1 for 1.0 and 0.0 for -0.0
