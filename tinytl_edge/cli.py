@@ -412,7 +412,9 @@ def devices(name: str | None, as_json: bool) -> None:
 @command("tinytl-edge demo --out demo")
 @click.option("--data", type=_PATH, help="Your own photographs, in class folders (or with train/ and test/ in it).")
 @click.option("--backbone", metavar="NAME", default="efficientnet-lite0", show_default=True, help="See prepare.")
-@click.option("--epochs", type=int, default=5, show_default=True, help="Rounds through the photographs.")
+@click.option("--runtime", type=click.Choice(["auto", "native", "onnxruntime-training"]), default="auto",
+              show_default=True, help="auto: the native trainer where there is one.")  # fmt: skip
+@click.option("--epochs", type=int, default=10, show_default=True, help="Rounds through the photographs.")
 @click.option("--resolution", type=int, metavar="PX", default=96, show_default=True, help="Size of the input.")
 @click.option("--threads", type=int, help="How many compute.  [default: all cores]")
 @click.option("--out", type=_PATH, default=Path("demo"), show_default=True, help="Bundles and runs stay here.")

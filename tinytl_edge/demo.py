@@ -11,6 +11,7 @@ from typing import IO, Any
 from tinytl_edge.runtime.dataset import pack
 from tinytl_edge.runtime.errors import DataError, UsageError
 from tinytl_edge.runtime.memory import megabytes
+from tinytl_edge.runtime.native_worker import find_trainer
 from tinytl_edge.runtime.options import TrainOptions
 from tinytl_edge.runtime.photographs import find_photographs
 from tinytl_edge.runtime.report import ProgressReport
@@ -28,7 +29,8 @@ def demo(
     *,
     data: str | os.PathLike[str] | None = None,
     backbone: str = "efficientnet-lite0",
-    epochs: int = 5,
+    runtime: str = "auto",
+    epochs: int = 10,
     resolution: int = 96,
     threads: int | None = None,
     on_progress: Callable[[str], None] | None = None,
@@ -39,6 +41,7 @@ def demo(
     Args:
         data: class folders with photographs, or a folder with train/ and test/ (or val/) of them; without it,
             scikit-learn's handwritten digits.
+        runtime: `auto` is the native trainer where there is one: it shows what a board needs.
         watch: where the training's live line goes.
 
     Raises:
@@ -68,16 +71,19 @@ def demo(
         say(f"\n{method}: preparing {backbone} at {resolution} px")
         bundle, run = folder / f"bundle-{method}", folder / f"run-{method}"
         prepared = prepare(bundle, backbone=backbone, classes=classes, method=method, resolution=resolution)
+        compiled = find_trainer() is not None and "native" in prepared.bundle.manifest.runtimes
+        chosen = "native" if runtime == "auto" and compiled else runtime
         begin = time.monotonic()
         if watch is None:
-            done = train(bundle, train_file, test_file, run, options=options)
+            done = train(bundle, train_file, test_file, run, runtime=chosen, options=options)
         else:
             with ProgressReport(watch) as report:
-                done = train(bundle, train_file, test_file, run, options=options, on_event=report)
+                done = train(bundle, train_file, test_file, run, runtime=chosen, options=options, on_event=report)
         exported = export(run, run / "model.onnx")
         results.append(
             {
                 "method": method,
+                "runtime": done["runtime"],
                 "accuracy": done["val_accuracy"],
                 "seconds": time.monotonic() - begin,
                 "step_ms_median": done["step_ms_median"],
@@ -99,7 +105,8 @@ def table(results: list[dict[str, Any]]) -> str:
         f"{megabytes(r['peak_rss_bytes']):>12} {megabytes(r['adapter_bytes']):>8}"
         for r in results
     ]
-    return "\n".join(["", head, *rows, "", *(f"{r['method']}: {r['onnx']}" for r in results)])
+    title = f"{results[0]['runtime']}, one process for each training"
+    return "\n".join(["", title, head, *rows, "", *(f"{r['method']}: {r['onnx']}" for r in results)])
 
 
 def write_digits(folder: Path) -> tuple[Path, Path]:

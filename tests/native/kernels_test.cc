@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <ctime>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
@@ -16,7 +17,19 @@ using namespace tinytl;
 
 namespace {
 
-using Floats = std::vector<float>;
+// Maps start on a cache line, as in the arena.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+  bool operator==(const Aligned&) const { return true; }
+};
+
+using Floats = std::vector<float, Aligned<float>>;
 using Doubles = std::vector<double>;
 
 std::mt19937 g_random(7);
@@ -90,7 +103,9 @@ double activated(double v, Activation a) {
 }
 
 void apply(Doubles& y, const Floats& bias, Activation a) {
-  for (size_t i = 0; i < y.size(); ++i) y[i] = activated(y[i] + (bias.empty() ? 0.0 : double(bias[i % bias.size()])), a);
+  for (size_t i = 0; i < y.size(); ++i) {
+    y[i] = activated(y[i] + (bias.empty() ? 0.0 : double(bias[i % bias.size()])), a);
+  }
 }
 
 // Mask bits must agree with the stored values, and nothing else may be written.
@@ -330,7 +345,8 @@ void test_resampling() {
       for (int kernel : {1, 2, 3}) {
         if (kernel > size) continue;
         for (int stride : {1, 2, 3}) {
-          const Geometry g = geometry(size, size + 1, channels, channels, kernel, kernel, stride, stride, 0, 0, 0, 0, 1);
+          const Geometry g =
+              geometry(size, size + 1, channels, channels, kernel, kernel, stride, stride, 0, 0, 0, 0, 1);
           const std::string name = name_of("average_pool", {channels, size, kernel, stride});
           const Floats x = random_floats(size * (size + 1) * channels);
           const Floats dy = random_floats(g.out_height * g.out_width * channels);
@@ -402,7 +418,8 @@ void test_norm() {
       const int pixels = shape[0], channels = shape[1], groups = shape[2], width = channels / groups;
       const std::string name = name_of("group_norm", {pixels, channels, groups, int(offset)});
       const Floats x = random_floats(pixels * channels, offset - 1, offset + 1);
-      const Floats dy = random_floats(pixels * channels), weight = random_floats(channels), bias = random_floats(channels);
+      const Floats dy = random_floats(pixels * channels);
+      const Floats weight = random_floats(channels), bias = random_floats(channels);
       Floats y(x.size(), NAN), dx(x.size(), NAN), statistics(size_t(2 * groups), NAN);
       Floats dweight = random_floats(channels), dbias = random_floats(channels);
       Doubles ry(x.size()), rdx(x.size()), rdw(dweight.begin(), dweight.end()), rdb(dbias.begin(), dbias.end());
@@ -559,7 +576,8 @@ void bench() {
   for (const auto& s : shapes) {
     const int pixels = s[0], in = s[1], out = s[2];
     TestWeight w(int64_t(in) * out, out, true);
-    const Floats x = random_floats(int64_t(pixels) * in), dy = random_floats(int64_t(pixels) * out), bias(size_t(out), 0.1f);
+    const Floats x = random_floats(int64_t(pixels) * in), dy = random_floats(int64_t(pixels) * out);
+    const Floats bias(size_t(out), 0.1f);
     Floats y(dy.size()), dx(x.size()), dw(size_t(in * out));
     std::vector<uint8_t> mask(dy.size() / 8 + 1);
     const double flop = 2.0 * pixels * in * out;

@@ -57,8 +57,8 @@ TINYTL_INLINE V clamp(V v, V low, V high) {
 typedef int8_t Bytes __attribute__((vector_size(16)));
 typedef VectorOf<4>::Type Quad;
 
-// 16 int8 as floats, times a scale. Spelled out in shuffles, since GCC 12 makes scalar code of the plain loop once it is
-// unrolled, and of __builtin_convertvector: each byte moves to the top of its int, then down again with its sign.
+// 16 int8 as floats, times a scale. Spelled out in shuffles, since GCC 12 makes scalar code of the plain loop once it
+// is unrolled, and of __builtin_convertvector: each byte moves to the top of its int, then down again with its sign.
 TINYTL_INLINE void convert16(const int8_t* from, float scale, float* to) {
   typedef int16_t Shorts __attribute__((vector_size(16)));
   typedef int32_t Ints __attribute__((vector_size(16)));

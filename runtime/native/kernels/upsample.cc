@@ -47,7 +47,8 @@ void upsample_dx(const float* dy, float* dx, const Geometry& g) {
       const Between h = between(ox, g.in_width, g.out_width);
       for (int corner = 0; corner < 4; ++corner) {
         const int32_t row = corner < 2 ? v.before : v.after, column = corner % 2 == 0 ? h.before : h.after;
-        const float share = (corner < 2 ? 1 - v.distance : v.distance) * (corner % 2 == 0 ? 1 - h.distance : h.distance);
+        const float share_y = corner < 2 ? 1 - v.distance : v.distance;
+        const float share = share_y * (corner % 2 == 0 ? 1 - h.distance : h.distance);
         float* to = dx + (int64_t{row} * g.in_width + column) * channels;
         for (int32_t c = 0; c < channels; ++c) to[c] += dy[c] * share;
       }
