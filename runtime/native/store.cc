@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include "json.h"
 #include "layout.h"
@@ -28,18 +29,17 @@ const std::string& metadata(const TensorFile& file, const char* key) {
 
 }  // namespace
 
-void write_adapter(const std::string& path, const Program& program, const std::string& bundle,
+void write_adapter(const std::string& path, Program& program, const std::string& bundle,
                    const std::vector<std::string>& classes, int64_t steps) {
-  std::vector<std::vector<float>> values;
   std::vector<TensorToWrite> tensors;
   uint32_t crc = 0;
   for (const Parameter& parameter : program.parameters) {
     if (!parameter.trains()) continue;
-    values.emplace_back(static_cast<size_t>(parameter.elements));
-    to_torch(parameter, parameter.value, values.back().data());
-    const size_t bytes = values.back().size() * sizeof(float);
-    tensors.push_back({parameter.name, DType::kF32, parameter.shape, values.back().data(), bytes});
-    crc = crc32(crc, values.back().data(), bytes);
+    // Between two steps the gradients are zero, and their room is free for PyTorch's layout.
+    to_torch(parameter, parameter.value, parameter.gradient);
+    const size_t bytes = static_cast<size_t>(parameter.elements) * sizeof(float);
+    tensors.push_back({parameter.name, DType::kF32, parameter.shape, parameter.gradient, bytes});
+    crc = crc32(crc, parameter.gradient, bytes);
   }
   json::Writer names;
   names.begin_array();
@@ -56,6 +56,9 @@ void write_adapter(const std::string& path, const Program& program, const std::s
                  {"classes", names.str()},
                  {"steps", std::to_string(steps)},
                  {"crc32", digits}});
+  for (const Parameter& parameter : program.parameters)
+    if (parameter.trains())
+      std::memset(parameter.gradient, 0, static_cast<size_t>(parameter.elements) * sizeof(float));
 }
 
 void read_adapter(const std::string& path, Program& program) {
