@@ -8,10 +8,7 @@ every other constant is.
 from __future__ import annotations
 
 import copy
-import logging
-import os
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from torch import nn
 from tinytl_edge.runtime.errors import UsageError
 
 from .graph import Array, GraphEditor, attribute, static_shapes
+from .quiet import quiet
 
 OPSET = 15  # what onnxruntime-training 1.19.2 differentiates
 _TRACED_BATCH = 2  # becomes the symbol `batch`
@@ -104,32 +102,27 @@ def _replace_dropouts(model: nn.Module) -> dict[str, tuple[_MaskedDropout, float
 
 
 def _trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str]) -> ModelProto:
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about its own age
-        logger = logging.getLogger("torch.onnx")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
-        path = os.path.join(folder, "forward.onnx")  # noqa: PTH118
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "forward.onnx"
         try:
-            torch.onnx.export(
-                model,
-                inputs,
-                path,
-                dynamo=False,  # the newer exporter rewrites parameters and needs packages of its own
-                opset_version=OPSET,
-                do_constant_folding=False,
-                training=torch.onnx.TrainingMode.PRESERVE,
-                input_names=names,
-                output_names=["logits"],
-            )
+            with quiet():  # the exporter warns about its own age, and dumps the graph that it cannot export
+                torch.onnx.export(
+                    model,
+                    inputs,
+                    str(path),
+                    dynamo=False,  # the newer exporter rewrites parameters and needs packages of its own
+                    opset_version=OPSET,
+                    do_constant_folding=False,
+                    training=torch.onnx.TrainingMode.PRESERVE,
+                    input_names=names,
+                    output_names=["logits"],
+                )
         except Exception as error:  # the exporter raises many kinds; all mean that the model has no ONNX form
             lines = str(error).strip().splitlines()
             raise UsageError(
                 f"The model cannot be exported to ONNX: {lines[0] if lines else type(error).__name__}"
             ) from error
-        finally:
-            logger.setLevel(level)
-        return onnx.load(Path(path))
+        return onnx.load(path)
 
 
 def _normalise(model: ModelProto, source: nn.Module, resolution: int) -> ModelProto:
