@@ -15,6 +15,7 @@ import onnx
 from onnx import ModelProto, TensorProto, helper
 
 from tinytl_edge.runtime.errors import UsageError
+from tinytl_edge.runtime.ort_session import NOT_INSTALLED
 
 from .ort_lowering import lower
 from .ort_rewrite import rewrite
@@ -43,9 +44,7 @@ def export_ort_training(
         UsageError: onnxruntime-training is not installed, or cannot differentiate an operator.
     """
     if importlib.util.find_spec("onnxruntime") is None:
-        raise UsageError(
-            "onnxruntime-training is not installed: pip install 'tinytl-edge[ort]' (x86-64, CPython 3.8 to 3.11)."
-        )
+        raise UsageError(NOT_INSTALLED)
     model = onnx.ModelProto()
     model.CopyFrom(forward)
     lower(model)

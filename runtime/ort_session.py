@@ -24,6 +24,7 @@ from .bundle import ORT_FOLDER, Bundle, sha256
 from .errors import DamagedFileError, StorageError, UsageError
 
 Array = NDArray[np.float32]
+NOT_INSTALLED = "onnxruntime-training is not installed: pip install 'tinytl-edge[ort]' (x86-64, CPython 3.8 to 3.11)."
 _EXTENSION = "onnxruntime_pybind11_state"
 
 
@@ -40,9 +41,7 @@ def load_extension() -> ModuleType:
     folder = Path(spec.origin).parent / "capi" if spec is not None and spec.origin else Path()
     files = sorted(folder.glob(f"{_EXTENSION}*.so"))
     if not files:
-        raise UsageError(
-            "onnxruntime-training is not installed: pip install 'tinytl-edge[ort]' (x86-64, CPython 3.8 to 3.11)."
-        )
+        raise UsageError(NOT_INSTALLED)
     extension_spec = importlib.util.spec_from_file_location(_EXTENSION, files[0])
     assert extension_spec is not None and extension_spec.loader is not None
     extension = importlib.util.module_from_spec(extension_spec)

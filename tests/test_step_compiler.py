@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from tinytl_edge.export.forward import export_forward
 from tinytl_edge.export.step.compile import compile_step
-from tinytl_edge.export.step.import_onnx import quantise
 from tinytl_edge.export.step.ir import Graph, Op, Parameter, Value
 from tinytl_edge.export.step.plan import ALIGNMENT, plan
+from tinytl_edge.export.step.quantise import quantise
 from tinytl_edge.export.step.verify import PlanError, verify
 from tinytl_edge.runtime.errors import UsageError
 from tinytl_edge.transfer import METHODS

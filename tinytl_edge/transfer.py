@@ -13,7 +13,7 @@ from torch import nn
 
 from tinytl_edge.runtime.errors import UsageError
 
-from .lite_residual import ATTRIBUTE, LiteResidual
+from .lite_residual import ATTRIBUTE
 
 METHODS = ("last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "full")
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
@@ -192,11 +192,6 @@ def parameter_group(name: str, classifier: str) -> str:
     if ATTRIBUTE in module.split("."):
         return ATTRIBUTE
     return "bias" if leaf == "bias" else "weight"
-
-
-def has_lite_residuals(model: nn.Module) -> bool:
-    """Has any block a lite residual module?"""
-    return any(isinstance(module, LiteResidual) for module in model.modules())
 
 
 def round_frozen_weights(model: nn.Module) -> None:

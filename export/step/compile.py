@@ -11,7 +11,7 @@ from .differentiate import differentiate
 from .import_onnx import import_forward
 from .ir import Graph
 from .plan import Plan, plan
-from .program import is_quantised
+from .quantise import is_quantised
 from .verify import verify
 
 _STATE_COPIES = {"sgd": 0, "momentum": 1, "adam": 2}

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import numpy as np
 from onnx import ModelProto, NodeProto
 
 from tinytl_edge.export.graph import GraphEditor, attribute, static_shapes
 from tinytl_edge.runtime.errors import UsageError
 
-from .ir import Array, Graph, Op, Parameter, Shape
+from .ir import Graph, Op, Parameter, Shape
 
 
 def import_forward(model: ModelProto, trainable: Iterable[str]) -> Graph:
@@ -250,13 +249,3 @@ class _Importer:
         }  # fmt: skip
         attributes = {"geometry": geometry, "activation": "none"}
         self._emit(Op("pointwise", {"x": self._alias[node.input[0]]}, {}, parameters, attributes), node, node.output[0])
-
-
-def quantise(weight: Array) -> tuple[Array, Array]:
-    """int8 values and a float32 scale for each output channel (the last axis): weight = values * scale.
-
-    The scale is max |weight| / 127; weights that were rounded with it come back exactly.
-    """
-    largest = np.abs(weight).reshape(-1, weight.shape[-1]).max(0)
-    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
-    return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale

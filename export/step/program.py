@@ -18,9 +18,9 @@ import numpy as np
 from tinytl_edge.runtime.bundle import Manifest
 from tinytl_edge.runtime.tensors import write_tensors
 
-from .import_onnx import quantise
-from .ir import Graph, Op, Parameter
+from .ir import Graph, Op
 from .plan import Plan
+from .quantise import is_quantised, quantise
 
 FORMAT = "tinytl-edge-step"
 VERSION = "1"
@@ -139,11 +139,6 @@ def write_program(path: Path, graph: Graph, plan: Plan, manifest: Manifest) -> N
     # The widest elements first, so that every tensor is aligned in the file.
     tensors.sort(key=lambda tensor: tensor[1] == "I8")
     write_tensors(path, tensors, metadata)
-
-
-def is_quantised(parameter: Parameter, frozen_weights: str) -> bool:
-    """Is it stored as int8? Biases, scales and whatever trains never are."""
-    return frozen_weights == "int8" and not parameter.trains and parameter.layout != "vector"
 
 
 def _record(op: Op, graph: Graph, plan: Plan, index: dict[str, int]) -> list[int]:
