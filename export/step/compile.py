@@ -1,4 +1,5 @@
-"""The passes in order: import, differentiate, plan, verify; and what the result takes in memory."""
+"""The passes in order: import, fuse, differentiate, fold, recompute, update, stream, plan, verify; and what the result
+takes in memory."""
 
 from __future__ import annotations
 
@@ -7,14 +8,41 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
+from tinytl_edge.runtime.dataset import stored_size
+
 from .differentiate import differentiate
+from .fold import fold
+from .fuse import SCRATCH_BYTES, fuse
 from .import_onnx import import_forward
 from .ir import Graph
-from .plan import Plan, plan
+from .plan import PHOTOGRAPH, Plan, plan
 from .quantise import is_quantised
+from .recompute import candidates, multiply_adds, name_segments, recompute
+from .stream import stream
+from .update import add_updates
 from .verify import verify
 
-_STATE_COPIES = {"sgd": 0, "momentum": 1, "adam": 2}
+MOMENT_BLOCK = 128  # elements of 8-bit optimizer state that share a scale
+_MOMENTS = {"sgd": 0, "momentum": 1, "adam": 2}
+# The trainer beside what is planned, fitted to measured peaks (benchmarks/runtimes.py): the pages of code that run,
+# stack and heap; what the heap holds for an operator and for a parameter; what page bounds cost a mapped weight.
+PROCESS_BYTES = 1_200_000
+OPERATOR_BYTES = 450
+PARAMETER_BYTES = 1_300
+MAPPED_BYTES = 3_500
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """How a step trades time and precision for memory; the defaults trade nothing."""
+
+    frozen_weights: str = "float32"  # or 'int8'
+    streamed: bool = False  # frozen weights are read from the file where they are needed, instead of mapped
+    trained_weights: str = "float32"  # or 'bfloat16', with stochastic rounding
+    moments: str = "float32"  # of the optimizer; or '8bit', block-wise
+    sums: str = "float32"  # of a batch's gradients; 'bfloat16', or 'none': one sample a step
+    recomputed: int = 0  # how many of the segments, the most worthwhile first
+    scratch_bytes: int = SCRATCH_BYTES  # for the wide maps of an inverted residual
 
 
 @dataclass(frozen=True)
@@ -23,33 +51,74 @@ class StepPlan:
 
     graph: Graph
     plan: Plan
+    knobs: Knobs
+    segments: int  # that could be recomputed
 
-    def memory(self, optimizer: str, frozen_weights: str) -> dict[str, int]:
-        """Bytes by kind: arena, frozen (parameters), trainable, gradients, optimizer (state)."""
+    def memory(self, optimizer: str) -> dict[str, int]:
+        """Bytes by kind: arena, gradients (sums of a batch), frozen, trainable, optimizer, process (all else)."""
         used = {name for op in self.graph.ops() for name in op.parameters.values()}
-        parameters = [self.graph.parameters[name] for name in used]
-        trainable = sum(4 * p.value.size for p in parameters if p.trains)
+        parts = [self.graph.part(name) for name in used]
+        parameters = {part.parameter.name: part.parameter for part in parts}.values()
+        gradients = sum(self.graph.values[name].bytes for name in self.graph.persistent)
+        frozen = trainable = state = 0
+        process = PROCESS_BYTES + OPERATOR_BYTES * sum(1 for _ in self.graph.ops()) + PARAMETER_BYTES * len(parameters)
+        for parameter in parameters:
+            size, small = parameter.value.size, parameter.layout == "vector"
+            if parameter.trains:
+                trainable += size * (2 if self.knobs.trained_weights == "bfloat16" and not small else 4)
+                continue
+            quantised = is_quantised(parameter, self.knobs.frozen_weights)
+            if small or not self.knobs.streamed:
+                frozen += size if quantised else 4 * size
+                process += 0 if small else MAPPED_BYTES
+            if quantised:
+                frozen += 4 * parameter.value.shape[-1]
+        for part in parts:
+            if part.trains:
+                coded = self.knobs.moments == "8bit" and part.parameter.layout != "vector"
+                moment = part.elements + 4 * -(-part.elements // MOMENT_BLOCK) if coded else 4 * part.elements
+                state += moment * _MOMENTS[optimizer]
+        # Heaps and pages are never filled to the end.
+        process += (self.plan.arena_bytes + frozen + trainable + state) // 100
         return {
-            "arena": self.plan.arena_bytes,
-            "frozen": sum(
-                p.value.size + 4 * p.value.shape[-1] if is_quantised(p, frozen_weights) else 4 * p.value.size
-                for p in parameters
-                if not p.trains
-            ),
+            "arena": self.plan.arena_bytes - gradients,
+            "gradients": gradients,
+            "frozen": frozen,
             "trainable": trainable,
-            "gradients": trainable,
-            "optimizer": trainable * _STATE_COPIES[optimizer],
+            "optimizer": state,
+            "process": process,
         }
 
+    def streamed_bytes(self) -> int:
+        """What a step reads from the program's file."""
+        return sum(self.graph.values[op.writes["y"]].bytes for op in self.graph.ops() if op.kind == "load")
 
-def compile_step(forward: ModelProto, trainable: Iterable[str]) -> StepPlan:
-    """Compile a training step.
+    def multiply_adds(self) -> int:
+        """Of one sample's step."""
+        return sum(multiply_adds(op) for op in self.graph.ops())
+
+
+def compile_step(
+    forward: ModelProto, trainable: Iterable[str], knobs: Knobs | None = None, several: bool = False
+) -> StepPlan:
+    """Compile a training step, for one label a photograph or for several.
 
     Raises:
         UsageError: the graph holds something that cannot be compiled.
     """
+    knobs = knobs or Knobs()
     graph = import_forward(forward, trainable)
-    differentiate(graph)
+    side = stored_size(graph.values[graph.image].shape[0])
+    graph.add_value(PHOTOGRAPH, (side, side, 3), "uint8")
+    fuse(graph, knobs.scratch_bytes)
+    name_segments(graph)
+    differentiate(graph, several)
+    fold(graph)
+    segments = [candidate.segment for candidate in candidates(graph)]
+    recompute(graph, segments[: knobs.recomputed])
+    add_updates(graph, knobs.sums)
+    if knobs.streamed:
+        stream(graph, knobs.frozen_weights)
     planned = plan(graph)
     verify(graph, planned)
-    return StepPlan(graph, planned)
+    return StepPlan(graph, planned, knobs, len(segments))

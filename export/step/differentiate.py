@@ -3,41 +3,64 @@
 What an operator keeps from the forward pass:
 
 - a convolution or linear layer: its input, where its weight trains; nothing otherwise
-- ReLU and ReLU6, fused or not: one bit an element
+- ReLU and ReLU6, fused or not: one bit an element; other activations: their input
+- a product: each factor, where the other has a gradient
+- max pooling: one byte an output, the winner's place in its window
 - GroupNorm, and a channel's scale that trains: the input (and GroupNorm's statistics)
 - dropout: its mask
-- add, pooling, upsampling: nothing
+- add, average pooling, upsampling: nothing
+
+The gradient of a trainable part is a value like others, which operators add to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from .ir import Graph, Op
 
 GRADIENT_OF_LOGITS = "gradient/logits"
+CLAMPS = ("relu", "relu6")  # activations whose gradient one bit an element decides
 
 
-def differentiate(graph: Graph) -> None:
-    """Append the loss and the backward operators to the graph, and to the forward ones the masks they keep."""
-    _Differentiation(graph).run()
+def gradient_of(part: str) -> str:
+    """The name of the value that holds a part's gradient."""
+    return f"gradient/{part}"
+
+
+def differentiate(graph: Graph, several: bool = False) -> None:
+    """Append the loss and the backward operators to the graph, and to the forward ones the masks they keep.
+
+    The loss is the softmax cross-entropy; with `several` labels a photograph the sigmoids', a mean over the classes.
+    """
+    _Differentiation(graph).run(several)
+
+
+@dataclass
+class _Gradient:
+    """What has arrived at a value so far: gradients of others that it shares, and a sum of its own."""
+
+    shared: list[str] = field(default_factory=list)
+    own: str | None = None
 
 
 class _Differentiation:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._gradient: dict[str, str] = {}  # value -> its gradient so far
-        self._wanted: set[str] = set()  # values below which something trains
+        self._gradients: dict[str, _Gradient] = {}  # by whole map
+        self._wanted: set[str] = set()  # whole maps below which something trains
 
-    def run(self) -> None:
+    def run(self, several: bool) -> None:
         graph = self._graph
         for op in graph.forward:
-            if any(source in self._wanted for source in op.reads.values()) or self._trains(op):
-                self._wanted.add(op.writes["y"])
+            if any(self._is_wanted(source) for source in op.reads.values()) or self._trains(op):
+                self._wanted.add(graph.root(op.writes["y"]))
         targets = graph.add_value("targets", graph.values[graph.logits].shape)
         gradient = graph.add_value(GRADIENT_OF_LOGITS, graph.values[graph.logits].shape)
-        graph.backward.append(Op("loss", {"x": graph.logits, "targets": targets}, {"dx": gradient}))
-        self._gradient[graph.logits] = gradient
+        reads = {"x": graph.logits, "targets": targets}
+        graph.backward.append(Op("loss", reads, {"dx": gradient}, {}, {"several": several}))
+        self._gradients[graph.logits] = _Gradient(own=gradient)
         rules: dict[str, Callable[[Op, str], None]] = {
             "pointwise": self._convolution,
             "depthwise": self._convolution,
@@ -47,41 +70,84 @@ class _Differentiation:
             "dropout": self._dropout,
             "affine": self._affine,
             "group_norm": self._group_norm,
+            "multiply": self._multiply,
+            "max_pool": self._max_pool,
             "average_pool": self._linear_map,
             "global_pool": self._linear_map,
             "upsample": self._linear_map,
         }
         for op in reversed(graph.forward):
-            gradient_of_y = self._gradient.get(op.writes["y"])
-            if gradient_of_y is not None and op.writes["y"] in self._wanted:
-                rules[op.kind](op, gradient_of_y)
+            y = op.writes["y"]
+            if graph.root(y) in self._gradients and self._is_wanted(y):
+                rules[op.kind](op, self._gradient(y))
+            elif op.kind == "max_pool":
+                del op.writes["index"]  # nobody asks for it
+
+    def _is_wanted(self, value: str) -> bool:
+        return self._graph.root(value) in self._wanted
 
     def _trains(self, op: Op) -> bool:
-        return any(self._graph.parameters[name].trains for name in op.parameters.values())
+        return any(self._graph.part(name).trains for name in op.parameters.values())
 
-    def _training_parameters(self, op: Op, *roles: str) -> dict[str, str]:
-        names = {role: op.parameters[role] for role in roles if role in op.parameters}
-        return {role: name for role, name in names.items() if self._graph.parameters[name].trains}
+    def _trained(self, op: Op, *roles: str) -> dict[str, str]:
+        """Gradient values by the roles under which a backward operator writes them: dw of a weight, db of a bias."""
+        parts = {role: op.parameters[role] for role in roles if role in op.parameters}
+        gradients = {}
+        for role, name in parts.items():
+            part = self._graph.part(name)
+            if part.trains:
+                gradient = gradient_of(name)
+                if gradient not in self._graph.values:
+                    self._graph.add_value(gradient, (part.elements,))
+                gradients["dw" if role == "weight" else "db"] = gradient
+        return gradients
+
+    def _gradient(self, value: str) -> str:
+        """The finished gradient of a value (some rows of its map's)."""
+        graph, root = self._graph, self._graph.root(value)
+        gradient = self._gradients[root]
+        for shared in gradient.shared[1:] if gradient.own is None else gradient.shared:
+            first = gradient.own or gradient.shared[0]
+            total = graph.add_value(f"gradient/{root}", graph.values[root].shape)
+            graph.backward.append(Op("add", {"x": first, "other": shared}, {"y": total}, in_place=("x", "other")))
+            gradient.own = total
+        whole = gradient.own or gradient.shared[0]
+        self._gradients[root] = _Gradient([whole])
+        view = graph.values[value]
+        return whole if view.base is None else graph.rows(whole, view.first_row, view.shape[0])
 
     def _arrives(self, value: str, gradient: str) -> None:
-        """`gradient` is a contribution to the gradient of `value`."""
-        if value not in self._gradient:
-            self._gradient[value] = gradient
-            return
-        shape = self._graph.values[value].shape
-        total = self._graph.add_value(f"gradient/{value}", shape)
-        reads = {"x": gradient, "other": self._gradient[value]}
-        self._graph.backward.append(Op("add", reads, {"y": total}, in_place=("x", "other")))
-        self._gradient[value] = total
+        """The gradient of another value is a contribution to the gradient of `value`, a whole map."""
+        self._gradients.setdefault(value, _Gradient()).shared.append(gradient)
 
-    def _new_gradient(self, value: str) -> str:
-        return self._graph.add_value(f"gradient/{value}", self._graph.values[value].shape)
+    def _emit_dx(self, op: Op, x: str) -> None:
+        """Append an operator that computes a contribution to the gradient of x under the role dx."""
+        graph, root = self._graph, self._graph.root(x)
+        gradient = self._gradients.setdefault(root, _Gradient())
+        view = graph.values[x]
+        adds = op.kind in ("pointwise_dx", "conv_dx")
+        if gradient.own is None and view.base is None:
+            gradient.own = op.writes["dx"] = graph.add_value(f"gradient/{root}", view.shape)
+            graph.backward.append(op)
+            return
+        if gradient.own is None:
+            gradient.own = graph.add_value(f"gradient/{root}", graph.values[root].shape)
+            graph.backward.append(Op("zero", {}, {"y": gradient.own}))
+        total = graph.rows(gradient.own, view.first_row, view.shape[0]) if view.base else gradient.own
+        if adds:
+            op.writes["dx"] = total
+            op.adds_to = ("dx",)
+            graph.backward.append(op)
+            return
+        op.writes["dx"] = graph.add_value(f"gradient/{x}", view.shape)
+        graph.backward += [op, Op("add", {"x": total, "other": op.writes["dx"]}, {"y": total}, adds_to=("y",))]
 
     def _through_mask(self, op: Op, gradient: str) -> str:
         """Let the forward operator keep its mask, and apply it to the gradient of its output."""
         y = op.writes["y"]
-        op.writes["mask"] = self._graph.add_value(f"{y}/mask", self._graph.values[y].shape, mask=True)
-        masked = self._graph.add_value(f"gradient/{y}/masked", self._graph.values[y].shape)
+        shape = self._graph.values[y].shape
+        op.writes["mask"] = self._graph.add_value(f"{y}/mask", shape, "bit")
+        masked = self._graph.add_value(f"gradient/{y}/masked", shape)
         reads = {"dy": gradient, "mask": op.writes["mask"]}
         self._graph.backward.append(Op("mask_gradient", reads, {"dx": masked}, in_place=("dy",)))
         return masked
@@ -90,65 +156,77 @@ class _Differentiation:
         x = op.reads["x"]
         if op.attributes["activation"] != "none":
             gradient = self._through_mask(op, gradient)
-        if self._training_parameters(op, "bias"):
-            parameters = {"bias": op.parameters["bias"]}
-            self._graph.backward.append(Op("bias_gradient", {"dy": gradient}, {}, parameters))
+        trained = self._trained(op, "weight", "bias")
+        if "db" in trained:
+            writes = {"db": trained["db"]}
+            self._graph.backward.append(Op("bias_gradient", {"dy": gradient}, writes, adds_to=("db",)))
         attributes = {"geometry": op.attributes["geometry"]}
-        parameters = {"weight": op.parameters["weight"]}
-        if self._training_parameters(op, "weight"):
-            reads = {"x": x, "dy": gradient}
-            self._graph.backward.append(Op(f"{op.kind}_dw", reads, {}, dict(parameters), dict(attributes)))
-        if x in self._wanted:
-            dx = self._new_gradient(x)
-            self._graph.backward.append(Op(f"{op.kind}_dx", {"dy": gradient}, {"dx": dx}, parameters, attributes))
-            self._arrives(x, dx)
+        if "dw" in trained:
+            reads, writes = {"x": x, "dy": gradient}, {"dw": trained["dw"]}
+            self._graph.backward.append(Op(f"{op.kind}_dw", reads, writes, {}, dict(attributes), adds_to=("dw",)))
+        if self._is_wanted(x):
+            parameters = {"weight": op.parameters["weight"]}
+            self._emit_dx(Op(f"{op.kind}_dx", {"dy": gradient}, {}, parameters, attributes), x)
 
     def _activate(self, op: Op, gradient: str) -> None:
-        self._arrives(op.reads["x"], self._through_mask(op, gradient))
+        if op.attributes["activation"] in CLAMPS:
+            self._arrives(op.reads["x"], self._through_mask(op, gradient))
+            return
+        op.in_place = ()  # the input is read later
+        reads = {"x": op.reads["x"], "dy": gradient}
+        self._emit_dx(Op("activation_dx", reads, {}, {}, dict(op.attributes), in_place=("dy",)), op.reads["x"])
+
+    def _multiply(self, op: Op, gradient: str) -> None:
+        x, other = op.reads["x"], op.reads["other"]
+        if self._is_wanted(other):
+            op.in_place = tuple(role for role in op.in_place if role != "x")
+            reads = {"dy": gradient, "x": x}
+            self._emit_dx(Op("multiply_dother", reads, {}, {}, dict(op.attributes)), other)
+        if self._is_wanted(x):
+            op.in_place = tuple(role for role in op.in_place if role != "other")
+            reads = {"dy": gradient, "other": other}
+            self._emit_dx(Op("multiply_dx", reads, {}, {}, dict(op.attributes), in_place=("dy",)), x)
+
+    def _max_pool(self, op: Op, gradient: str) -> None:
+        reads = {"dy": gradient, "index": op.writes["index"]}
+        self._emit_dx(Op("max_pool_dx", reads, {}, {}, dict(op.attributes)), op.reads["x"])
 
     def _add(self, op: Op, gradient: str) -> None:
         for source in op.reads.values():
-            if source in self._wanted:
+            if self._is_wanted(source):
                 self._arrives(source, gradient)
 
     def _dropout(self, op: Op, gradient: str) -> None:
-        if op.reads["x"] in self._wanted:
-            dx = self._new_gradient(op.reads["x"])
+        if self._is_wanted(op.reads["x"]):
             reads = {"dy": gradient, "mask": op.writes["mask"]}
-            self._graph.backward.append(Op("dropout_dx", reads, {"dx": dx}, in_place=("dy",)))
-            self._arrives(op.reads["x"], dx)
+            self._emit_dx(Op("dropout_dx", reads, {}, in_place=("dy",)), op.reads["x"])
 
     def _affine(self, op: Op, gradient: str) -> None:
         reads = {"dy": gradient}
-        if self._training_parameters(op, "weight"):
+        trained = self._trained(op, "weight", "bias")
+        if "dw" in trained:
             reads["x"] = op.reads["x"]
             # The input is read later, so the forward pass must not write over it.
             op.in_place = ()
-        dx = self._new_gradient(op.reads["x"])
-        trained = {"train_" + role: name for role, name in self._training_parameters(op, "weight", "bias").items()}
-        parameters = {"weight": op.parameters["weight"], **trained}
-        self._graph.backward.append(Op("affine_backward", reads, {"dx": dx}, parameters, in_place=("dy",)))
-        if op.reads["x"] in self._wanted:
-            self._arrives(op.reads["x"], dx)
+        parameters = {"weight": op.parameters["weight"]}
+        self._emit_backward(Op("affine_backward", reads, {}, parameters, in_place=("dy",)), op.reads["x"], trained)
 
     def _group_norm(self, op: Op, gradient: str) -> None:
-        x = op.reads["x"]
-        dx = self._new_gradient(x)
-        trained = {"train_" + role: name for role, name in self._training_parameters(op, "weight", "bias").items()}
-        self._graph.backward.append(
-            Op(
-                "group_norm_backward",
-                {"x": x, "dy": gradient, "statistics": op.writes["statistics"]},
-                {"dx": dx},
-                {"weight": op.parameters["weight"], **trained},
-                dict(op.attributes),
-            )
+        reads = {"x": op.reads["x"], "dy": gradient, "statistics": op.writes["statistics"]}
+        backward = Op(
+            "group_norm_backward", reads, {}, {"weight": op.parameters["weight"]}, dict(op.attributes), in_place=("dy",)
         )
-        if x in self._wanted:
-            self._arrives(x, dx)
+        self._emit_backward(backward, op.reads["x"], self._trained(op, "weight", "bias"))
+
+    def _emit_backward(self, op: Op, x: str, trained: dict[str, str]) -> None:
+        """Append an operator that computes dx and, beside it, gradients of its parameters."""
+        if self._is_wanted(x):
+            self._emit_dx(op, x)
+        else:  # the kernel computes it all the same
+            op.writes["dx"] = self._graph.add_value(f"gradient/{x}", self._graph.values[x].shape)
+            self._graph.backward.append(op)
+        op.writes.update(trained)
+        op.adds_to = (*op.adds_to, *trained)
 
     def _linear_map(self, op: Op, gradient: str) -> None:
-        x = op.reads["x"]
-        dx = self._new_gradient(x)
-        self._graph.backward.append(Op(f"{op.kind}_dx", {"dy": gradient}, {"dx": dx}, {}, dict(op.attributes)))
-        self._arrives(x, dx)
+        self._emit_dx(Op(f"{op.kind}_dx", {"dy": gradient}, {}, {}, dict(op.attributes)), op.reads["x"])

@@ -1,20 +1,25 @@
 """forward.onnx -> the compiler's graph: one sample, channels last, few operators.
 
-Recognised: Conv (bias; Clip(0, 6) or Relu behind it becomes its activation), AveragePool, GlobalAveragePool, Add,
-Resize (bilinear, half-pixel), GroupNorm as PyTorch exports it (Reshape, InstanceNormalization, Reshape, Mul, Add),
-a channel's scale and shift (Mul, Add), dropout (Mul with a mask input), Flatten, Gemm.
+Recognised: Conv (bias; ReLU6 or ReLU behind it becomes its activation), AveragePool, MaxPool, GlobalAveragePool (or
+ReduceMean), Add, Mul of two maps or of a map and a factor for each channel, Resize (bilinear, half-pixel), GroupNorm as
+PyTorch exports it (Reshape, InstanceNormalization, Reshape, Mul, Add), a channel's scale and shift (Mul, Add), dropout
+(Mul with a mask input), Gemm; Flatten, Reshape and the like of a single pixel; activations, however they are spelled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from onnx import ModelProto, NodeProto
 
 from tinytl_edge.export.graph import GraphEditor, attribute, static_shapes
 from tinytl_edge.runtime.errors import UsageError
 
+from .activations import Activation, find_activations
 from .ir import Graph, Op, Parameter, Shape
+
+_FUSED = ("relu", "relu6")  # what a convolution takes in
 
 
 def import_forward(model: ModelProto, trainable: Iterable[str]) -> Graph:
@@ -34,6 +39,9 @@ class _Importer:
         self._inputs = [value.name for value in model.graph.input]
         self._alias: dict[str, str] = {}  # ONNX value -> our value
         self._done: set[int] = set()
+        found = find_activations(self._editor, trainable)
+        self._activations = {id(activation.nodes[-1]): activation for activation in found}
+        self._done |= {id(node) for activation in found for node in activation.nodes[:-1]}
         self._graph = Graph({}, [], {}, "image", "")
         self._logits = model.graph.output[0].name
 
@@ -43,29 +51,43 @@ class _Importer:
         self._alias[self._inputs[0]] = "image"
         importers: dict[str, Callable[[NodeProto], None]] = {
             "Conv": self._conv,
-            "Clip": self._activation,
-            "Relu": self._activation,
+            "Clip": self._unknown_activation,
+            "HardSigmoid": self._unknown_activation,
             "Add": self._add,
             "Mul": self._mul,
             "AveragePool": self._average_pool,
+            "MaxPool": self._max_pool,
             "GlobalAveragePool": self._global_pool,
+            "ReduceMean": self._global_pool,
             "Resize": self._resize,
             "Reshape": self._reshape,
-            "Flatten": self._flatten,
+            "Flatten": self._view,
+            "Squeeze": self._view,
+            "Unsqueeze": self._view,
             "Gemm": self._gemm,
         }
         for node in self._editor.nodes:
-            if id(node) in self._done or node.op_type == "Unsqueeze":
+            if id(node) in self._done:
                 continue
-            if node.op_type not in importers:
+            if id(node) in self._activations:
+                self._activate(node, self._activations[id(node)])
+            elif node.op_type in importers:
+                importers[node.op_type](node)
+            else:
                 raise self._refused(node)
-            importers[node.op_type](node)
         self._graph.logits = self._alias[self._logits]
         return self._graph
 
     def _refused(self, node: NodeProto, why: str = "") -> UsageError:
         layer = node.name.strip("/").removeprefix("model/")
         return UsageError(f"The step compiler cannot compile the operator {node.op_type} of layer {layer}{why}.")
+
+    def _read(self, node: NodeProto, name: str = "") -> str:
+        """Our value for what a node reads: the ONNX value `name`, or its first input."""
+        name = name or str(node.input[0])
+        if name not in self._alias:
+            raise self._refused(node, ": it reads a parameter or a constant where a map belongs")
+        return self._alias[name]
 
     def _shape(self, name: str) -> Shape:
         _, *rest = (int(n) if isinstance(n, int) else 1 for n in self._shapes[name])
@@ -92,14 +114,6 @@ class _Importer:
             self._graph.parameters[name] = parameter
         return name
 
-    def _activation_of(self, node: NodeProto) -> str | None:
-        if node.op_type == "Relu":
-            return "relu"
-        low, high = (self._editor.constant(name) for name in node.input[1:3])
-        if low is not None and high is not None and float(low) == 0 and float(high) == 6:
-            return "relu6"
-        return None
-
     def _conv(self, node: NodeProto) -> None:
         shape, out = self._shape(node.input[0]), self._shape(node.output[0])
         weight = self._editor.constant(node.input[1])
@@ -119,22 +133,30 @@ class _Importer:
         parameters = {"weight": self._parameter(node.input[1], layout, 1 if depthwise else groups)}
         if len(node.input) > 2 and node.input[2]:
             parameters["bias"] = self._parameter(node.input[2], "vector")
-        op = Op(kind, {"x": self._alias[node.input[0]]}, {}, parameters, {"geometry": geometry, "activation": "none"})
+        op = Op(kind, {"x": self._read(node)}, {}, parameters, {"geometry": geometry, "activation": "none"})
         output = node.output[0]
-        follower = self._only_reader(output, "Clip", "Relu")
-        activation = self._activation_of(follower) if follower is not None else None
-        if follower is not None and activation is not None:
-            op.attributes["activation"] = activation
-            self._done.add(id(follower))
-            output = follower.output[0]
+        activation = self._fusible(output)
+        if activation is not None:
+            op.attributes["activation"] = activation.kind
+            self._done.add(id(activation.nodes[-1]))
+            output = activation.output
         self._emit(op, node, output)
 
-    def _activation(self, node: NodeProto) -> None:
-        activation = self._activation_of(node)
-        if activation is None:
-            raise self._refused(node, ": only Clip(0, 6) is known")
-        op = Op("activate", {"x": self._alias[node.input[0]]}, {}, {}, {"activation": activation})
-        self._emit(op, node, node.output[0], in_place=("x",))
+    def _fusible(self, output: str) -> Activation | None:
+        """The activation that takes in `output` alone, if a convolution can apply it."""
+        readers = {id(reader) for reader in self._editor.consumers.get(output, [])}
+        for activation in self._activations.values():
+            inside = activation.source == output and readers <= {id(node) for node in activation.nodes}
+            if inside and activation.kind in _FUSED:
+                return activation
+        return None
+
+    def _activate(self, node: NodeProto, activation: Activation) -> None:
+        op = Op("activate", {"x": self._read(node, activation.source)}, {}, {}, {"activation": activation.kind})
+        self._emit(op, node, activation.output, in_place=("x",))
+
+    def _unknown_activation(self, node: NodeProto) -> None:
+        raise self._refused(node, ": of the clipping activations ReLU6, hard-sigmoid and hard-swish are known")
 
     def _add(self, node: NodeProto) -> None:
         if not all(name in self._alias for name in node.input) or self._shape(node.input[0]) != self._shape(
@@ -145,7 +167,10 @@ class _Importer:
         self._emit(Op("add", reads, {}), node, node.output[0], in_place=("x", "other"))
 
     def _mul(self, node: NodeProto) -> None:
-        mask = next((name for name in node.input if name in self._inputs), None)
+        if all(name in self._alias for name in node.input):
+            self._multiply(node)
+            return
+        mask = next((name for name in node.input if name in self._inputs[1:]), None)
         if mask is not None:
             source = next(name for name in node.input if name != mask)
             layer = self._inputs[1:].index(mask)
@@ -157,12 +182,25 @@ class _Importer:
         shift = self._only_reader(node.output[0], "Add")
         bias = next((self._channels(n) for n in shift.input if self._channels(n)), None) if shift is not None else None
         if scale is None or bias is None or shift is None:
-            raise self._refused(node, ": only a dropout's mask, or a channel's scale with its shift, is known")
+            raise self._refused(
+                node, ": only two maps, a dropout's mask, or a channel's scale with its shift can be multiplied"
+            )
         source = next(name for name in node.input if name in self._alias)
         self._done.add(id(shift))
         parameters = {"weight": self._parameter(scale, "vector"), "bias": self._parameter(bias, "vector")}
         op = Op("affine", {"x": self._alias[source]}, {}, parameters)
         self._emit(op, node, shift.output[0], in_place=("x",))
+
+    def _multiply(self, node: NodeProto) -> None:
+        """Of two maps of one shape, or of a map and one pixel that holds a factor for each channel."""
+        x, other = sorted(map(str, node.input), key=lambda name: self._shape(name), reverse=True)
+        shape, factors = self._shape(x), self._shape(other)
+        if factors not in (shape, (1, 1, shape[-1])):
+            raise self._refused(node, f": it multiplies maps of shapes {list(shape)} and {list(factors)}")
+        reads = {"x": self._alias[x], "other": self._alias[other]}
+        per_channel = shape != factors
+        op = Op("multiply", reads, {}, {}, {"per_channel": per_channel})
+        self._emit(op, node, node.output[0], in_place=("x",) if per_channel else ("x", "other"))
 
     def _channels(self, name: str) -> str | None:
         """The parameter behind a [channels, 1, 1] view of it."""
@@ -175,19 +213,39 @@ class _Importer:
         return None
 
     def _average_pool(self, node: NodeProto) -> None:
-        kernel = tuple(attribute(node, "kernel_shape"))
-        strides = tuple(attribute(node, "strides", [1, 1]))
-        if any(attribute(node, "pads", [0])) or attribute(node, "ceil_mode", 0):
-            raise self._refused(node, ": it has padding or ceil_mode")
-        geometry = {
-            "in": self._shape(node.input[0]), "out": self._shape(node.output[0]), "kernel": kernel,
-            "stride": strides, "pad": (0, 0), "groups": 1,
-        }  # fmt: skip
-        op = Op("average_pool", {"x": self._alias[node.input[0]]}, {}, {}, {"geometry": geometry})
+        geometry = self._windows(node)
+        # What PyTorch counts beyond the input lies within the padding, so without any it is all the same.
+        include_pad = bool(attribute(node, "count_include_pad", 0)) and any(geometry["pad"])
+        attributes = {"geometry": geometry, "include_pad": include_pad}
+        self._emit(Op("average_pool", {"x": self._read(node)}, {}, {}, attributes), node, node.output[0])
+
+    def _max_pool(self, node: NodeProto) -> None:
+        geometry = self._windows(node)
+        if geometry["kernel"][0] * geometry["kernel"][1] > 256:
+            raise self._refused(node, ": its window has more than 256 elements")
+        op = Op("max_pool", {"x": self._read(node)}, {}, {}, {"geometry": geometry})
+        index = self._graph.add_value(f"{node.name.strip('/')}/index", self._shape(node.output[0]), "uint8")
+        op.writes["index"] = index
         self._emit(op, node, node.output[0])
 
+    def _windows(self, node: NodeProto) -> dict[str, Any]:
+        """The geometry of a pooling."""
+        kernel = tuple(attribute(node, "kernel_shape"))
+        strides = tuple(attribute(node, "strides", [1, 1]))
+        top, left, bottom, right = attribute(node, "pads", [0, 0, 0, 0])
+        shape, out = self._shape(node.input[0]), self._shape(node.output[0])
+        if max(attribute(node, "dilations", [1])) > 1 or len(node.output) > 1 or (top, left) != (bottom, right):
+            raise self._refused(node, ": it is dilated, is padded unevenly, or returns indices")
+        if any((out[i] - 1) * strides[i] >= shape[i] + (top, left)[i] for i in range(2)):
+            raise self._refused(node, ": its last window holds nothing but padding")  # PyTorch drops it, ONNX does not
+        return {"in": shape, "out": out, "kernel": kernel, "stride": strides, "pad": (top, left), "groups": 1}
+
     def _global_pool(self, node: NodeProto) -> None:
-        self._emit(Op("global_pool", {"x": self._alias[node.input[0]]}, {}), node, node.output[0])
+        rank = len(self._shapes[node.input[0]])
+        axes = {axis % rank for axis in attribute(node, "axes", [2, 3])}
+        if rank != 4 or axes != {2, 3}:
+            raise self._refused(node, ": it takes the mean of something else than whole channels")
+        self._emit(Op("global_pool", {"x": self._read(node)}, {}), node, node.output[0])
 
     def _resize(self, node: NodeProto) -> None:
         mode = attribute(node, "mode", b"nearest")
@@ -198,19 +256,15 @@ class _Importer:
             raise self._refused(node, ": only bilinear with half-pixel centres is known")
         shapes = {"in": self._shape(node.input[0]), "out": self._shape(node.output[0])}
         geometry = {**shapes, "kernel": (1, 1), "stride": (1, 1), "pad": (0, 0), "groups": 1}
-        op = Op("upsample", {"x": self._alias[node.input[0]]}, {}, {}, {"geometry": geometry})
+        op = Op("upsample", {"x": self._read(node)}, {}, {}, {"geometry": geometry})
         self._emit(op, node, node.output[0])
 
     def _reshape(self, node: NodeProto) -> None:
-        """The beginning of a GroupNorm, a flattening, or a view of a parameter (which its reader takes)."""
-        if node.input[0] in self._editor.initializers:
-            return
+        """The beginning of a GroupNorm, or a view."""
         norm = self._only_reader(node.output[0], "InstanceNormalization")
         if norm is None:
-            if len(self._shapes[node.output[0]]) == 2:
-                self._flatten(node)
-                return
-            raise self._refused(node)
+            self._view(node)
+            return
         back = self._only_reader(norm.output[0], "Reshape")
         scaled = self._only_reader(back.output[0], "Mul") if back is not None else None
         shifted = self._only_reader(scaled.output[0], "Add") if scaled is not None else None
@@ -222,17 +276,20 @@ class _Importer:
         groups = int(self._shapes[node.output[0]][1])
         op = Op(
             "group_norm",
-            {"x": self._alias[node.input[0]]},
+            {"x": self._read(node)},
             {"statistics": self._graph.add_value(f"{norm.name.strip('/')}/statistics", (groups, 2))},
             {"weight": self._parameter(weight, "vector"), "bias": self._parameter(bias, "vector")},
             {"groups": groups, "epsilon": float(attribute(norm, "epsilon", 1e-5))},
         )
         self._emit(op, node, shifted.output[0])
 
-    def _flatten(self, node: NodeProto) -> None:
+    def _view(self, node: NodeProto) -> None:
+        """Another shape of a single pixel; or of a parameter, which its reader takes."""
+        if node.input[0] not in self._alias:
+            return
         source = self._graph.values[self._alias[node.input[0]]]
-        if len(source.shape) == 3 and source.shape[:2] != (1, 1):
-            raise self._refused(node, ": it flattens a map of more than one pixel")
+        if source.shape[:-1] not in ((), (1, 1)) or self._shapes[node.output[0]][1] != source.shape[-1]:
+            raise self._refused(node, ": it reshapes a map of more than one pixel")
         self._alias[node.output[0]] = source.name
 
     def _gemm(self, node: NodeProto) -> None:
@@ -248,4 +305,4 @@ class _Importer:
             "in": (1, 1, entering), "out": (1, 1, out), "kernel": (1, 1), "stride": (1, 1), "pad": (0, 0), "groups": 1,
         }  # fmt: skip
         attributes = {"geometry": geometry, "activation": "none"}
-        self._emit(Op("pointwise", {"x": self._alias[node.input[0]]}, {}, parameters, attributes), node, node.output[0])
+        self._emit(Op("pointwise", {"x": self._read(node)}, {}, parameters, attributes), node, node.output[0])

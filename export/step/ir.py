@@ -1,13 +1,14 @@
 """The compiler's graph: operators on the values of one sample, in the order in which they run.
 
-Maps are float32 [height, width, channels]; vectors [channels]; masks hold one bit for each element of their shape.
-An operator names what it reads and writes by role; each value is written once.
+Maps are [height, width, channels]; vectors [channels]; masks hold one bit for each element of their shape. An operator
+names what it reads and writes by role. A value is written once, except that operators may add to it, and that each may
+write some rows of a map.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,28 +17,38 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
+BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "uint8": 8, "bit": 1}
+
 
 @dataclass(frozen=True)
 class Value:
-    """Something that lies in the arena for a while."""
+    """Something that lies in the arena for a while; with a `base`, rows of that map from `first_row` on."""
 
     name: str
     shape: Shape
-    mask: bool = False
+    dtype: str = "float32"
+    base: str | None = None
+    first_row: int = 0
 
     @property
     def bytes(self) -> int:
         """Its size."""
-        elements = math.prod(self.shape)
-        return -(-elements // 8) if self.mask else 4 * elements
+        return -(-math.prod(self.shape) * BITS[self.dtype] // 8)
+
+    @property
+    def offset(self) -> int:
+        """Where it begins in its base, in bytes."""
+        return self.first_row * math.prod(self.shape[1:]) * BITS[self.dtype] // 8
 
 
 @dataclass
 class Op:
     """One call of a kernel.
 
-    `reads` and `writes` map roles to values, `parameters` roles to parameter names. The first of `writes` may take
-    the place of a value that it reads under one of the roles in `in_place`, where nobody reads that one later.
+    `reads` and `writes` map roles to values, `parameters` roles to names of parts of parameters. The first of `writes`
+    may take the place of a value that it reads under one of the roles in `in_place`, where nobody reads that one
+    later. What is written under the roles in `adds_to` is added to what the value holds. Operators of one `segment`
+    can be run again together.
     """
 
     kind: str
@@ -46,6 +57,8 @@ class Op:
     parameters: dict[str, str] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
     in_place: tuple[str, ...] = ()
+    adds_to: tuple[str, ...] = ()
+    segment: str | None = None
 
 
 @dataclass
@@ -58,20 +71,53 @@ class Graph:
     image: str
     logits: str
     backward: list[Op] = field(default_factory=list)
+    parts: dict[str, Part] = field(default_factory=dict)
+    persistent: set[str] = field(default_factory=set)  # values that live from step to step, zero at first
 
     def ops(self) -> Iterator[Op]:
         """All operators in the order of a training step."""
         yield from self.forward
         yield from self.backward
 
-    def add_value(self, name: str, shape: Shape, mask: bool = False) -> str:
+    def add_value(self, name: str, shape: Shape, dtype: str = "float32") -> str:
         """A new value under `name`, or a name near to it; returns the name."""
         unique, number = name, 1
         while unique in self.values:
             number += 1
             unique = f"{name}~{number}"
-        self.values[unique] = Value(unique, shape, mask)
+        self.values[unique] = Value(unique, shape, dtype)
         return unique
+
+    def rows(self, base: str, first: int, count: int) -> str:
+        """Rows [first, first + count) of a map, as a value; the map itself where these are all."""
+        whole = self.values[base]
+        if count == whole.shape[0]:
+            return base
+        name = f"{base}[{first}:{first + count}]"
+        self.values[name] = Value(name, (count, *whole.shape[1:]), whole.dtype, base, first)
+        return name
+
+    def root(self, name: str) -> str:
+        """The map whose rows `name` are, or `name`."""
+        return self.values[name].base or name
+
+    def part(self, name: str) -> Part:
+        """A part of a parameter by name; a parameter's own name is all of it."""
+        if name not in self.parts:
+            parameter = self.parameters[name]
+            self.parts[name] = Part(name, parameter, 0, 0, parameter.shape[0])
+        return self.parts[name]
+
+    def split(self, name: str, axis: int, ends: Sequence[int]) -> list[str]:
+        """Split a parameter along PyTorch's axis 0 (outputs) or 1 (inputs) at `ends`; returns the parts' names."""
+        parameter = self.parameters[name]
+        names = []
+        for first, end in zip((0, *ends), ends):
+            part = Part(f"{name}[{first}:{end}]" if axis == 0 else f"{name}[:,{first}:{end}]", parameter, axis, first,
+                        end - first)  # fmt: skip
+            self.parts[part.name] = part
+            names.append(part.name)
+        return names
 
 
 @dataclass
@@ -112,3 +158,31 @@ class Parameter:
         if self.layout == "linear":
             return np.ascontiguousarray(value.T)
         return value
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of a parameter along PyTorch's axis 0 (outputs) or 1 (inputs): what one chunk of a block needs."""
+
+    name: str
+    parameter: Parameter
+    axis: int
+    first: int
+    count: int
+
+    @property
+    def trains(self) -> bool:
+        """Does its parameter train?"""
+        return self.parameter.trains
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return self.parameter.value.size // self.parameter.shape[self.axis] * self.count
+
+    def of(self, value: Array) -> Array:
+        """This part of an array in the layout of the whole parameter."""
+        if self.count == self.parameter.shape[self.axis]:
+            return value
+        axis = value.ndim - 1 if self.axis == 0 else value.ndim - 2
+        return np.ascontiguousarray(np.take(value, range(self.first, self.first + self.count), axis))

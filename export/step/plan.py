@@ -7,21 +7,24 @@ for these graphs; `Plan.floor` tells how near.
 1. A value lives from the operator that writes it to the last that reads it (the image from the start, the logits to
    the end of the forward pass).
 2. An operator's first result takes the place of its in-place operand if nobody reads that operand later.
-3. Offsets are multiples of `ALIGNMENT`.
+3. Offsets of whole maps are multiples of `ALIGNMENT`; rows lie where they are in their map.
+4. What is persistent lives all the time.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from dataclasses import dataclass
 
 from .ir import Graph
 
 ALIGNMENT = 64
+PHOTOGRAPH = "photograph"  # as it is packed, before it becomes the image
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Offsets and lifetimes (first and last operator, inclusive, in step order) by value name; sizes in bytes."""
+    """Offsets in bytes by value name; lifetimes (first and last operator, inclusive, in step order) of whole maps."""
 
     offsets: dict[str, int]
     lifetimes: dict[str, tuple[int, int]]
@@ -30,20 +33,27 @@ class Plan:
 
 
 def lifetimes(graph: Graph) -> dict[str, tuple[int, int]]:
-    """First and last operator of each value that is used, by index in step order."""
+    """First and last operator of each map that is used, by index in step order."""
     spans = {graph.image: (-1, -1)}
+    count = 0
     for index, op in enumerate(graph.ops()):
+        count += 1
         for name in (*op.reads.values(), *op.writes.values()):
-            first, _ = spans.get(name, (index, index))
-            spans[name] = (first, index)
+            root = graph.root(name)
+            first, _ = spans.get(root, (index, index))
+            spans[root] = (first, index)
+    if "targets" in spans:  # filled before the step begins
+        spans["targets"] = (-1, spans["targets"][1])
+    if PHOTOGRAPH in graph.values:
+        spans[PHOTOGRAPH] = (-1, -1)
+    for name in graph.persistent:
+        spans[name] = (-1, count)
     return spans
 
 
 def plan(graph: Graph) -> Plan:
     """Plan the arena of a step."""
     spans = lifetimes(graph)
-    if "targets" in spans:  # filled before the step begins
-        spans["targets"] = (-1, spans["targets"][1])
     host = _in_place_hosts(graph, spans)
     merged: dict[str, tuple[int, int]] = {}
     sizes: dict[str, int] = {}
@@ -51,26 +61,32 @@ def plan(graph: Graph) -> Plan:
         owner = _owner(host, name)
         begin, end = merged.get(owner, (first, last))
         merged[owner] = (min(begin, first), max(end, last))
-        sizes[owner] = max(sizes.get(owner, 0), graph.values[name].bytes)
+        sizes[owner] = max(sizes.get(owner, 0), -(-graph.values[name].bytes // ALIGNMENT) * ALIGNMENT)
     placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last
     offsets: dict[str, int] = {}
     for owner in sorted(merged, key=lambda name: (-sizes[name], merged[name], name)):
         first, last = merged[owner]
-        offset = 0
-        for start, end, other_first, other_last in sorted(placed):
-            if other_first <= last and first <= other_last and start < offset + sizes[owner]:
+        size, offset = sizes[owner], 0
+        for start, end, other_first, other_last in placed:
+            if other_first <= last and first <= other_last:
+                if start >= offset + size:
+                    break
                 offset = max(offset, end)
-        end = -(-(offset + sizes[owner]) // ALIGNMENT) * ALIGNMENT
-        placed.append((offset, end, first, last))
+        insort(placed, (offset, offset + size, first, last))
         offsets[owner] = offset
-    steps = range(-1, sum(1 for _ in graph.ops()))
-    floor = max(sum(sizes[n] for n, (first, last) in merged.items() if first <= step <= last) for step in steps)
-    return Plan(
-        {name: offsets[_owner(host, name)] for name in spans},
-        spans,
-        max((end for _, end, _, _ in placed), default=0),
-        floor,
-    )
+    change = [0] * (max(last for _, last in merged.values()) + 3)
+    for name, (first, last) in merged.items():
+        change[first + 1] += sizes[name]
+        change[last + 2] -= sizes[name]
+    live = floor = 0
+    for step in change:
+        live += step
+        floor = max(floor, live)
+    everywhere = {name: offsets[_owner(host, name)] for name in spans}
+    for value in graph.values.values():
+        if value.base in everywhere:
+            everywhere[value.name] = everywhere[value.base] + value.offset
+    return Plan(everywhere, spans, max(end for _, end, _, _ in placed), floor)
 
 
 def _in_place_hosts(graph: Graph, spans: dict[str, tuple[int, int]]) -> dict[str, str]:
@@ -78,10 +94,13 @@ def _in_place_hosts(graph: Graph, spans: dict[str, tuple[int, int]]) -> dict[str
     host = {}
     for index, op in enumerate(graph.ops()):
         result = next(iter(op.writes.values()), None)
+        if result is None or graph.values[result].base is not None or spans[result][0] != index:
+            continue
         for role in op.in_place:
             operand = op.reads[role]
-            others = [name for other, name in op.reads.items() if other != role]
-            if result is not None and spans[operand][1] == index and operand not in others:
+            others = [graph.root(name) for other, name in op.reads.items() if other != role]
+            whole = graph.values[operand].base is None
+            if whole and spans[operand][1] == index and operand not in others:
                 host[result] = operand
                 break
     return host

@@ -1,9 +1,10 @@
 """The step program as a file: step.safetensors, which the native trainer executes.
 
-Tensors: `ops` i32 [operators, WORDS], one record an operator (`Word` names the words); for each parameter
-`value/NAME`, float32 in the engine's layout, or int8 with `scale/NAME` where it is frozen and quantised. The
-metadata entry `program` is JSON: arena size, where image, targets and logits lie, the number of forward operators,
-the parameters, and what of the bundle the trainer has to know.
+Tensors: `ops` i32 [operators, WORDS], one record an operator (`Word` names the words); `parts` i32 [parts, 4]:
+parameter, axis, first, count (see `ir.Part`); for each parameter `value/NAME`, its parts one behind the other in the
+engine's layout: float32, or int8 with `scale/NAME` [outputs] where it is frozen and quantised. The metadata entry
+`program` is JSON: arena size, where image, targets and logits lie, the number of forward operators, the parameters, and
+what of the bundle the trainer has to know.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import numpy as np
 from tinytl_edge.runtime.bundle import Manifest
 from tinytl_edge.runtime.tensors import write_tensors
 
+from .compile import StepPlan
 from .ir import Graph, Op
-from .plan import Plan
+from .plan import PHOTOGRAPH, Plan
 from .quantise import is_quantised, quantise
 
 FORMAT = "tinytl-edge-step"
-VERSION = "1"
+VERSION = "2"
 
 
 class Opcode(IntEnum):
@@ -55,6 +57,16 @@ class Opcode(IntEnum):
     DROPOUT = 24
     DROPOUT_DX = 25
     LOSS = 26
+    ZERO = 27
+    UPDATE = 28
+    ADD_ROUNDED = 29
+    LOAD = 30
+    ACTIVATION_DX = 31
+    MULTIPLY = 32
+    MULTIPLY_DX = 33
+    MULTIPLY_DOTHER = 34
+    MAX_POOL = 35
+    MAX_POOL_DX = 36
 
 
 class Word(IntEnum):
@@ -68,63 +80,77 @@ class Word(IntEnum):
     STATISTICS = 5
     Y = 6
     DX = 7
-    WEIGHT = 8
-    BIAS = 9
-    TRAIN_WEIGHT = 10
-    TRAIN_BIAS = 11
-    ACTIVATION = 12
-    NUMBER = 13  # dropout: the layer; GroupNorm: the groups
-    EPSILON = 14  # float32 bits
-    IN_HEIGHT = 15
-    IN_WIDTH = 16
-    IN_CHANNELS = 17
-    OUT_HEIGHT = 18
-    OUT_WIDTH = 19
-    OUT_CHANNELS = 20
-    KERNEL_HEIGHT = 21
-    KERNEL_WIDTH = 22
-    STRIDE_HEIGHT = 23
-    STRIDE_WIDTH = 24
-    PAD_TOP = 25
-    PAD_LEFT = 26
-    GROUPS = 27
+    DW = 8  # where a weight's gradient is added to
+    DB = 9  # where a bias' gradient is added to
+    WEIGHT = 10
+    BIAS = 11
+    ADDS = 12  # 1: y or dx is added to
+    ACTIVATION = 13
+    NUMBER = 14  # a dropout's layer, a GroupNorm's groups, or an attribute that is true (`_NUMBERS`)
+    EPSILON = 15  # float32 bits
+    IN_HEIGHT = 16
+    IN_WIDTH = 17
+    IN_CHANNELS = 18
+    OUT_HEIGHT = 19
+    OUT_WIDTH = 20
+    OUT_CHANNELS = 21
+    KERNEL_HEIGHT = 22
+    KERNEL_WIDTH = 23
+    STRIDE_HEIGHT = 24
+    STRIDE_WIDTH = 25
+    PAD_TOP = 26
+    PAD_LEFT = 27
+    GROUPS = 28
 
 
 WORDS = len(Word)
-_ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2}
+_ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "hard_swish": 3, "hard_sigmoid": 4, "sigmoid": 5, "silu": 6}
+_WORDS = {"targets": Word.OTHER, "index": Word.MASK}  # roles without a word of their own
+_NUMBERS = ("layer", "groups", "rounded", "include_pad", "per_channel", "several")
 
 
-def write_program(path: Path, graph: Graph, plan: Plan, manifest: Manifest) -> None:
+def write_program(path: Path, step: StepPlan, manifest: Manifest) -> None:
     """Write a verified plan as a program."""
-    used = sorted({name for op in graph.ops() for name in op.parameters.values()})
-    index = {name: number for number, name in enumerate(used)}
+    graph, plan, knobs = step.graph, step.plan, step.knobs
+    used = {name for op in graph.ops() for name in op.parameters.values()}
+    parts = sorted(map(graph.part, used), key=lambda part: (part.parameter.name, part.first))
+    index = {part.name: number for number, part in enumerate(parts)}
+    parameters = list({part.parameter.name: part.parameter for part in parts}.values())
+    number = {parameter.name: position for position, parameter in enumerate(parameters)}
     records = np.array([_record(op, graph, plan, index) for op in graph.ops()], np.int32)
-    tensors = [("ops", "I32", records.shape, records.tobytes())]
-    parameters = []
-    for name in used:
-        parameter = graph.parameters[name]
-        quantised = is_quantised(parameter, manifest.frozen_weights)
-        entry = {
-            "name": name,
-            "shape": list(parameter.shape),
-            "layout": parameter.layout,
-            "groups": parameter.groups,
-            "group": manifest.trainable.get(name),
-            "quantised": quantised,
-        }
-        if quantised:
-            values, scale = quantise(parameter.value)
-            tensors.append((f"value/{name}", "I8", values.shape, values.tobytes()))
-            tensors.append((f"scale/{name}", "F32", scale.shape, scale.tobytes()))
-        else:
-            tensors.append((f"value/{name}", "F32", parameter.value.shape, parameter.value.tobytes()))
-        parameters.append(entry)
+    table = np.array([(number[p.parameter.name], p.axis, p.first, p.count) for p in parts], np.int32)
+    tensors = [("ops", "I32", records.shape, records.tobytes()), ("parts", "I32", table.shape, table.tobytes())]
+    described = []
+    for parameter in parameters:
+        quantised = is_quantised(parameter, knobs.frozen_weights)
+        own = [part for part in parts if part.parameter is parameter]
+        low_precision = parameter.trains and parameter.layout != "vector"
+        described.append(
+            {
+                "name": parameter.name,
+                "shape": list(parameter.shape),
+                "layout": parameter.layout,
+                "groups": parameter.groups,
+                "group": manifest.trainable.get(parameter.name),
+                "type": "int8" if quantised else knobs.trained_weights if low_precision else "float32",
+                "moments": knobs.moments if low_precision else "float32",
+            }
+        )
+        values, scale = quantise(parameter.value) if quantised else (parameter.value, None)
+        content = b"".join(part.of(values).tobytes() for part in own)
+        tensors.append((f"value/{parameter.name}", "I8" if quantised else "F32", (parameter.value.size,), content))
+        if scale is not None:
+            tensors.append((f"scale/{parameter.name}", "F32", scale.shape, scale.tobytes()))
     program = {
         "arena_bytes": plan.arena_bytes,
         "forward_ops": len(graph.forward),
+        "photograph": plan.offsets[PHOTOGRAPH],
+        "photograph_bytes": graph.values[PHOTOGRAPH].bytes,
         "image": plan.offsets[graph.image],
         "targets": plan.offsets["targets"],
         "logits": plan.offsets[graph.logits],
+        "sums": knobs.sums,
+        "streamed": knobs.streamed,
         "classes": manifest.class_count,
         "resolution": manifest.resolution,
         "mean": list(manifest.mean),
@@ -133,7 +159,7 @@ def write_program(path: Path, graph: Graph, plan: Plan, manifest: Manifest) -> N
         "optimizer": manifest.optimizer,
         "backbone": manifest.backbone,
         "method": manifest.method,
-        "parameters": parameters,
+        "parameters": described,
     }
     metadata = {"format": FORMAT, "version": VERSION, "program": json.dumps(program)}
     # The widest elements first, so that every tensor is aligned in the file.
@@ -145,12 +171,13 @@ def _record(op: Op, graph: Graph, plan: Plan, index: dict[str, int]) -> list[int
     record = [-1] * WORDS
     record[Word.OPCODE] = Opcode[op.kind.upper()]
     for role, name in (*op.reads.items(), *op.writes.items()):
-        word = Word.OTHER if role == "targets" else Word[role.upper()]
-        record[word] = plan.offsets[name]
+        if role != "loaded":  # the operator that loads it says where it lies
+            record[_WORDS[role] if role in _WORDS else Word[role.upper()]] = plan.offsets[name]
     for role, name in op.parameters.items():
         record[Word[role.upper()]] = index[name]
+    record[Word.ADDS] = int("y" in op.adds_to or "dx" in op.adds_to)
     record[Word.ACTIVATION] = _ACTIVATIONS[op.attributes.get("activation", "none")]
-    record[Word.NUMBER] = op.attributes.get("layer", op.attributes.get("groups", 0))
+    record[Word.NUMBER] = next((int(op.attributes[key]) for key in _NUMBERS if key in op.attributes), 0)
     record[Word.EPSILON] = struct.unpack("<i", struct.pack("<f", op.attributes.get("epsilon", 0.0)))[0]
     record[Word.IN_HEIGHT :] = _geometry(op, graph)
     return record
@@ -167,4 +194,4 @@ def _geometry(op: Op, graph: Graph) -> list[int]:
 
 
 def _as_map(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape if len(shape) == 3 else (1, 1, shape[0]) if len(shape) == 1 else (1, *shape)
+    return shape if len(shape) == 3 else (1,) * (3 - len(shape)) + shape

@@ -1,0 +1,129 @@
+"""Chooses a step's knobs by a memory limit: of all settings that fit, the one that takes the least time.
+
+Time is compared in multiply-adds of one sample's step: those that the step does (strips and recomputation add some),
+and for every other knob an estimate of what it costs, in multiply-adds of that duration.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from onnx import ModelProto
+
+from tinytl_edge.runtime.errors import MemoryLimitError
+from tinytl_edge.runtime.memory import megabytes
+
+from .compile import Knobs, StepPlan, compile_step
+from .fuse import SCRATCH_BYTES
+
+# Multiply-adds in the time that a knob adds.
+_A_STREAMED_BYTE = 6.0  # read once in the forward and once in the backward pass
+_AN_8_BIT_MOMENT = 15.0
+_A_BFLOAT16_WEIGHT = 5.0
+_A_BFLOAT16_SUM = 10.0
+_SCRATCH = (SCRATCH_BYTES, SCRATCH_BYTES // 2)
+
+
+def fit(
+    forward: ModelProto,
+    trainable: Iterable[str],
+    optimizer: str,
+    batch_size: int,
+    frozen_weights: str | None,
+    limit: int | None,
+    several: bool = False,
+) -> StepPlan:
+    """Compile a training step into `limit` bytes of memory (None: as fast and exact as it goes).
+
+    `frozen_weights` None lets the limit decide: float32 where it fits. `several` labels a photograph have another loss.
+
+    Raises:
+        UsageError: the graph cannot be compiled.
+        MemoryLimitError: no setting fits; names the smallest limit that would do.
+    """
+    compiler = _Compiler(forward, tuple(trainable), optimizer, several)
+    sums = "none" if batch_size == 1 else "float32"
+    exact = Knobs(frozen_weights=frozen_weights or "float32", sums=sums)
+    plain = compiler.step(exact)
+    if limit is None or compiler.bytes(plain) <= limit:
+        return plain
+    best, smallest = None, compiler.bytes(plain)
+    for knobs in _settings(exact, frozen_weights is None, batch_size > 1):
+        step = compiler.step(knobs)
+        if best is not None and compiler.time(step) >= compiler.time(best):
+            continue
+        if compiler.bytes(step) > limit:
+            step = compiler.with_recomputation(step, limit)
+        smallest = min(smallest, compiler.bytes(step))
+        if compiler.bytes(step) <= limit and (best is None or compiler.time(step) < compiler.time(best)):
+            best = step
+    if best is None:
+        needed = -(-smallest // 100_000) / 10
+        raise MemoryLimitError(
+            f"This training does not fit {megabytes(limit)}: the smallest --memory-limit that would do is "
+            f"{needed:.1f}MB; or choose a smaller --resolution, another --method or --optimizer, or --batch-size 1."
+        )
+    return best
+
+
+def _settings(exact: Knobs, may_round: bool, sums_gradients: bool) -> Iterator[Knobs]:
+    """All knobs but recomputation."""
+    choices = itertools.product(
+        (exact.frozen_weights, "int8") if may_round else (exact.frozen_weights,),
+        (False, True),
+        ("float32", "bfloat16"),
+        ("float32", "8bit"),
+        (exact.sums, "bfloat16") if sums_gradients else (exact.sums,),
+        _SCRATCH,
+    )
+    for frozen, streamed, trained, moments, sums, scratch in choices:
+        yield Knobs(frozen, streamed, trained, moments, sums, 0, scratch)
+
+
+class _Compiler:
+    """Compiles one training step with different knobs; those that change no program share one."""
+
+    def __init__(self, forward: ModelProto, trainable: tuple[str, ...], optimizer: str, several: bool) -> None:
+        self._forward, self._trainable, self._optimizer, self._several = forward, trainable, optimizer, several
+        self._compiled: dict[Knobs, StepPlan] = {}
+
+    def step(self, knobs: Knobs) -> StepPlan:
+        program = replace(knobs, trained_weights="float32", moments="float32")
+        if not knobs.streamed:
+            program = replace(program, frozen_weights="float32")
+        if program not in self._compiled:
+            self._compiled[program] = compile_step(self._forward, self._trainable, program, self._several)
+        return replace(self._compiled[program], knobs=knobs)
+
+    def with_recomputation(self, step: StepPlan, limit: int) -> StepPlan:
+        """The fewest segments recomputed with which the step fits, or all of them."""
+        low, high = 0, step.segments
+        best = self.step(replace(step.knobs, recomputed=high))
+        while high - low > 1 and self.bytes(best) <= limit:
+            middle = (low + high) // 2
+            tried = self.step(replace(step.knobs, recomputed=middle))
+            if self.bytes(tried) <= limit:
+                best, high = tried, middle
+            else:
+                low = middle
+        return best
+
+    def bytes(self, step: StepPlan) -> int:
+        return sum(step.memory(self._optimizer).values())
+
+    def time(self, step: StepPlan) -> float:
+        """In multiply-adds."""
+        knobs, memory = step.knobs, step.memory(self._optimizer)
+        trained = memory["trainable"] / (2 if knobs.trained_weights == "bfloat16" else 4)
+        time = float(step.multiply_adds())
+        if knobs.streamed:
+            time += _A_STREAMED_BYTE * step.streamed_bytes()
+        if knobs.moments == "8bit":
+            time += _AN_8_BIT_MOMENT * memory["optimizer"]
+        if knobs.trained_weights == "bfloat16":
+            time += _A_BFLOAT16_WEIGHT * trained
+        if knobs.sums == "bfloat16":
+            time += _A_BFLOAT16_SUM * trained
+        return time

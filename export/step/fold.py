@@ -1,0 +1,32 @@
+"""Masks and bias gradients fold into the convolution's dX that makes the gradient: no pass over memory of their own."""
+
+from __future__ import annotations
+
+from .ir import Graph, Op
+
+_DX = ("pointwise_dx", "depthwise_dx", "conv_dx")
+
+
+def fold(graph: Graph) -> None:
+    """Fold what stands right behind a dX and works on its result alone."""
+    readers: dict[str, int] = {}
+    for op in graph.backward:
+        for name in op.reads.values():
+            readers[name] = readers.get(name, 0) + 1
+    maker: dict[str, Op] = {}
+    backward: list[Op] = []
+    for op in graph.backward:
+        dx = maker.get(op.reads.get("dy", ""))
+        if dx is not None and op.kind == "mask_gradient" and readers[op.reads["dy"]] == 1 and "mask" not in dx.reads:
+            dx.reads["mask"] = op.reads["mask"]
+            dx.writes["dx"] = op.writes["dx"]
+            maker[op.writes["dx"]] = dx
+            continue
+        if dx is not None and op.kind == "bias_gradient" and "db" not in dx.writes:
+            dx.writes["db"] = op.writes["db"]
+            dx.adds_to = (*dx.adds_to, "db")
+            continue
+        if op.kind in _DX and not op.adds_to:
+            maker[op.writes["dx"]] = op
+        backward.append(op)
+    graph.backward = backward

@@ -1,0 +1,179 @@
+"""Inverted residuals in strips of rows or chunks of channels, so that their wide maps never exist whole.
+
+A chain begins with a convolution that widens, goes on channel by channel (depthwise convolution, scale and shift,
+activation) and ends with a pointwise convolution that narrows. It is split in one of two ways:
+
+- chunks: some of the wide channels at a time; the last convolution adds up. Nothing is computed twice, and a weight's
+  gradient is finished with its chunk. For small maps.
+- strips: some rows at a time; what neighbouring strips both need is computed twice. For large maps.
+
+Differentiation comes later and makes of a split chain a split backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .ir import Graph, Op, Shape
+
+SCRATCH_BYTES = 512 * 1024  # of a chain's wide maps: they stay in a second-level cache
+_CHANNEL_STEP = 32  # chunks are whole panels of the kernels
+
+
+def fuse(graph: Graph, scratch_bytes: int = SCRATCH_BYTES) -> None:
+    """Split all chains of a forward graph whose wide maps take more than `scratch_bytes`."""
+    forward: list[Op] = []
+    chains = {id(chain.ops[-1]): chain for chain in _chains(graph)}
+    inside = {id(op) for chain in chains.values() for op in chain.ops[:-1]}
+    for op in graph.forward:
+        if id(op) in chains:
+            forward += chains[id(op)].split(scratch_bytes)
+        elif id(op) not in inside:
+            forward.append(op)
+    graph.forward = forward
+
+
+def _chains(graph: Graph) -> list[_Chain]:
+    readers: dict[str, list[Op]] = {graph.logits: [Op("end", {}, {})]}
+    for op in graph.forward:
+        for name in op.reads.values():
+            readers.setdefault(name, []).append(op)
+    chains = []
+    for op in graph.forward:
+        if op.kind not in ("pointwise", "conv") or op.attributes["geometry"]["groups"] != 1:
+            continue
+        ops = [op]
+        while len(following := readers.get(ops[-1].writes["y"], [])) == 1:
+            ops.append(following[0])
+            if following[0].kind not in ("depthwise", "affine", "activate"):
+                break
+        narrows = ops[-1].kind == "pointwise" and ops[-1].attributes["activation"] == "none"
+        if narrows and any(middle.kind == "depthwise" for middle in ops[1:-1]):
+            chains.append(_Chain(graph, ops))
+    return chains
+
+
+@dataclass
+class _Chain:
+    graph: Graph
+    ops: list[Op]
+
+    def split(self, scratch_bytes: int) -> list[Op]:
+        """The operators that replace the chain."""
+        wide = [self._shape(op.writes["y"]) for op in self.ops[:-1]]
+        # Two neighbouring maps live at a time.
+        pixels = max(math.prod(a[:2]) + math.prod(b[:2]) for a, b in zip(wide, wide[1:]))
+        channels = wide[-1][2]
+        self._tag(self.ops, "")
+        if 4 * pixels * channels <= scratch_bytes:
+            return self.ops
+        chunk = scratch_bytes // (4 * pixels) // _CHANNEL_STEP * _CHANNEL_STEP
+        if chunk:
+            count = -(-channels // chunk)
+            chunk = -(-channels // count // _CHANNEL_STEP) * _CHANNEL_STEP
+            return self._chunks(chunk)
+        rows = self._shape(self.ops[-1].writes["y"])[0]
+        strip = max((r for r in range(1, rows + 1) if self._strip_bytes(r) <= scratch_bytes), default=1)
+        strip = -(-rows // -(-rows // strip))
+        return self._strips(strip)
+
+    def _shape(self, value: str) -> Shape:
+        return self.graph.values[value].shape
+
+    def _tag(self, ops: list[Op], suffix: str) -> None:
+        for op in ops[:-1]:
+            op.segment = self.ops[-1].writes["y"] + suffix
+
+    def _chunks(self, chunk: int) -> list[Op]:
+        channels = self._shape(self.ops[-2].writes["y"])[2]
+        ends = [*range(chunk, channels, chunk), channels]
+        last = self.ops[-1]
+        parts: dict[str, list[str]] = {}
+        for op in self.ops[:-1]:
+            for name in op.parameters.values():
+                parts[name] = self.graph.split(name, 0, ends)
+        parts[last.parameters["weight"]] = self.graph.split(last.parameters["weight"], 1, ends)
+        result = []
+        for index, (first, end) in enumerate(zip((0, *ends), ends)):
+            name = f"[:,:,{first}:{end}]"
+            x = self.ops[0].reads["x"]
+            chunk_ops = []
+            for op in self.ops:
+                parameters = {role: parts[n][index] if n in parts else n for role, n in op.parameters.items()}
+                copy = Op(op.kind, {"x": x}, {}, parameters, self._narrowed(op, end - first), op.in_place)
+                if op is last:
+                    copy.writes["y"] = op.writes["y"]
+                    if index:
+                        copy.adds_to = ("y",)
+                        copy.parameters.pop("bias", None)
+                else:
+                    y = op.writes["y"]
+                    x = copy.writes["y"] = self.graph.add_value(y + name, (*self._shape(y)[:2], end - first))
+                chunk_ops.append(copy)
+            self._tag(chunk_ops, name)
+            result += chunk_ops
+        return result
+
+    def _narrowed(self, op: Op, channels: int) -> dict[str, object]:
+        """An operator's attributes when it works on fewer of the wide channels."""
+        if "geometry" not in op.attributes:
+            return dict(op.attributes)
+        geometry = dict(op.attributes["geometry"])
+        if op is not self.ops[0]:
+            geometry["in"] = (*geometry["in"][:2], channels)
+        if op is not self.ops[-1]:
+            geometry["out"] = (*geometry["out"][:2], channels)
+        if op.kind == "depthwise":
+            geometry["groups"] = channels
+        return {**op.attributes, "geometry": geometry}
+
+    def _strips(self, strip: int) -> list[Op]:
+        rows = self._shape(self.ops[-1].writes["y"])[0]
+        result = []
+        for first in range(0, rows, strip):
+            end = min(first + strip, rows)
+            spans = self._spans(first, end)
+            x = self.graph.rows(self.ops[0].reads["x"], spans[0][0], spans[0][1] - spans[0][0])
+            strip_ops = []
+            for op, (begin, beyond), (y_begin, y_beyond) in zip(self.ops, spans, spans[1:]):
+                copy = Op(op.kind, {"x": x}, {}, dict(op.parameters), dict(op.attributes), op.in_place)
+                if "geometry" in op.attributes:
+                    geometry = dict(op.attributes["geometry"])
+                    # The row that the first window begins at.
+                    reach = geometry["stride"][0] * y_begin - geometry["pad"][0]
+                    geometry["in"] = (beyond - begin, *geometry["in"][1:])
+                    geometry["out"] = (y_beyond - y_begin, *geometry["out"][1:])
+                    geometry["pad"] = (begin - reach, geometry["pad"][1])
+                    copy.attributes["geometry"] = geometry
+                y = op.writes["y"]
+                if op is self.ops[-1]:
+                    copy.writes["y"] = self.graph.rows(y, y_begin, y_beyond - y_begin)
+                else:
+                    shape = (y_beyond - y_begin, *self._shape(y)[1:])
+                    x = copy.writes["y"] = self.graph.add_value(f"{y}[{y_begin}:{y_beyond}]", shape)
+                strip_ops.append(copy)
+            self._tag(strip_ops, f"[{first}:{end}]")
+            result += strip_ops
+        return result
+
+    def _spans(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Rows of each operator's input, and last of the output, that rows [first, end) of the output need."""
+        spans = [(first, end)]
+        for op in reversed(self.ops):
+            if "geometry" in op.attributes:
+                g = op.attributes["geometry"]
+                first = max(0, first * g["stride"][0] - g["pad"][0])
+                end = min(g["in"][0], (end - 1) * g["stride"][0] - g["pad"][0] + g["kernel"][0])
+            spans.insert(0, (first, end))
+        return spans
+
+    def _strip_bytes(self, strip: int) -> int:
+        """Of two neighbouring wide maps, in a strip away from the edges."""
+        rows = self._shape(self.ops[-1].writes["y"])[0]
+        first = max((rows - strip) // 2, 0)
+        spans = self._spans(first, min(first + strip, rows))[1:-1]
+        sizes = [
+            4 * (end - begin) * math.prod(self._shape(op.writes["y"])[1:]) for op, (begin, end) in zip(self.ops, spans)
+        ]
+        return max(a + b for a, b in zip(sizes, sizes[1:]))

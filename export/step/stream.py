@@ -1,0 +1,32 @@
+"""Frozen weights read from the program's file where they are needed, instead of mapped: they take room in the arena
+only from their first use to their last, once in the forward and once in the backward pass."""
+
+from __future__ import annotations
+
+from .ir import Graph, Op
+
+
+def stream(graph: Graph, frozen_weights: str) -> None:
+    """Insert the loads; `frozen_weights` is the type in which they lie in the file."""
+    graph.forward = _with_loads(graph, graph.forward, frozen_weights)
+    graph.backward = _with_loads(graph, graph.backward, frozen_weights)
+
+
+def is_streamed(graph: Graph, part: str) -> bool:
+    """Frozen weights are, biases and scales are not."""
+    parameter = graph.part(part).parameter
+    return not parameter.trains and parameter.layout != "vector"
+
+
+def _with_loads(graph: Graph, ops: list[Op], dtype: str) -> list[Op]:
+    loaded: dict[str, str] = {}
+    result = []
+    for op in ops:
+        part = op.parameters.get("weight")
+        if part is not None and op.kind != "update" and is_streamed(graph, part):
+            if part not in loaded:
+                loaded[part] = graph.add_value(f"loaded/{part}", (graph.part(part).elements,), dtype)
+                result.append(Op("load", {}, {"y": loaded[part]}, {"weight": part}))
+            op.reads["loaded"] = loaded[part]
+        result.append(op)
+    return result
