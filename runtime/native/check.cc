@@ -9,10 +9,11 @@ namespace {
 
 class Checker {
  public:
-  Checker(const Program& program, const std::string& path) : program_(program), path_(path) {}
+  Checker(const Program& program, const std::string& path) : program_(program), path_(path), loaded_(program.parts.size()) {}
 
   void run() {
     const int64_t pixels = int64_t{program_.resolution} * program_.resolution;
+    place(program_.photograph, program_.photograph_bytes, "the photograph");
     place(program_.image, 12 * pixels, "the image");
     place(program_.targets, 4LL * program_.classes, "the targets");
     place(program_.logits, 4LL * program_.classes, "the logits");
@@ -25,18 +26,35 @@ class Checker {
   }
 
   void place(int64_t offset, int64_t bytes, const char* what) const {
-    if (offset < 0 || offset % 16 != 0 || bytes <= 0 || offset + bytes > program_.arena_bytes) bad(what);
+    if (offset < 0 || offset % 4 != 0 || bytes <= 0 || offset + bytes > program_.arena_bytes) bad(what);
   }
 
-  const Parameter& parameter(int32_t index, int64_t elements, bool trains) const {
-    if (index < 0 || static_cast<size_t>(index) >= program_.parameters.size()) bad("parameter");
-    const Parameter& found = program_.parameters[static_cast<size_t>(index)];
-    if (found.elements != elements || (trains && !found.trains())) bad("parameter");
+  const Part& part(int32_t index, int64_t elements) const {
+    if (index < 0 || static_cast<size_t>(index) >= program_.parts.size()) bad("parameter");
+    const Part& found = program_.parts[static_cast<size_t>(index)];
+    if (found.elements != elements) bad("parameter");
     return found;
   }
 
-  void vector(int32_t index, int64_t elements, bool trains = false) const {
-    if (!parameter(index, elements, trains).value) bad("parameter");
+  const Parameter& parameter_of(const Part& part) const {
+    return program_.parameters[static_cast<size_t>(part.parameter)];
+  }
+
+  // A weight that lies in memory, or was loaded by an operator before; with a scale for each output if it is int8.
+  void weight(int32_t index, int64_t elements, int64_t outputs) {
+    const Part& found = part(index, elements);
+    if (!found.weight.f32 && !found.weight.bf16 && !found.weight.i8 && !loaded_[static_cast<size_t>(index)])
+      bad("weight that was not loaded");
+    const Parameter& parameter = parameter_of(found);
+    if (parameter.storage == Storage::kInt8 && parameter.shape[0] != outputs && found.count != outputs) bad("weight");
+  }
+
+  void vector(int32_t index, int64_t elements) const {
+    if (!part(index, elements).weight.f32) bad("parameter");
+  }
+
+  void gradient(int32_t offset, int64_t elements) const {
+    if (offset >= 0) place(offset, 4 * elements, "gradient of a parameter");
   }
 
   void sizes(const Geometry& g, bool windows) const {
@@ -54,27 +72,35 @@ class Checker {
       bad("window");
   }
 
-  void check(const Record& op) const {
+  void check(const Record& op) {
     const Geometry& g = op.geometry;
     const auto kind = static_cast<Opcode>(op.opcode);
     const bool depthwise = kind >= Opcode::kDepthwise && kind <= Opcode::kDepthwiseDw;
     const bool windows = kind >= Opcode::kPointwise && kind <= Opcode::kConvDw;
-    sizes(g, windows || kind == Opcode::kAveragePool || kind == Opcode::kAveragePoolDx);
+    const bool pooling = kind == Opcode::kAveragePool || kind == Opcode::kAveragePoolDx || kind == Opcode::kMaxPool ||
+                         kind == Opcode::kMaxPoolDx;
+    sizes(g, windows || pooling);
     const int64_t in = int64_t{g.in_height} * g.in_width * g.in_channels;
     const int64_t out = int64_t{g.out_height} * g.out_width * g.out_channels;
     const int64_t taps = int64_t{g.kernel_height} * g.kernel_width;
     const int64_t weights = depthwise ? taps * g.in_channels : taps * (g.in_channels / g.groups) * g.out_channels;
     if (depthwise && (g.in_channels != g.out_channels || g.groups != g.in_channels)) bad("size");
-    if (op.activation < 0 || op.activation > 2) bad("activation");
+    if (op.activation < 0 || op.activation > 6) bad("activation");
+    const bool curve = op.activation > 2;
+    if (curve && kind != Opcode::kActivate && kind != Opcode::kActivationDx) bad("activation");
+    for (const int32_t index : {op.weight, op.bias})
+      if (index < -1 || index >= static_cast<int32_t>(program_.parts.size())) bad("parameter");
+    if (op.adds < 0 || op.adds > 1) bad("addition");
     switch (kind) {
       case Opcode::kPointwise:
       case Opcode::kDepthwise:
       case Opcode::kConv:
         place(op.x, 4 * in, "input");
         place(op.y, 4 * out, "output");
-        parameter(op.weight, weights, false);
+        weight(op.weight, weights, g.out_channels);
         if (op.bias >= 0) vector(op.bias, g.out_channels);
         if (op.mask >= 0) place(op.mask, (out + 7) / 8, "mask");
+        if (op.adds && (kind != Opcode::kPointwise || op.mask >= 0 || op.activation != 0)) bad("addition");
         pointwise_shape(kind, g);
         return;
       case Opcode::kPointwiseDx:
@@ -82,7 +108,10 @@ class Checker {
       case Opcode::kConvDx:
         place(op.dy, 4 * out, "gradient");
         place(op.dx, 4 * in, "output");
-        parameter(op.weight, weights, false);
+        weight(op.weight, weights, g.out_channels);
+        if (op.mask >= 0) place(op.mask, (in + 7) / 8, "mask");
+        gradient(op.db, g.in_channels);
+        if (op.adds && (kind == Opcode::kDepthwiseDx || op.mask >= 0 || op.db >= 0)) bad("addition");
         pointwise_shape(kind, g);
         return;
       case Opcode::kPointwiseDw:
@@ -90,7 +119,7 @@ class Checker {
       case Opcode::kConvDw:
         place(op.x, 4 * in, "input");
         place(op.dy, 4 * out, "gradient");
-        parameter(op.weight, weights, true);
+        place(op.dw, 4 * weights, "gradient of a parameter");
         pointwise_shape(kind, g);
         return;
       case Opcode::kActivate:
@@ -98,6 +127,33 @@ class Checker {
         place(op.x, 4 * in, "input");
         place(op.y, 4 * in, "output");
         if (op.mask >= 0) place(op.mask, (in + 7) / 8, "mask");
+        if (op.mask >= 0 && curve) bad("mask");
+        return;
+      case Opcode::kActivationDx:
+        same(g);
+        if (!curve) bad("activation");
+        place(op.x, 4 * in, "input");
+        place(op.dy, 4 * in, "gradient");
+        place(op.dx, 4 * in, "output");
+        return;
+      case Opcode::kMultiply:
+      case Opcode::kMultiplyDx:
+        same(g);
+        place(kind == Opcode::kMultiply ? op.x : op.dy, 4 * in, "input");
+        place(op.other, 4 * (op.number ? g.in_channels : in), "factor");
+        place(kind == Opcode::kMultiply ? op.y : op.dx, 4 * in, "output");
+        return;
+      case Opcode::kMultiplyDother:
+        place(op.dy, 4 * in, "gradient");
+        place(op.x, 4 * in, "input");
+        place(op.dx, 4 * (op.number ? g.in_channels : in), "output");
+        return;
+      case Opcode::kMaxPool:
+      case Opcode::kMaxPoolDx:
+        if (g.in_channels != g.out_channels || int64_t{g.kernel_height} * g.kernel_width > 256) bad("size");
+        place(kind == Opcode::kMaxPool ? op.x : op.dx, 4 * in, "map");
+        place(kind == Opcode::kMaxPool ? op.y : op.dy, 4 * out, "map");
+        if (kind == Opcode::kMaxPoolDx || op.mask >= 0) place(op.mask, out, "index");
         return;
       case Opcode::kMaskGradient:
         same(g);
@@ -107,7 +163,7 @@ class Checker {
         return;
       case Opcode::kBiasGradient:
         place(op.dy, 4 * in, "gradient");
-        vector(op.bias, g.in_channels, true);
+        place(op.db, 4LL * g.in_channels, "gradient of a parameter");
         return;
       case Opcode::kAdd:
         same(g);
@@ -118,14 +174,12 @@ class Checker {
       case Opcode::kAveragePool:
       case Opcode::kUpsample:
         if (g.in_channels != g.out_channels) bad("size");
-        if (kind == Opcode::kAveragePool) inside(g);
         place(op.x, 4 * in, "input");
         place(op.y, 4 * out, "output");
         return;
       case Opcode::kAveragePoolDx:
       case Opcode::kUpsampleDx:
         if (g.in_channels != g.out_channels) bad("size");
-        if (kind == Opcode::kAveragePoolDx) inside(g);
         place(op.dy, 4 * out, "gradient");
         place(op.dx, 4 * in, "output");
         return;
@@ -157,7 +211,7 @@ class Checker {
         vector(op.bias, g.in_channels);
         return;
       case Opcode::kAffineBackward:
-        if (op.train_weight >= 0) place(op.x, 4 * in, "input");
+        if (op.dw >= 0) place(op.x, 4 * in, "input");
         backward_of_scale(op, g, in);
         return;
       case Opcode::kDropout:
@@ -172,10 +226,31 @@ class Checker {
           bad("dropout");
         return;
       case Opcode::kLoss:
+        if (op.number != int{program_.several_labels}) bad("kind of loss");
         place(op.x, 4LL * program_.classes, "input");
         place(op.other, 4LL * program_.classes, "input");
         place(op.dx, 4LL * program_.classes, "output");
         return;
+      case Opcode::kZero:
+        place(op.y, 4 * in, "output");
+        return;
+      case Opcode::kUpdate: {
+        const Part& updated = part(op.weight, in);
+        if (!parameter_of(updated).trains()) bad("parameter");
+        place(op.dw, (op.number ? 2 : 4) * in, "gradient of a parameter");
+        return;
+      }
+      case Opcode::kAddRounded:
+        place(op.x, 4 * in, "input");
+        place(op.y, 2 * in, "output");
+        return;
+      case Opcode::kLoad: {
+        const Part& wanted = part(op.weight, in);
+        if (!program_.streamed || parameter_of(wanted).trains()) bad("parameter");
+        place(op.y, program_.bytes(wanted), "output");
+        loaded_[static_cast<size_t>(op.weight)] = true;
+        return;
+      }
     }
     bad("kind");
   }
@@ -192,13 +267,6 @@ class Checker {
       bad("size");
   }
 
-  // Pooling windows lie within the map.
-  void inside(const Geometry& g) const {
-    if ((g.out_height - 1) * int64_t{g.stride_height} + g.kernel_height > g.in_height ||
-        (g.out_width - 1) * int64_t{g.stride_width} + g.kernel_width > g.in_width)
-      bad("window");
-  }
-
   void groups(const Record& op, const Geometry& g) const {
     same(g);
     if (op.number < 1 || g.in_channels % op.number != 0) bad("number of groups");
@@ -209,12 +277,13 @@ class Checker {
     place(op.dy, 4 * elements, "gradient");
     place(op.dx, 4 * elements, "output");
     vector(op.weight, g.in_channels);
-    if (op.train_weight >= 0) vector(op.train_weight, g.in_channels, true);
-    if (op.train_bias >= 0) vector(op.train_bias, g.in_channels, true);
+    gradient(op.dw, g.in_channels);
+    gradient(op.db, g.in_channels);
   }
 
   const Program& program_;
   const std::string& path_;
+  std::vector<bool> loaded_;
   size_t index_ = 0;
 };
 

@@ -37,13 +37,15 @@ bool classes_from(const std::string* text, std::vector<std::string>* classes) {
   return true;
 }
 
+void check_labels(const TensorFile& file, const TensorEntry& entry, DType dtype, const Shape& shape) {
+  if (entry.dtype != dtype || entry.shape != shape)
+    damaged(file.path(), "its labels are " + typed(entry.dtype, entry.shape) + ", not " + typed(dtype, shape));
+  if (shape[0] == 0) damaged(file.path(), "it has no samples");
+  if (shape[0] > INT32_MAX) damaged(file.path(), "it has more samples than this trainer can count");
+}
+
 std::vector<int32_t> read_labels(const TensorFile& file, const TensorEntry& entry, int64_t count, size_t class_count) {
-  if (entry.dtype != DType::kI32 || entry.shape != Shape{count}) {
-    damaged(file.path(),
-            "its labels are " + typed(entry.dtype, entry.shape) + ", not I32 [" + std::to_string(count) + "]");
-  }
-  if (count == 0) damaged(file.path(), "it has no samples");
-  if (count > INT32_MAX) damaged(file.path(), "it has more samples than this trainer can count");
+  check_labels(file, entry, DType::kI32, Shape{count});
   std::vector<int32_t> labels(static_cast<size_t>(count));
   file.read(entry, labels.data());
   for (size_t i = 0; i < labels.size(); ++i) {
@@ -55,6 +57,19 @@ std::vector<int32_t> read_labels(const TensorFile& file, const TensorEntry& entr
     }
   }
   return labels;
+}
+
+// Of several labels a photograph: for each of its classes whether it has it, 0 or 1.
+std::vector<uint8_t> read_marks(const TensorFile& file, const TensorEntry& entry, int64_t count, size_t class_count) {
+  if (class_count == 0) damaged(file.path(), "it has several labels a photograph, but no classes");
+  check_labels(file, entry, DType::kU8, Shape{count, static_cast<int64_t>(class_count)});
+  std::vector<uint8_t> marks(static_cast<size_t>(count) * class_count);
+  file.read(entry, marks.data());
+  for (size_t i = 0; i < marks.size(); ++i)
+    if (marks[i] > 1)
+      damaged(file.path(), "the label " + std::to_string(marks[i]) + " of sample " + std::to_string(i / class_count) +
+                               " is neither 0 nor 1");
+  return marks;
 }
 
 }  // namespace
@@ -73,6 +88,9 @@ Dataset Dataset::open(const std::string& path) {
   dataset.resolution_ = resolution_from(file.metadata("resolution"));
   if (dataset.resolution_ == 0) damaged(path, "its resolution is not a number of pixels");
   if (!classes_from(file.metadata("classes"), &dataset.classes_)) damaged(path, "its classes are not a list of names");
+  const std::string* labels = file.metadata("labels");
+  dataset.several_ = labels != nullptr && *labels == "several";
+  if (labels != nullptr && !dataset.several_ && *labels != "one") damaged(path, "its labels are of an unknown kind");
   for (const char* name : {"images", "labels"}) {
     if (file.find(name) == nullptr) damaged(path, std::string("it has no tensor '") + name + "'");
   }
@@ -85,7 +103,12 @@ Dataset Dataset::open(const std::string& path) {
     damaged(path, "its images are " + typed(images.dtype, shape) + ", not U8 [N, " + pixels + " as resolution " +
                       std::to_string(dataset.resolution_) + " needs");
   }
-  dataset.labels_ = read_labels(file, file.entry("labels"), shape[0], dataset.classes_.size());
+  if (dataset.several_) {
+    dataset.marks_ = read_marks(file, file.entry("labels"), shape[0], dataset.classes_.size());
+  } else {
+    dataset.labels_ = read_labels(file, file.entry("labels"), shape[0], dataset.classes_.size());
+  }
+  dataset.count_ = static_cast<uint32_t>(shape[0]);
   const uint64_t image_bytes = static_cast<uint64_t>(side) * static_cast<uint64_t>(side) * 3;
   if (image_bytes > SIZE_MAX) damaged(path, "one image does not fit the memory of a 32-bit system");
   dataset.image_bytes_ = static_cast<size_t>(image_bytes);

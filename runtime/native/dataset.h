@@ -22,13 +22,14 @@ class Dataset {
   static Dataset open(const std::string& path);
 
   const std::string& path() const { return file_.path(); }
-  uint32_t count() const { return static_cast<uint32_t>(labels_.size()); }  // at least 1
+  uint32_t count() const { return count_; }  // at least 1
   int32_t resolution() const { return resolution_; }
   int32_t size() const { return stored_size(resolution_); }  // side of a stored image
   size_t image_bytes() const { return image_bytes_; }        // size * size * 3
   const std::vector<std::string>& classes() const { return classes_; }
+  bool several() const { return several_; }  // labels a photograph, told by marks(); otherwise one, told by label()
   int32_t label(uint32_t index) const { return labels_[index]; }  // 0 .. classes - 1, or kUnlabelled without classes
-  const std::vector<int32_t>& labels() const { return labels_; }
+  const uint8_t* marks(uint32_t index) const { return marks_.data() + index * classes_.size(); }  // [classes], 0 or 1
 
   // Reads one image, U8 [size, size, 3], RGB, to `out`; `index` < count().
   void read_image(uint32_t index, uint8_t* out) const;
@@ -36,7 +37,10 @@ class Dataset {
  private:
   TensorFile file_;
   const TensorEntry* images_ = nullptr;  // stays where it is when the dataset is moved: it is on the heap
+  uint32_t count_ = 0;
+  bool several_ = false;
   std::vector<int32_t> labels_;
+  std::vector<uint8_t> marks_;
   std::vector<std::string> classes_;
   int32_t resolution_ = 0;
   size_t image_bytes_ = 0;

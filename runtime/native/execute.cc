@@ -2,17 +2,19 @@
 
 #include <sys/mman.h>
 
+#include <cmath>
 #include <cstring>
 
+#include "clock.h"
 #include "errors.h"
 
 namespace tinytl {
 
-Execution::Execution(const Program& program) : program_(program) {
+Execution::Execution(Program& program) : program_(program) {
   // Pages that no operator touches never become resident.
   void* memory = mmap(nullptr, static_cast<size_t>(program.arena_bytes), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) 
+  if (memory == MAP_FAILED)
     fail(kMemoryLimit, "There is no room for an arena of %lld bytes.", static_cast<long long>(program.arena_bytes));
   arena_ = static_cast<uint8_t*>(memory);
 }
@@ -23,58 +25,105 @@ void Execution::forward(const MaskFiller* masks) {
   for (int32_t i = 0; i < program_.forward_ops; ++i) run(program_.ops[static_cast<size_t>(i)], masks);
 }
 
-float Execution::backward(float scale) {
-  scale_ = scale;
-  for (size_t i = static_cast<size_t>(program_.forward_ops); i < program_.ops.size(); ++i) run(program_.ops[i], nullptr);
+float Execution::backward(const Sample& sample) {
+  sample_ = sample;
+  for (size_t i = static_cast<size_t>(program_.forward_ops); i < program_.ops.size(); ++i) {
+    run(program_.ops[i], nullptr);
+    if (program_.ops[i].opcode == static_cast<int32_t>(Opcode::kLoss) && !std::isfinite(loss_)) break;
+  }
   return loss_;
 }
 
+void Execution::update_part(const Record& op) {
+  if (!sample_.ends_batch) return;
+  const Part& part = program_.parts[static_cast<size_t>(op.weight)];
+  const Parameter& parameter = program_.parameters[static_cast<size_t>(part.parameter)];
+  const UpdateRule rule{program_.optimizer, static_cast<float>(parameter.rate * sample_.rate_share), sample_.step,
+                        sample_.seed + static_cast<uint64_t>(op.weight)};
+  const bool rounded_sums = op.number != 0;
+  Gradient gradient;
+  if (rounded_sums) {
+    gradient.bf16 = reinterpret_cast<const uint16_t*>(arena_ + op.dw);
+  } else {
+    gradient.f32 = at(op.dw);
+  }
+  update(part.trained, gradient, rule);
+  if (program_.sums) std::memset(arena_ + op.dw, 0, static_cast<size_t>(part.elements) * (rounded_sums ? 2 : 4));
+}
+
 void Execution::run(const Record& op, const MaskFiller* masks) {
+  const auto number = static_cast<size_t>(&op - program_.ops.data());
+  const bool updates = op.opcode == static_cast<int32_t>(Opcode::kUpdate);  // may clear what it reads
+  if (observer_ && updates) observer_(number, op, arena_);
+  if (!times_) {
+    execute(op, masks);
+    if (observer_ && !updates) observer_(number, op, arena_);
+    return;
+  }
+  const double begin = now();
+  execute(op, masks);
+  (*times_)[static_cast<size_t>(op.opcode)] += now() - begin;
+}
+
+void Execution::execute(const Record& op, const MaskFiller* masks) {
   const Geometry& g = op.geometry;
-  const auto parameter = [&](int32_t index) -> const Parameter* {
-    return index < 0 ? nullptr : &program_.parameters[static_cast<size_t>(index)];
-  };
-  const Parameter* weight = parameter(op.weight);
-  const Parameter* bias = parameter(op.bias);
-  const Weight w = weight ? weight->weight : Weight{};
-  const float* b = bias ? bias->value : nullptr;
+  const auto weight_of = [&](int32_t part) { return part < 0 ? Weight{} : program_.parts[static_cast<size_t>(part)].weight; };
+  const Weight w = weight_of(op.weight);
+  const float* b = weight_of(op.bias).f32;
   const int32_t in_pixels = g.in_height * g.in_width, out_pixels = g.out_height * g.out_width;
   const int64_t elements = int64_t{in_pixels} * g.in_channels;
   uint8_t* mask = op.mask < 0 ? nullptr : arena_ + op.mask;
   const auto activation = static_cast<Activation>(op.activation);
-  const Epilogue epilogue{b, activation, mask};
+  // A product with a factor for each channel, or of two maps: one pixel of many channels.
+  const int32_t factor_pixels = op.number ? in_pixels : 1;
+  const auto factor_channels = static_cast<int32_t>(op.number ? g.in_channels : elements);
+  const bool adds = op.adds == 1;
+  const Epilogue epilogue{b, activation, mask, adds};
+  const GradientEpilogue gradient{mask, at(op.db), adds};
 
   switch (static_cast<Opcode>(op.opcode)) {
     case Opcode::kPointwise:
       return pointwise_forward(at(op.x), at(op.y), out_pixels, g.in_channels, g.out_channels, w, epilogue);
     case Opcode::kPointwiseDx:
-      return pointwise_dx(at(op.dy), at(op.dx), out_pixels, g.in_channels, g.out_channels, w);
+      return pointwise_dx(at(op.dy), at(op.dx), out_pixels, g.in_channels, g.out_channels, w, gradient);
     case Opcode::kPointwiseDw:
-      return pointwise_dw(at(op.x), at(op.dy), weight->gradient, out_pixels, g.in_channels, g.out_channels);
+      return pointwise_dw(at(op.x), at(op.dy), at(op.dw), out_pixels, g.in_channels, g.out_channels);
     case Opcode::kDepthwise:
       return depthwise_forward(at(op.x), at(op.y), g, w, epilogue);
     case Opcode::kDepthwiseDx:
-      return depthwise_dx(at(op.dy), at(op.dx), g, w);
+      return depthwise_dx(at(op.dy), at(op.dx), g, w, gradient);
     case Opcode::kDepthwiseDw:
-      return depthwise_dw(at(op.x), at(op.dy), weight->gradient, g);
+      return depthwise_dw(at(op.x), at(op.dy), at(op.dw), g);
     case Opcode::kConv:
       return conv_forward(at(op.x), at(op.y), g, w, epilogue);
     case Opcode::kConvDx:
-      return conv_dx(at(op.dy), at(op.dx), g, w);
+      return conv_dx(at(op.dy), at(op.dx), g, w, gradient);
     case Opcode::kConvDw:
-      return conv_dw(at(op.x), at(op.dy), weight->gradient, g);
+      return conv_dw(at(op.x), at(op.dy), at(op.dw), g);
     case Opcode::kActivate:
       return activate(at(op.x), at(op.y), elements, activation, mask);
     case Opcode::kMaskGradient:
       return mask_gradient(at(op.dy), at(op.dx), mask, elements);
     case Opcode::kBiasGradient:
-      return bias_gradient(at(op.dy), bias->gradient, in_pixels, g.in_channels);
+      return bias_gradient(at(op.dy), at(op.db), in_pixels, g.in_channels);
     case Opcode::kAdd:
       return add(at(op.x), at(op.other), at(op.y), elements);
     case Opcode::kAveragePool:
-      return average_pool_forward(at(op.x), at(op.y), g);
+      return average_pool_forward(at(op.x), at(op.y), g, op.number != 0);
     case Opcode::kAveragePoolDx:
-      return average_pool_dx(at(op.dy), at(op.dx), g);
+      return average_pool_dx(at(op.dy), at(op.dx), g, op.number != 0);
+    case Opcode::kMaxPool:
+      return max_pool_forward(at(op.x), at(op.y), mask, g);
+    case Opcode::kMaxPoolDx:
+      return max_pool_dx(at(op.dy), mask, at(op.dx), g);
+    case Opcode::kActivationDx:
+      return activation_dx(at(op.x), at(op.dy), at(op.dx), elements, activation);
+    case Opcode::kMultiply:
+      return multiply(at(op.x), at(op.other), at(op.y), factor_pixels, factor_channels);
+    case Opcode::kMultiplyDx:
+      return multiply(at(op.dy), at(op.other), at(op.dx), factor_pixels, factor_channels);
+    case Opcode::kMultiplyDother:
+      return multiply_dother(at(op.dy), at(op.x), at(op.dx), factor_pixels, factor_channels);
     case Opcode::kGlobalPool:
       return global_pool_forward(at(op.x), at(op.y), in_pixels, g.in_channels);
     case Opcode::kGlobalPoolDx:
@@ -86,25 +135,17 @@ void Execution::run(const Record& op, const MaskFiller* masks) {
     case Opcode::kGroupNorm: {
       float epsilon;
       std::memcpy(&epsilon, &op.epsilon_bits, sizeof epsilon);
-      return group_norm_forward(at(op.x), at(op.y), in_pixels, g.in_channels, op.number, epsilon, weight->value, b,
+      return group_norm_forward(at(op.x), at(op.y), in_pixels, g.in_channels, op.number, epsilon, w.f32, b,
                                 at(op.statistics));
     }
-    case Opcode::kGroupNormBackward: {
-      const Parameter* train_weight = parameter(op.train_weight);
-      const Parameter* train_bias = parameter(op.train_bias);
-      return group_norm_backward(at(op.x), at(op.dy), at(op.dx), in_pixels, g.in_channels, op.number, weight->value,
-                                 at(op.statistics), train_weight ? train_weight->gradient : nullptr,
-                                 train_bias ? train_bias->gradient : nullptr);
-    }
+    case Opcode::kGroupNormBackward:
+      return group_norm_backward(at(op.x), at(op.dy), at(op.dx), in_pixels, g.in_channels, op.number, w.f32,
+                                 at(op.statistics), at(op.dw), at(op.db));
     case Opcode::kAffine:
-      return affine_forward(at(op.x), at(op.y), in_pixels, g.in_channels, weight->value, b);
-    case Opcode::kAffineBackward: {
-      const Parameter* train_weight = parameter(op.train_weight);
-      const Parameter* train_bias = parameter(op.train_bias);
-      return affine_backward(at(op.x), at(op.dy), at(op.dx), in_pixels, g.in_channels, weight->value,
-                             train_weight ? train_weight->gradient : nullptr,
-                             train_bias ? train_bias->gradient : nullptr);
-    }
+      return affine_forward(at(op.x), at(op.y), in_pixels, g.in_channels, w.f32, b);
+    case Opcode::kAffineBackward:
+      return affine_backward(at(op.x), at(op.dy), at(op.dx), in_pixels, g.in_channels, w.f32,
+                             at(op.dw), at(op.db));
     case Opcode::kDropout: {
       float* factors = at(op.mask);
       const float* x = at(op.x);
@@ -125,8 +166,19 @@ void Execution::run(const Record& op, const MaskFiller* masks) {
       return;
     }
     case Opcode::kLoss:
-      loss_ = softmax_cross_entropy(at(op.x), at(op.other), at(op.dx), program_.classes, scale_);
+      loss_ = (op.number ? sigmoid_cross_entropy : softmax_cross_entropy)(at(op.x), at(op.other), at(op.dx),
+                                                                          program_.classes, sample_.scale);
       return;
+    case Opcode::kZero:
+      std::memset(at(op.y), 0, static_cast<size_t>(elements) * sizeof(float));
+      return;
+    case Opcode::kUpdate:
+      return update_part(op);
+    case Opcode::kAddRounded:
+      return add_rounded(at(op.x), reinterpret_cast<uint16_t*>(arena_ + op.y), elements,
+                         sample_.seed + static_cast<uint64_t>(op.y));
+    case Opcode::kLoad:
+      return program_.load_part(program_.parts[static_cast<size_t>(op.weight)], arena_ + op.y);
   }
   fail(kDamaged, "The program has an operator of unknown kind %d.", op.opcode);
 }

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "json.h"
-#include "optimizer_step.h"
+#include "learning_rates.h"
 
 namespace tinytl {
 

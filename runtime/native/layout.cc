@@ -1,45 +1,57 @@
 #include "layout.h"
 
+#include <cmath>
+
+#include "bfloat16.h"
+
 namespace tinytl {
 namespace {
 
-// Calls visit(torch_index, engine_index) for every element.
+// Calls visit(part, index in the part, index in the row) for every element of a row.
 template <typename Visit>
-void for_each(const Parameter& p, Visit visit) {
-  const auto& s = p.shape;
-  switch (p.layout) {
-    case Layout::kVector:
-      for (int64_t i = 0; i < p.elements; ++i) visit(i, i);
-      return;
-    case Layout::kLinear:  // [out, in] -> [in, out]
-      for (int64_t out = 0, i = 0; out < s[0]; ++out)
-        for (int64_t in = 0; in < s[1]; ++in, ++i) visit(i, in * s[0] + out);
-      return;
-    case Layout::kDepthwise:  // [channel, 1, h, w] -> [h, w, channel]
-      for (int64_t c = 0, i = 0; c < s[0]; ++c)
-        for (int64_t tap = 0; tap < s[2] * s[3]; ++tap, ++i) visit(i, tap * s[0] + c);
-      return;
-    case Layout::kConv: {  // [group * out, in, h, w] -> [h, w, group, in, out]
-      const int64_t out_in_group = s[0] / p.groups, taps = s[2] * s[3];
-      int64_t i = 0;
-      for (int64_t group = 0; group < p.groups; ++group)
-        for (int64_t out = 0; out < out_in_group; ++out)
-          for (int64_t in = 0; in < s[1]; ++in)
-            for (int64_t tap = 0; tap < taps; ++tap, ++i)
-              visit(i, ((tap * p.groups + group) * s[1] + in) * out_in_group + out);
-      return;
-    }
+void for_each(const Program& program, const Parameter& p, int64_t row, Visit visit) {
+  const int64_t taps = p.layout == Layout::kConv || p.layout == Layout::kDepthwise ? p.shape[2] * p.shape[3] : 1;
+  for (int32_t number = p.first_part; number < p.first_part + p.parts; ++number) {
+    const Part& part = program.parts[static_cast<size_t>(number)];
+    const bool by_output = part.axis == 0;
+    if (by_output && (row < part.first || row >= part.first + part.count)) continue;
+    const int64_t out = by_output ? row - part.first : row;
+    const int64_t outputs = by_output ? part.count : p.shape[0];
+    const int64_t inputs = p.layout == Layout::kVector ? 1 : by_output ? p.shape[1] : part.count;
+    const int64_t first_input = by_output ? 0 : part.first;
+    const int64_t group_outputs = outputs / p.groups, group = out / group_outputs, out_in_group = out % group_outputs;
+    for (int64_t in = 0; in < inputs; ++in)
+      for (int64_t tap = 0; tap < taps; ++tap)
+        visit(part, ((tap * p.groups + group) * inputs + in) * group_outputs + out_in_group,
+              (first_input + in) * taps + tap);
   }
 }
 
 }  // namespace
 
-void to_torch(const Parameter& parameter, const float* engine, float* torch) {
-  for_each(parameter, [&](int64_t t, int64_t e) { torch[t] = engine[e]; });
+void get_row(const Program& program, const Parameter& parameter, int64_t row, float* values) {
+  for_each(program, parameter, row, [&](const Part& part, int64_t at, int64_t to) {
+    values[to] = part.trained.bf16 ? from_bfloat16(part.trained.bf16[at]) : part.trained.f32[at];
+  });
 }
 
-void from_torch(const Parameter& parameter, const float* torch, float* engine) {
-  for_each(parameter, [&](int64_t t, int64_t e) { engine[e] = torch[t]; });
+void set_row(Program& program, const Parameter& parameter, int64_t row, const float* values) {
+  for_each(program, parameter, row, [&](const Part& part, int64_t at, int64_t from) {
+    if (part.trained.bf16) {
+      part.trained.bf16[at] = to_bfloat16(values[from]);
+    } else {
+      part.trained.f32[at] = values[from];
+    }
+  });
+}
+
+bool all_finite(const Program& program) {
+  for (const Part& part : program.parts) {
+    if (!program.parameters[static_cast<size_t>(part.parameter)].trains()) continue;
+    for (int64_t i = 0; i < part.elements; ++i)
+      if (!std::isfinite(part.trained.bf16 ? from_bfloat16(part.trained.bf16[i]) : part.trained.f32[i])) return false;
+  }
+  return true;
 }
 
 }  // namespace tinytl

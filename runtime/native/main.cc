@@ -4,9 +4,12 @@
 #include <cstring>
 #include <new>
 
+#include "bench.h"
 #include "errors.h"
 #include "events.h"
+#include "footprint.h"
 #include "job.h"
+#include "trace.h"
 #include "trainer.h"
 
 namespace {
@@ -33,6 +36,7 @@ int main(int count, char** words) {
     return std::strcmp(words[1], "--help") == 0 ? 0 : tinytl::kUsage;
   }
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);  // writing says so
   std::signal(SIGINT, ask_to_stop);
   std::signal(SIGTERM, ask_to_stop);
   tinytl::Events events;
@@ -45,8 +49,14 @@ int main(int count, char** words) {
       tinytl::evaluate(job, events);
     } else if (command == "predict") {
       tinytl::predict(job, events);
+    } else if (command == "verify") {
+      tinytl::verify(job, events);
+    } else if (command == "bench") {
+      tinytl::bench(job, events);
+    } else if (command == "trace") {
+      tinytl::trace(job, events);
     } else {
-      tinytl::fail(tinytl::kUsage, "There is no command '%s': train, evaluate or predict.", command.c_str());
+      tinytl::fail(tinytl::kUsage, "There is no command '%s': train, evaluate, predict, verify, bench or trace.", command.c_str());
     }
     return 0;
   } catch (const tinytl::Failure& failure) {

@@ -1,8 +1,11 @@
 #include "program.h"
 
-#include <cstring>
-#include <numeric>
+#include <sys/mman.h>
 
+#include <algorithm>
+#include <cstring>
+
+#include "bfloat16.h"
 #include "json.h"
 #include "safetensors.h"
 
@@ -70,8 +73,19 @@ Optimizer optimizer_named(const std::string& name, const Fields& fields) {
   fields.bad("optimizer");
 }
 
-size_t state_copies(Optimizer optimizer) {
+size_t moments(Optimizer optimizer) {
   return optimizer == Optimizer::kAdam ? 2 : optimizer == Optimizer::kMomentum ? 1 : 0;
+}
+
+Storage storage_named(const std::string& name, const Fields& fields) {
+  if (name == "float32") return Storage::kFloat32;
+  if (name == "bfloat16") return Storage::kBfloat16;
+  if (name == "int8") return Storage::kInt8;
+  fields.bad("type");
+}
+
+int64_t item_bytes(Storage storage) {
+  return storage == Storage::kFloat32 ? 4 : storage == Storage::kBfloat16 ? 2 : 1;
 }
 
 Parameter read_header(const json::Value& entry, const std::string& path) {
@@ -80,6 +94,8 @@ Parameter read_header(const json::Value& entry, const std::string& path) {
   parameter.name = fields.text("name");
   parameter.layout = layout_named(fields.text("layout"), fields);
   parameter.groups = static_cast<int>(fields.integer("groups", 1, 1 << 20));
+  parameter.storage = storage_named(fields.text("type"), fields);
+  parameter.moments8 = fields.text("moments") == "8bit";
   if (!fields.get("group").is_null()) parameter.group = fields.text("group");
   const json::Value& shape = fields.array("shape");
   parameter.elements = 1;
@@ -93,22 +109,38 @@ Parameter read_header(const json::Value& entry, const std::string& path) {
   if (parameter.shape.size() != ranks[static_cast<size_t>(parameter.layout)]) fields.bad("shape");
   if (parameter.layout == Layout::kConv && parameter.shape[0] % parameter.groups != 0) fields.bad("groups");
   if (parameter.layout == Layout::kDepthwise && parameter.shape[1] != 1) fields.bad("shape");
+  const bool small = parameter.layout == Layout::kVector;
+  if ((parameter.trains() ? parameter.storage == Storage::kInt8 : parameter.storage == Storage::kBfloat16) ||
+      (small && parameter.storage != Storage::kFloat32))
+    fields.bad("type");
   return parameter;
 }
 
 // The size of the engine's last axis, along which a quantised weight has its scales.
 int64_t scales(const Parameter& p) { return p.layout == Layout::kConv ? p.shape[0] / p.groups : p.shape[0]; }
 
+int64_t blocks(int64_t elements) { return (elements + kMomentBlock - 1) / kMomentBlock; }
+
 }  // namespace
 
+const char* opcode_name(Opcode opcode) {
+  static const char* const names[kOpcodes] = {
+      "none", "pointwise", "pointwise_dx", "pointwise_dw", "depthwise", "depthwise_dx", "depthwise_dw", "conv", "conv_dx",
+      "conv_dw", "activate", "mask_gradient", "bias_gradient", "add", "average_pool", "average_pool_dx", "global_pool",
+      "global_pool_dx", "upsample", "upsample_dx", "group_norm", "group_norm_backward", "affine", "affine_backward",
+      "dropout", "dropout_dx", "loss", "zero", "update", "add_rounded", "load",
+      "activation_dx", "multiply", "multiply_dx", "multiply_dother", "max_pool", "max_pool_dx"};
+  return names[static_cast<size_t>(opcode)];
+}
+
 std::unique_ptr<Program> Program::load(const std::string& path, bool for_training) {
-  auto file = std::make_shared<TensorFile>(TensorFile::open(path));
+  auto file = std::make_unique<TensorFile>(TensorFile::open(path));
   const std::string* format = file->metadata("format");
   const std::string* version = file->metadata("version");
   const std::string* description = file->metadata("program");
   if (!format || *format != "tinytl-edge-step" || !description)
     fail(kDamaged, "%s is no step program of tinytl-edge.", path.c_str());
-  if (!version || *version != "1") fail(kDamaged, "%s is a step program of another version: prepare the bundle again.", path.c_str());
+  if (!version || *version != "2") fail(kDamaged, "%s is a step program of another version: prepare the bundle again.", path.c_str());
   const std::string damaged = path + " is no usable step program: its description is not JSON.";
   const json::Value tree = json::parse_or_fail(*description, kDamaged, damaged.c_str());
   const Fields fields(tree, path);
@@ -122,6 +154,8 @@ std::unique_ptr<Program> Program::load(const std::string& path, bool for_trainin
   program->std = fields.triple("std");
   program->optimizer = optimizer_named(fields.text("optimizer"), fields);
   program->arena_bytes = fields.integer("arena_bytes", 1, kLargest - 1);
+  program->photograph = static_cast<int32_t>(fields.integer("photograph", 0, kLargest - 1));
+  program->photograph_bytes = fields.integer("photograph_bytes", 1, kLargest - 1);
   program->image = static_cast<int32_t>(fields.integer("image", 0, kLargest - 1));
   program->targets = static_cast<int32_t>(fields.integer("targets", 0, kLargest - 1));
   program->logits = static_cast<int32_t>(fields.integer("logits", 0, kLargest - 1));
@@ -139,44 +173,180 @@ std::unique_ptr<Program> Program::load(const std::string& path, bool for_trainin
   file->read(ops, program->ops.data());
   program->forward_ops = static_cast<int32_t>(fields.integer("forward_ops", 1, ops.shape[0]));
 
+  program->streamed = fields.get("streamed").boolean();
+  program->sums = fields.text("sums") != "none";
   const json::Value& parameters = fields.array("parameters");
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    Parameter p = read_header(parameters[i], path);
-    const TensorEntry& value = file->entry("value/" + p.name);
-    const bool quantised = Fields(parameters[i], path).get("quantised").boolean();
-    if (static_cast<int64_t>(value.bytes) != p.elements * (quantised ? 1 : 4) ||
-        value.dtype != (quantised ? DType::kI8 : DType::kF32) || (quantised && p.trains()))
-      fields.bad("parameters");
-    if (quantised) {  // mapped: its pages are the kernel's
-      const TensorEntry& scale = file->entry("scale/" + p.name);
-      if (scale.dtype != DType::kF32 || static_cast<int64_t>(scale.bytes) != 4 * scales(p)) fields.bad("parameters");
-      p.weight.i8 = static_cast<const int8_t*>(program->map(*file, value));
-      p.weight.scale = static_cast<const float*>(program->map(*file, scale));
-    } else if (p.trains()) {
-      p.value = program->room(p.elements);
-      file->read(value, p.value);
-      if (for_training) {
-        p.gradient = program->room(p.elements);
-        for (size_t copy = 0; copy < state_copies(program->optimizer); ++copy) p.state[copy] = program->room(p.elements);
-      }
-    } else {
-      p.value = const_cast<float*>(static_cast<const float*>(program->map(*file, value)));
-    }
-    if (!quantised) p.weight.f32 = p.value;
-    program->parameters.push_back(std::move(p));
+  for (size_t i = 0; i < parameters.size(); ++i) program->parameters.push_back(read_header(parameters[i], path));
+
+  const TensorEntry& parts = file->entry("parts");
+  if (parts.dtype != DType::kI32 || parts.shape.size() != 2 || parts.shape[1] != 4 || parts.shape[0] > 1 << 20)
+    fields.bad("parts");
+  std::vector<std::array<int32_t, 4>> table(static_cast<size_t>(parts.shape[0]));
+  file->read(parts, table.data());
+  for (const auto& [parameter, axis, first, count] : table) {
+    program->parts.emplace_back();
+    Part& part = program->parts.back();
+    part.parameter = parameter;
+    part.axis = axis;
+    part.first = first;
+    part.count = count;
   }
+  if (!program->link_parts()) fields.bad("parts");
+  program->file_ = std::move(file);
+  program->make_room(for_training);
+  for (Parameter& parameter : program->parameters) program->place_parameter(parameter, for_training);
+  for (const Record& op : program->ops)
+    if (op.opcode == static_cast<int32_t>(Opcode::kLoss)) program->several_labels = op.number == 1;
   check_program(*program, path);
   return program;
 }
 
-const void* Program::map(const TensorFile& file, const TensorEntry& entry) {
-  mapped_.push_back(std::make_unique<MappedTensor>(file.map(entry)));
-  return mapped_.back()->data();
+// Each parameter's parts follow each other in the table and cover it from its beginning to its end.
+bool Program::link_parts() {
+  size_t at = 0;
+  for (Parameter& parameter : parameters) {
+    parameter.first_part = static_cast<int32_t>(at);
+    int64_t covered = 0;
+    uint64_t offset = 0;
+    const int32_t axis = at < parts.size() ? parts[at].axis : -1;
+    if (axis < 0 || axis >= std::min<int32_t>(2, static_cast<int32_t>(parameter.shape.size()))) return false;
+    const int64_t length = parameter.shape[static_cast<size_t>(axis)];
+    for (; at < parts.size() && covered < length; ++at, ++parameter.parts) {
+      Part& part = parts[at];
+      const bool divides = part.count == length || parameter.groups == 1;
+      if (part.parameter != &parameter - parameters.data() || part.axis != axis || part.first != covered ||
+          part.count < 1 || part.count > length - covered || !divides)
+        return false;
+      part.elements = parameter.elements / length * part.count;
+      part.file_offset = offset;
+      offset += static_cast<uint64_t>(part.elements) * (parameter.storage == Storage::kInt8 ? 1 : 4);
+      covered += part.count;
+    }
+    if (covered != length) return false;
+  }
+  return at == parts.size();
 }
 
-float* Program::room(int64_t elements) {
-  owned_.push_back(std::make_unique<float[]>(static_cast<size_t>(elements)));  // zeros
-  return owned_.back().get();
+// One piece of memory for all that is not mapped, so that nothing is allocated later.
+void Program::make_room(bool for_training) {
+  int64_t needed = 0;
+  const auto add = [&](int64_t bytes) { needed += (bytes + 63) / 64 * 64; };
+  for (const Parameter& p : parameters) {
+    if (p.trains() || p.layout == Layout::kVector) add(p.elements * item_bytes(p.storage));
+    if (p.storage == Storage::kInt8) add(4 * scales(p));
+    if (!p.trains() || !for_training) continue;
+    for (size_t moment = 0; moment < moments(optimizer); ++moment) {
+      if (p.moments8) {
+        int64_t scale_count = 0;
+        for (int32_t i = 0; i < p.parts; ++i) scale_count += blocks(parts[static_cast<size_t>(p.first_part + i)].elements);
+        add(p.elements);
+        add(4 * scale_count);
+      } else {
+        add(4 * p.elements);
+      }
+    }
+  }
+  room_bytes_ = static_cast<size_t>(std::max<int64_t>(needed, 64));
+  void* memory = mmap(nullptr, room_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) fail(kMemoryLimit, "There is no room for parameters of %zu bytes.", room_bytes_);
+  room_ = static_cast<uint8_t*>(memory);
+}
+
+Program::~Program() {
+  if (room_) munmap(room_, room_bytes_);
+}
+
+void* Program::room(int64_t bytes) {
+  void* place = room_ + room_used_;
+  room_used_ += static_cast<size_t>((bytes + 63) / 64 * 64);
+  return place;
+}
+
+// Reads or maps a parameter's values, and makes room for its optimizer state.
+void Program::place_parameter(Parameter& p, bool for_training) {
+  const TensorEntry& entry = file_->entry("value/" + p.name);
+  values_.push_back(&entry);
+  const bool int8 = p.storage == Storage::kInt8;
+  if (static_cast<int64_t>(entry.bytes) != p.elements * (int8 ? 1 : 4) || entry.dtype != (int8 ? DType::kI8 : DType::kF32))
+    fail(kDamaged, "%s is damaged: its tensor for %s has another size.", file_->path().c_str(), quoted(p.name).c_str());
+  const float* scale = nullptr;
+  if (int8) {
+    const TensorEntry& found = file_->entry("scale/" + p.name);
+    if (found.dtype != DType::kF32 || static_cast<int64_t>(found.bytes) != 4 * scales(p))
+      fail(kDamaged, "%s is damaged: its scales for %s have another size.", file_->path().c_str(), quoted(p.name).c_str());
+    float* read = static_cast<float*>(room(4 * scales(p)));
+    file_->read(found, read);
+    scale = read;
+  }
+  const uint8_t* values = nullptr;
+  if (p.trains() || p.layout == Layout::kVector) {
+    void* read = room(p.elements * item_bytes(p.storage));
+    if (p.storage == Storage::kBfloat16) {
+      float piece[1024];
+      for (int64_t i = 0; i < p.elements; i += 1024) {
+        const int64_t count = std::min<int64_t>(1024, p.elements - i);
+        file_->read_part(entry, static_cast<uint64_t>(4 * i), static_cast<size_t>(4 * count), piece);
+        for (int64_t j = 0; j < count; ++j) static_cast<uint16_t*>(read)[i + j] = to_bfloat16(piece[j]);
+      }
+    } else {
+      file_->read(entry, read);
+    }
+    values = static_cast<const uint8_t*>(read);
+  } else if (!streamed) {
+    mapped_.push_back(file_->map(entry));
+    values = static_cast<const uint8_t*>(mapped_.back().data());
+  }
+  for (int32_t i = 0; i < p.parts; ++i) {
+    Part& part = parts[static_cast<size_t>(p.first_part + i)];
+    part.trained.elements = part.elements;
+    if (int8) part.weight.scale = scale + (part.axis == 0 && p.parts > 1 ? part.first : 0);
+    if (!values) continue;
+    place_values(part, const_cast<uint8_t*>(values));
+    values += bytes(part);
+  }
+  if (!p.trains() || !for_training) return;
+  for (size_t moment = 0; moment < moments(optimizer); ++moment) {
+    int64_t scale_count = 0;
+    for (int32_t i = 0; i < p.parts; ++i) scale_count += blocks(parts[static_cast<size_t>(p.first_part + i)].elements);
+    auto* numbers = static_cast<uint8_t*>(room(p.moments8 ? p.elements : 4 * p.elements));
+    auto* moment_scales = p.moments8 ? static_cast<float*>(room(4 * scale_count)) : nullptr;
+    for (int32_t i = 0; i < p.parts; ++i) {
+      Part& part = parts[static_cast<size_t>(p.first_part + i)];
+      Moment& found = moment == 0 ? part.trained.first : part.trained.second;
+      if (p.moments8) {
+        found.codes = numbers;
+        found.scales = moment_scales;
+        numbers += part.elements;
+        moment_scales += blocks(part.elements);
+      } else {
+        found.f32 = reinterpret_cast<float*>(numbers);
+        numbers += 4 * part.elements;
+      }
+    }
+  }
+}
+
+int64_t Program::bytes(const Part& part) const {
+  return part.elements * item_bytes(parameters[static_cast<size_t>(part.parameter)].storage);
+}
+
+void Program::place_values(Part& part, uint8_t* place) {
+  switch (parameters[static_cast<size_t>(part.parameter)].storage) {
+    case Storage::kFloat32:
+      part.weight.f32 = part.trained.f32 = reinterpret_cast<float*>(place);
+      break;
+    case Storage::kBfloat16:
+      part.weight.bf16 = part.trained.bf16 = reinterpret_cast<uint16_t*>(place);
+      break;
+    case Storage::kInt8:
+      part.weight.i8 = reinterpret_cast<const int8_t*>(place);
+      break;
+  }
+}
+
+void Program::load_part(Part& part, uint8_t* place) {
+  file_->read_part(*values_[static_cast<size_t>(part.parameter)], part.file_offset, static_cast<size_t>(bytes(part)), place);
+  place_values(part, place);
 }
 
 }  // namespace tinytl

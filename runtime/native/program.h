@@ -40,37 +40,59 @@ enum class Opcode : int32_t {
   kDropout,
   kDropoutDx,
   kLoss,
+  kZero,
+  kUpdate,
+  kAddRounded,
+  kLoad,
+  kActivationDx,
+  kMultiply,
+  kMultiplyDx,
+  kMultiplyDother,
+  kMaxPool,
+  kMaxPoolDx,
 };
+constexpr size_t kOpcodes = 37;  // and 0, which is none
+const char* opcode_name(Opcode opcode);
 
-// Places are byte offsets in the arena, parameters are indices; -1 is none.
+// Places are byte offsets in the arena, weight and bias parts of parameters; -1 is none.
 struct Record {
-  int32_t opcode, x, other, dy, mask, statistics, y, dx;
-  int32_t weight, bias, train_weight, train_bias;
-  int32_t activation, number, epsilon_bits;
+  int32_t opcode, x, other, dy, mask, statistics, y, dx, dw, db;
+  int32_t weight, bias;
+  int32_t adds, activation, number, epsilon_bits;
   Geometry geometry;
 };
-constexpr int kWords = 28;
+constexpr int kWords = 29;
 static_assert(sizeof(Record) == kWords * sizeof(int32_t), "a record is the file's words");
 
 enum class Layout { kConv, kDepthwise, kLinear, kVector };
 
-// A weight or bias. `value` is null where it is quantised; `gradient` and `state` where it is frozen.
+// How a parameter's values are stored.
+enum class Storage { kFloat32, kBfloat16, kInt8 };
+
+// A weight or bias, as PyTorch names and shapes it.
 struct Parameter {
   std::string name;
   std::string group;  // of learning rates; empty where it is frozen
-  std::vector<int64_t> shape;  // in PyTorch
+  std::vector<int64_t> shape;
   Layout layout = Layout::kVector;
   int groups = 1;
+  Storage storage = Storage::kFloat32;
+  bool moments8 = false;  // optimizer state in 8 bits
   int64_t elements = 0;
-  Weight weight;
-  float* value = nullptr;
-  float* gradient = nullptr;
-  std::array<float*, 2> state = {nullptr, nullptr};  // Adam: m and v; momentum: velocity
+  int32_t first_part = 0, parts = 0;  // whose values lie one behind the other
+  double rate = 0;                    // the learning rate at the first step
 
   bool trains() const { return !group.empty(); }
 };
 
-enum class Optimizer { kSgd, kMomentum, kAdam };
+// A run of a parameter along PyTorch's axis 0 (outputs) or 1 (inputs), in the engine's layout; see export/step/ir.py.
+struct Part {
+  int32_t parameter, axis, first, count;
+  int64_t elements = 0;
+  Weight weight;             // where its values lie; nowhere yet where it is streamed
+  Trained trained;           // where it trains
+  uint64_t file_offset = 0;  // in the parameter's tensor, in bytes
+};
 
 struct DropoutLayer {
   int64_t elements;
@@ -85,25 +107,41 @@ struct Program {
   Optimizer optimizer = Optimizer::kSgd;
   std::vector<DropoutLayer> dropouts;
   int64_t arena_bytes = 0;
-  int32_t image = 0, targets = 0, logits = 0;  // places
+  int32_t photograph = 0, image = 0, targets = 0, logits = 0;  // places
+  int64_t photograph_bytes = 0;  // of a packed one
   int32_t forward_ops = 0;
+  bool streamed = false;     // frozen weights are read where they are needed
+  bool several_labels = false;  // a photograph, each a class by itself; as the loss says
+  bool sums = false;         // gradients of a batch are summed; otherwise every sample is a step
   std::vector<Record> ops;
   std::vector<Parameter> parameters;
+  std::vector<Part> parts;
 
-  // Reads and checks a program; for_training also makes room for gradients and optimizer state.
+  int64_t bytes(const Part& part) const;  // of its stored values
+  // Reads a streamed part to `place`, where its operators find it until it is read elsewhere.
+  void load_part(Part& part, uint8_t* place);
+
+  // Reads and checks a program; for_training also makes room for optimizer state.
   // Throws Failure (exit code 3) where anything in the file does not fit together.
   static std::unique_ptr<Program> load(const std::string& path, bool for_training);
 
   Program() = default;
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
+  ~Program();
 
  private:
-  const void* map(const TensorFile& file, const TensorEntry& entry);
-  float* room(int64_t elements);
+  bool link_parts();
+  void make_room(bool for_training);
+  void* room(int64_t bytes);
+  void place_parameter(Parameter& parameter, bool for_training);
+  void place_values(Part& part, uint8_t* place);
 
-  std::vector<std::unique_ptr<float[]>> owned_;
-  std::vector<std::unique_ptr<MappedTensor>> mapped_;
+  std::unique_ptr<TensorFile> file_;
+  std::vector<const TensorEntry*> values_;  // of each parameter
+  std::vector<MappedTensor> mapped_;
+  uint8_t* room_ = nullptr;  // of what is not mapped: trainables, optimizer state, small vectors
+  size_t room_bytes_ = 0, room_used_ = 0;
 };
 
 // Throws Failure where an operator would touch anything outside of the arena or a parameter.

@@ -412,7 +412,13 @@ void write_tensors(const std::string& path, const std::vector<TensorToWrite>& te
   const uint64_t length = text.size();
   file.write(&length, sizeof length);
   file.write(text.data(), text.size());
-  for (const TensorToWrite& tensor : tensors) file.write(tensor.data, tensor.bytes);
+  for (const TensorToWrite& tensor : tensors) {
+    if (tensor.produce) {
+      tensor.produce([&](const void* data, size_t bytes) { file.write(data, bytes); });
+    } else {
+      file.write(tensor.data, tensor.bytes);
+    }
+  }
   file.commit();
 }
 

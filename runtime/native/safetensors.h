@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -125,12 +126,16 @@ class AtomicFile {
   File file_;
 };
 
+// Takes the next bytes of a tensor.
+using Sink = std::function<void(const void* data, size_t bytes)>;
+
 struct TensorToWrite {
   std::string name;
   DType dtype;
   Shape shape;
   const void* data;
   size_t bytes;
+  std::function<void(const Sink&)> produce{};  // makes them piece by piece, in place of data
 };
 
 // Writes a safetensors file, atomically: byte for byte what runtime/tensors.py writes. The first tensor starts on 8

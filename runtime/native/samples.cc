@@ -1,24 +1,52 @@
 #include "samples.h"
 
+#include <algorithm>
+
 #include "errors.h"
 
 namespace tinytl {
 
+int32_t likeliest(const float* logits, int classes) {
+  return static_cast<int32_t>(std::max_element(logits, logits + classes) - logits);
+}
+
 Samples::Samples(const Program& program, const Dataset& dataset)
-    : program_(program), dataset_(dataset), pixels_(dataset.image_bytes()) {
-  if (dataset.resolution() != program.resolution)
+    : program_(program), dataset_(dataset) {
+  if (dataset.resolution() != program.resolution ||
+      static_cast<int64_t>(dataset.image_bytes()) > program.photograph_bytes)
     fail(kData, "%s is packed for %d px, the program takes %d.", dataset.path().c_str(), dataset.resolution(),
          program.resolution);
-  for (const int32_t label : dataset.labels())
-    if (label >= program.classes) fail(kData, "%s has more classes than the program.", dataset.path().c_str());
+  if (dataset.classes().empty()) return;  // unlabelled
+  if (dataset.several() != program.several_labels)
+    fail(kData, "%s has %s a photograph, the program takes %s: pack the photographs with --bundle.",
+         dataset.path().c_str(), dataset.several() ? "several labels" : "one label",
+         program.several_labels ? "several" : "one");
+  const auto classes = static_cast<size_t>(program.classes);
+  if (dataset.several() && dataset.classes().size() != classes)
+    fail(kData, "%s has %zu classes, the program %zu.", dataset.path().c_str(), dataset.classes().size(), classes);
+  for (uint32_t i = 0; i < dataset.count() && !dataset.several(); ++i)
+    if (dataset.label(i) >= program.classes)
+      fail(kData, "%s has more classes than the program.", dataset.path().c_str());
+}
+
+int Samples::right_answers(uint32_t index, const float* logits) const {
+  if (!program_.several_labels) return likeliest(logits, program_.classes) == label(index);
+  int right = 0;
+  for (int i = 0; i < program_.classes; ++i) right += (logits[i] > 0) == has(index, i);
+  return right;
 }
 
 void Samples::fill(uint32_t index, const Crop& crop, double smoothing, Execution& execution) {
-  dataset_.read_image(index, pixels_.data());
-  resample(pixels_.data(), dataset_.size(), crop, program_.resolution, program_.mean.data(), program_.std.data(),
+  dataset_.read_image(index, execution.photograph());
+  resample(execution.photograph(), dataset_.size(), crop, program_.resolution, program_.mean.data(), program_.std.data(),
            execution.image());
-  const int32_t label = dataset_.label(index);
   float* targets = execution.targets();
+  if (dataset_.several()) {
+    const auto absent = static_cast<float>(smoothing / 2), present = static_cast<float>(1 - smoothing / 2);
+    for (int i = 0; i < program_.classes; ++i) targets[i] = has(index, i) ? present : absent;
+    return;
+  }
+  const int32_t label = dataset_.label(index);
   const float rest = label < 0 ? 0 : static_cast<float>(smoothing / program_.classes);
   for (int i = 0; i < program_.classes; ++i) targets[i] = rest;
   if (label >= 0) targets[label] += static_cast<float>(1 - smoothing);

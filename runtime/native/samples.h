@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "dataset.h"
 #include "execute.h"
@@ -11,6 +10,9 @@
 
 namespace tinytl {
 
+// The class of the highest logit, the first where several are as high.
+int32_t likeliest(const float* logits, int classes);
+
 class Samples {
  public:
   // Fails (exit code 4) where the dataset does not fit the program.
@@ -18,15 +20,21 @@ class Samples {
 
   uint32_t count() const { return dataset_.count(); }
   int32_t label(uint32_t index) const { return dataset_.label(index); }
+  // Of several labels: does it have this class?
+  bool has(uint32_t index, int of_class) const { return dataset_.several() && dataset_.marks(index)[of_class] != 0; }
+
+  // Of how many answers about a photograph logits are right: the likeliest class is one answer; of several labels,
+  // each class is one.
+  int answers() const { return program_.several_labels ? program_.classes : 1; }
+  int right_answers(uint32_t index, const float* logits) const;
 
   // Writes the cropped and normalised picture, and soft targets: 1 - smoothing at the label and smoothing / classes
-  // everywhere; all zero without a label.
+  // everywhere, or of several labels 1 - smoothing / 2 and smoothing / 2; all zero without a label.
   void fill(uint32_t index, const Crop& crop, double smoothing, Execution& execution);
 
  private:
   const Program& program_;
   const Dataset& dataset_;
-  std::vector<uint8_t> pixels_;
 };
 
 }  // namespace tinytl

@@ -1,8 +1,8 @@
 #include "store.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 
 #include "json.h"
 #include "layout.h"
@@ -14,9 +14,11 @@ namespace {
 constexpr char kAdapterFormat[] = "tinytl-edge-adapter";
 constexpr char kCheckpointFormat[] = "tinytl-edge-checkpoint";
 
-const TensorEntry& matching(const TensorFile& file, const std::string& name, const Parameter& parameter) {
+constexpr int64_t kPiece = 8192;  // floats that are brought into PyTorch's order at a time
+
+const TensorEntry& matching(const TensorFile& file, const std::string& name, DType dtype, int64_t bytes) {
   const TensorEntry* entry = file.find(name);
-  if (!entry || entry->dtype != DType::kF32 || static_cast<int64_t>(entry->bytes) != 4 * parameter.elements)
+  if (!entry || entry->dtype != dtype || static_cast<int64_t>(entry->bytes) != bytes)
     fail(kDamaged, "%s lacks or garbles %s.", file.path().c_str(), quoted(name).c_str());
   return *entry;
 }
@@ -27,19 +29,65 @@ const std::string& metadata(const TensorFile& file, const char* key) {
   return *value;
 }
 
+void put_rows(const Program& program, const Parameter& parameter, const Sink& put) {
+  const int64_t row = parameter.elements / parameter.shape[0];
+  const int64_t at_once = std::clamp<int64_t>(kPiece / row, 1, parameter.shape[0]);
+  std::vector<float> rows(static_cast<size_t>(at_once * row));
+  for (int64_t first = 0; first < parameter.shape[0]; first += at_once) {
+    const int64_t count = std::min(at_once, parameter.shape[0] - first);
+    for (int64_t i = 0; i < count; ++i) get_row(program, parameter, first + i, rows.data() + i * row);
+    put(rows.data(), static_cast<size_t>(4 * count * row));
+  }
+}
+
+// A parameter's arrays as they lie in memory: its values, and each moment of its optimizer.
+struct StoredArray {
+  std::string name;
+  DType dtype;
+  void* data;
+  int64_t elements;
+  int64_t bytes() const { return elements * static_cast<int64_t>(item_size(dtype)); }
+};
+
+// Calls visit(StoredArray) for all of them; a parameter's parts lie one behind the other.
+template <typename Visit>
+void for_each_array(const Program& program, Visit visit) {
+  for (const Parameter& parameter : program.parameters) {
+    if (!parameter.trains()) continue;
+    const Trained& trained = program.parts[static_cast<size_t>(parameter.first_part)].trained;
+    if (trained.bf16) {
+      visit(StoredArray{"value/" + parameter.name, DType::kBF16, trained.bf16, parameter.elements});
+    } else {
+      visit(StoredArray{"value/" + parameter.name, DType::kF32, trained.f32, parameter.elements});
+    }
+    const Moment* moments[] = {&trained.first, &trained.second};
+    for (int i = 0; i < 2; ++i) {
+      const std::string name = "state" + std::to_string(i) + "/" + parameter.name;
+      if (moments[i]->f32) visit(StoredArray{name, DType::kF32, moments[i]->f32, parameter.elements});
+      if (!moments[i]->codes) continue;
+      int64_t scales = 0;
+      for (int32_t part = 0; part < parameter.parts; ++part) {
+        const int64_t elements = program.parts[static_cast<size_t>(parameter.first_part + part)].elements;
+        scales += (elements + kMomentBlock - 1) / kMomentBlock;
+      }
+      visit(StoredArray{name + "/codes", DType::kU8, moments[i]->codes, parameter.elements});
+      visit(StoredArray{name + "/scales", DType::kF32, moments[i]->scales, scales});
+    }
+  }
+}
+
 }  // namespace
 
-void write_adapter(const std::string& path, Program& program, const std::string& bundle,
+void write_adapter(const std::string& path, const Program& program, const std::string& bundle,
                    const std::vector<std::string>& classes, int64_t steps) {
   std::vector<TensorToWrite> tensors;
   uint32_t crc = 0;
   for (const Parameter& parameter : program.parameters) {
     if (!parameter.trains()) continue;
-    // Between two steps the gradients are zero, and their room is free for PyTorch's layout.
-    to_torch(parameter, parameter.value, parameter.gradient);
-    const size_t bytes = static_cast<size_t>(parameter.elements) * sizeof(float);
-    tensors.push_back({parameter.name, DType::kF32, parameter.shape, parameter.gradient, bytes});
-    crc = crc32(crc, parameter.gradient, bytes);
+    const auto produce = [&program, &parameter](const Sink& put) { put_rows(program, parameter, put); };
+    produce([&](const void* data, size_t bytes) { crc = crc32(crc, data, bytes); });
+    tensors.push_back({parameter.name, DType::kF32, parameter.shape, nullptr,
+                       static_cast<size_t>(parameter.elements) * sizeof(float), produce});
   }
   json::Writer names;
   names.begin_array();
@@ -56,55 +104,59 @@ void write_adapter(const std::string& path, Program& program, const std::string&
                  {"classes", names.str()},
                  {"steps", std::to_string(steps)},
                  {"crc32", digits}});
-  for (const Parameter& parameter : program.parameters)
-    if (parameter.trains())
-      std::memset(parameter.gradient, 0, static_cast<size_t>(parameter.elements) * sizeof(float));
 }
 
 void read_adapter(const std::string& path, Program& program) {
   const TensorFile file = TensorFile::open(path);
   if (metadata(file, "format") != kAdapterFormat) fail(kDamaged, "%s is no adapter of tinytl-edge.", path.c_str());
-  std::vector<float> values;
-  for (Parameter& parameter : program.parameters) {
+  std::vector<float> rows;
+  for (const Parameter& parameter : program.parameters) {
     if (!parameter.trains()) continue;
-    values.resize(static_cast<size_t>(parameter.elements));
-    file.read(matching(file, parameter.name, parameter), values.data());
-    from_torch(parameter, values.data(), parameter.value);
+    const TensorEntry& entry = matching(file, parameter.name, DType::kF32, 4 * parameter.elements);
+    const int64_t row = parameter.elements / parameter.shape[0];
+    const int64_t at_once = std::clamp<int64_t>(kPiece / row, 1, parameter.shape[0]);
+    rows.resize(static_cast<size_t>(at_once * row));
+    for (int64_t first = 0; first < parameter.shape[0]; first += at_once) {
+      const int64_t count = std::min(at_once, parameter.shape[0] - first);
+      file.read_part(entry, static_cast<uint64_t>(4 * first * row), static_cast<size_t>(4 * count * row), rows.data());
+      for (int64_t i = 0; i < count; ++i) set_row(program, parameter, first + i, rows.data() + i * row);
+    }
   }
 }
 
 void write_checkpoint(const std::string& path, const Program& program, int64_t step, const EpochSums& sums) {
   std::vector<TensorToWrite> tensors;
-  for (const Parameter& parameter : program.parameters) {
-    if (!parameter.trains()) continue;
-    const size_t bytes = static_cast<size_t>(parameter.elements) * sizeof(float);
-    tensors.push_back({"value/" + parameter.name, DType::kF32, {parameter.elements}, parameter.value, bytes});
-    for (size_t copy = 0; copy < parameter.state.size(); ++copy)
-      if (parameter.state[copy])
-        tensors.push_back({"state" + std::to_string(copy) + "/" + parameter.name, DType::kF32, {parameter.elements},
-                           parameter.state[copy], bytes});
-  }
+  uint32_t crc = 0;
+  for_each_array(program, [&](const StoredArray& array) {
+    tensors.push_back({array.name, array.dtype, {array.elements}, array.data, static_cast<size_t>(array.bytes())});
+    crc = crc32(crc, array.data, static_cast<size_t>(array.bytes()));
+  });
+  // The widest elements first, so that every tensor is aligned in the file.
+  std::stable_sort(tensors.begin(), tensors.end(), [](const TensorToWrite& a, const TensorToWrite& b) {
+    return item_size(a.dtype) > item_size(b.dtype);
+  });
   char losses[32];
   std::snprintf(losses, sizeof losses, "%.17g", sums.losses);
   write_tensors(path, tensors,
                 {{"format", kCheckpointFormat},
-                 {"version", "1"},
+                 {"version", "2"},
                  {"step", std::to_string(step)},
                  {"losses", losses},
                  {"correct", std::to_string(sums.correct)},
-                 {"seen", std::to_string(sums.seen)}});
+                 {"seen", std::to_string(sums.seen)},
+                 {"crc32", std::to_string(crc)}});
 }
 
 int64_t read_checkpoint(const std::string& path, Program& program, EpochSums& sums) {
   const TensorFile file = TensorFile::open(path);
   if (metadata(file, "format") != kCheckpointFormat) fail(kDamaged, "%s is no checkpoint of tinytl-edge.", path.c_str());
-  for (Parameter& parameter : program.parameters) {
-    if (!parameter.trains()) continue;
-    file.read(matching(file, "value/" + parameter.name, parameter), parameter.value);
-    for (size_t copy = 0; copy < parameter.state.size(); ++copy)
-      if (parameter.state[copy])
-        file.read(matching(file, "state" + std::to_string(copy) + "/" + parameter.name, parameter), parameter.state[copy]);
-  }
+  uint32_t crc = 0;
+  for_each_array(program, [&](const StoredArray& array) {
+    file.read(matching(file, array.name, array.dtype, array.bytes()), array.data);
+    crc = crc32(crc, array.data, static_cast<size_t>(array.bytes()));
+  });
+  if (metadata(file, "crc32") != std::to_string(crc))
+    fail(kDamaged, "%s is damaged: its contents have changed since it was written.", path.c_str());
   sums.losses = std::strtod(metadata(file, "losses").c_str(), nullptr);
   sums.correct = std::strtoll(metadata(file, "correct").c_str(), nullptr, 10);
   sums.seen = std::strtoll(metadata(file, "seen").c_str(), nullptr, 10);

@@ -16,9 +16,8 @@ struct EpochSums {
   int64_t seen = 0;
 };
 
-// Writes the trainables in PyTorch's layout; `bundle` is the bundle's identity. Between two steps of a training only:
-// it works in the room of the gradients.
-void write_adapter(const std::string& path, Program& program, const std::string& bundle,
+// Writes the trainables as PyTorch has them; `bundle` is the bundle's identity.
+void write_adapter(const std::string& path, const Program& program, const std::string& bundle,
                    const std::vector<std::string>& classes, int64_t steps);
 // Fills the trainables from an adapter.
 void read_adapter(const std::string& path, Program& program);

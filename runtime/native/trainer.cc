@@ -4,13 +4,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
-#include <ctime>
 
+#include "clock.h"
 #include "dataset.h"
 #include "execute.h"
-#include "optimizer_step.h"
+#include "footprint.h"
+#include "layout.h"
+#include "learning_rates.h"
 #include "program.h"
 #include "samples.h"
 #include "sampling.h"
@@ -24,36 +25,25 @@ namespace {
 
 constexpr double kHopeless = 10;  // an epoch's loss this many times that of guessing will not come back
 
-double now() {
-  timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
-
 bool exists(const std::string& path) {
   struct stat found;
   return stat(path.c_str(), &found) == 0;
 }
 
-int32_t likeliest(const float* logits, int classes) {
-  return static_cast<int32_t>(std::max_element(logits, logits + classes) - logits);
-}
-
-// -sum targets * log_softmax(logits).
-double loss_of(Execution& execution, int classes) {
-  const float *logits = execution.logits(), *targets = execution.targets();
-  const float highest = *std::max_element(logits, logits + classes);
-  double sum = 0, loss = 0;
-  for (int i = 0; i < classes; ++i) sum += std::exp(static_cast<double>(logits[i]) - highest);
-  const double normaliser = highest + std::log(sum);
-  for (int i = 0; i < classes; ++i) loss -= targets[i] * (logits[i] - normaliser);
-  return loss;
+// Of a sample behind its forward pass.
+double loss_of(Execution& execution, const Program& program) {
+  const auto loss = program.several_labels ? sigmoid_cross_entropy : softmax_cross_entropy;
+  return static_cast<double>(loss(execution.logits(), execution.targets(), nullptr, program.classes, 1));
 }
 
 double median(std::vector<float>& values) {
   std::sort(values.begin(), values.end());
   const size_t half = values.size() / 2;
   return values.size() % 2 ? values[half] : 0.5 * (values[half - 1] + values[half]);
+}
+
+double share(int64_t right, int64_t samples, int answers) {
+  return static_cast<double>(right) / (static_cast<double>(samples) * answers);
 }
 
 struct Score {
@@ -77,9 +67,14 @@ class Training {
         epochs_(options_.integer("epochs", 1, 1 << 30)),
         seed_(static_cast<uint64_t>(options_.integer("seed", 0, INT64_MAX))),
         order_(dataset_.count()) {
-    for (const Parameter& parameter : program_->parameters)
-      if (parameter.trains() && !rates_.count(parameter.group))
+    for (Parameter& parameter : program_->parameters) {
+      if (!parameter.trains()) continue;
+      if (!rates_.count(parameter.group))
         fail(kUsage, "The job has no learning rate for the group '%s'.", parameter.group.c_str());
+      parameter.rate = rates_.at(parameter.group);
+    }
+    if (batch_size_ > 1 && !program_->sums)
+      fail(kUsage, "This bundle is prepared for a batch of 1: train with --batch-size 1, or prepare it with another.");
     if (!job.is_null("val")) {
       validation_data_ = std::make_unique<Dataset>(Dataset::open(job.text("val")));
       validation_ = std::make_unique<Samples>(*program_, *validation_data_);
@@ -96,6 +91,7 @@ class Training {
     say_start();
     const int64_t begun_at = step_;
     while (step_ < total_) {
+      give_back_unused();
       const int64_t epoch = step_ / steps_an_epoch_;
       epoch_order(seed_, static_cast<uint64_t>(epoch), dataset_.count(), order_.data());
       if (step_ % steps_an_epoch_ == 0) sums_ = {};
@@ -108,7 +104,8 @@ class Training {
         }
       } while (step_ % steps_an_epoch_ != 0);
       const double mean = sums_.losses / static_cast<double>(sums_.seen);
-      if (mean > kHopeless * std::log(program_->classes)) diverged("the epoch's loss is far above that of guessing");
+      if (mean > kHopeless * std::log(program_->several_labels ? 2 : program_->classes))
+        diverged("the epoch's loss is far above that of guessing");
       save();
       if (validation_) score_ = measure();
       say_epoch(epoch, mean);
@@ -131,7 +128,10 @@ class Training {
     const double smoothing = options_.number("label_smoothing", 0, 1);
     const double min_area = options_.number("min_area", 0, 1);
     const bool flip = options_.flag("flip");
-    const auto scale = static_cast<float>(1.0 / static_cast<double>(last - first));
+    Sample sample{.scale = static_cast<float>(1.0 / static_cast<double>(last - first)),
+                  .ends_batch = false,
+                  .rate_share = cosine(step_, total_),
+                  .step = step_ + 1};
     double loss = 0;
     for (int64_t position = first; position < last; ++position) {
       const uint32_t index = order_[static_cast<size_t>(position)];
@@ -143,23 +143,23 @@ class Training {
         dropout_mask(seed_, e, p, static_cast<uint64_t>(layer), static_cast<size_t>(elements), rate, out);
       };
       execution_.forward(&masks);
-      sums_.correct += likeliest(execution_.logits(), program_->classes) == dataset_.label(index);
-      loss += execution_.backward(scale);
+      sums_.correct += samples_.right_answers(index, execution_.logits());
+      sample.ends_batch = position + 1 == last;
+      sample.seed = key({seed_, e, p});
+      loss += execution_.backward(sample);
+      if (!std::isfinite(loss)) diverged("the loss is no longer a number");
     }
-    update_parameters(*program_, rates_, cosine(step_, total_), step_ + 1);
-    const double share = cosine(step_, total_);
     ++step_;
     if (durations_.size() < durations_.capacity()) durations_.push_back(static_cast<float>(1e3 * (now() - begin)));
     sums_.losses += loss;
     sums_.seen += last - first;
     loss /= static_cast<double>(last - first);
-    if (!std::isfinite(loss)) diverged("the loss is no longer a number");
     if (step_ % options_.integer("log_every", 1, INT64_MAX) == 0 || step_ == 1 || step_ == total_) {
       events_.begin("step")
           .integer("step", step_)
           .integer("epoch", epoch + 1)
           .number("loss", loss)
-          .number("lr", rates_.at("classifier") * share)
+          .number("lr", rates_.at("classifier") * sample.rate_share)
           .number("ms", 1e3 * (now() - begin));
       send();
     }
@@ -175,11 +175,11 @@ class Training {
              static_cast<long long>(step_), static_cast<long long>(total_));
       validation_->fill(i, crop, 0, execution_);
       execution_.forward(nullptr);
-      correct += likeliest(execution_.logits(), program_->classes) == validation_->label(i);
-      score.loss += loss_of(execution_, program_->classes);
+      correct += validation_->right_answers(i, execution_.logits());
+      score.loss += loss_of(execution_, *program_);
     }
     score.loss /= validation_->count();
-    score.accuracy = static_cast<double>(correct) / validation_->count();
+    score.accuracy = share(correct, validation_->count(), validation_->answers());
     return score;
   }
 
@@ -190,10 +190,8 @@ class Training {
   }
 
   void save() {
-    for (const Parameter& parameter : program_->parameters)
-      if (parameter.trains())
-        for (int64_t i = 0; i < parameter.elements; ++i)
-          if (!std::isfinite(parameter.value[i])) diverged("a parameter is no longer a number");
+    give_back_unused();
+    if (!all_finite(*program_)) diverged("a parameter is no longer a number");
     write_adapter(adapter_path(), *program_, bundle_, classes_, step_);
     write_checkpoint(checkpoint_path(), *program_, step_, sums_);
     events_.begin("checkpoint").integer("step", step_);
@@ -231,7 +229,7 @@ class Training {
     event.integer("epoch", epoch + 1)
         .integer("step", step_)
         .number("train_loss", mean_loss)
-        .number("train_accuracy", static_cast<double>(sums_.correct) / static_cast<double>(sums_.seen));
+        .number("train_accuracy", share(sums_.correct, sums_.seen, samples_.answers()));
     say_score(event);
     event.integer("peak_rss_bytes", peak_rss());
     send();
@@ -282,6 +280,21 @@ std::unique_ptr<Program> adapted_program(const Job& job) {
   return program;
 }
 
+// Of each class by itself where there are several labels, otherwise adding up to 1.
+std::vector<double> probabilities(const float* logits, const Program& program) {
+  std::vector<double> chances(static_cast<size_t>(program.classes));
+  const float highest = *std::max_element(logits, logits + program.classes);
+  double sum = 0;
+  for (size_t i = 0; i < chances.size(); ++i) {
+    const double logit = logits[i];
+    chances[i] = program.several_labels ? 1 / (1 + std::exp(-logit)) : std::exp(logit - highest);
+    sum += chances[i];
+  }
+  if (!program.several_labels)
+    for (double& chance : chances) chance /= sum;
+  return chances;
+}
+
 // Calls visit(index) behind the forward pass of every sample.
 template <typename Visit>
 void for_each_sample(const Dataset& data, Samples& samples, Execution& execution, Visit visit) {
@@ -303,27 +316,33 @@ void evaluate(const Job& job, Events& events) {
   const Dataset data = Dataset::open(job.text("data"));
   Samples samples(*program, data);
   Execution execution(*program);
-  const int classes = program->classes;
-  std::vector<int32_t> confusion(static_cast<size_t>(classes) * static_cast<size_t>(classes));
+  if (data.classes().empty()) fail(kData, "%s has photographs without a label.", data.path().c_str());
+  // Of several labels, how often each was right; otherwise the confusion matrix.
+  const bool several = program->several_labels;
+  const auto classes = static_cast<size_t>(program->classes);
+  std::vector<int32_t> counts(several ? classes : classes * classes);
   double losses = 0;
   int64_t correct = 0;
   for_each_sample(data, samples, execution, [&](uint32_t i) {
-    const int32_t guess = likeliest(execution.logits(), classes), label = samples.label(i);
-    if (label < 0) fail(kData, "%s has photographs without a label.", data.path().c_str());
-    losses += loss_of(execution, classes);
-    correct += guess == label;
-    ++confusion[static_cast<size_t>(label * classes + guess)];
+    const float* logits = execution.logits();
+    losses += loss_of(execution, *program);
+    correct += samples.right_answers(i, logits);
+    if (several) {
+      for (size_t c = 0; c < classes; ++c) counts[c] += (logits[c] > 0) == samples.has(i, static_cast<int>(c));
+    } else {
+      ++counts[static_cast<size_t>(samples.label(i)) * classes + static_cast<size_t>(likeliest(logits, program->classes))];
+    }
   });
   json::Writer& event = events.begin("done");
   event.text("runtime", "native")
       .integer("images", samples.count())
       .number("loss", losses / samples.count())
-      .number("accuracy", static_cast<double>(correct) / samples.count())
-      .begin_array("confusion");
-  for (int label = 0; label < classes; ++label) {
-    event.begin_array();
-    for (int guess = 0; guess < classes; ++guess) event.integer(confusion[static_cast<size_t>(label * classes + guess)]);
-    event.end_array();
+      .number("accuracy", share(correct, samples.count(), samples.answers()))
+      .begin_array(several ? "right" : "confusion");
+  for (size_t row = 0; row < counts.size(); row += classes) {
+    if (!several) event.begin_array();
+    for (size_t column = 0; column < classes; ++column) event.integer(counts[row + column]);
+    if (!several) event.end_array();
   }
   event.end_array().integer("peak_rss_bytes", peak_rss());
   events.send();
@@ -335,13 +354,9 @@ void predict(const Job& job, Events& events) {
   Samples samples(*program, data);
   Execution execution(*program);
   for_each_sample(data, samples, execution, [&](uint32_t) {
-    const float* logits = execution.logits();
-    const float highest = *std::max_element(logits, logits + program->classes);
-    double sum = 0;
-    for (int i = 0; i < program->classes; ++i) sum += std::exp(static_cast<double>(logits[i]) - highest);
     json::Writer& event = events.begin("prediction");
     event.begin_array("probabilities");
-    for (int i = 0; i < program->classes; ++i) event.number(std::exp(static_cast<double>(logits[i]) - highest) / sum);
+    for (const double probability : probabilities(execution.logits(), *program)) event.number(probability);
     event.end_array();
     events.send();
   });
@@ -349,15 +364,17 @@ void predict(const Job& job, Events& events) {
   events.send();
 }
 
-int64_t peak_rss() {
-  std::FILE* status = std::fopen("/proc/self/status", "r");
-  if (!status) return 0;
-  char line[256];
-  long long kib = 0;
-  while (std::fgets(line, sizeof line, status))
-    if (std::sscanf(line, "VmHWM: %lld", &kib) == 1) break;
-  std::fclose(status);
-  return kib * 1024;
+void verify(const Job& job, Events& events) {
+  const std::unique_ptr<Program> program = Program::load(job.text("program"), false);
+  events.begin("done")
+      .text("runtime", "native")
+      .text("backbone", program->backbone)
+      .text("method", program->method)
+      .integer("operators", static_cast<int64_t>(program->ops.size()))
+      .integer("parameters", static_cast<int64_t>(program->parameters.size()))
+      .integer("arena_bytes", program->arena_bytes)
+      .integer("peak_rss_bytes", peak_rss());
+  events.send();
 }
 
 }  // namespace tinytl

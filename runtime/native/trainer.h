@@ -9,11 +9,10 @@ namespace tinytl {
 void train(const Job& job, Events& events);
 void evaluate(const Job& job, Events& events);
 void predict(const Job& job, Events& events);
+// Loads a program, which checks all of it, and says what it is.
+void verify(const Job& job, Events& events);
 
 // Set by SIGINT and SIGTERM: training ends between two steps.
 extern volatile int stop_asked;
-
-// The kernel's VmHWM of this process in bytes, or 0.
-int64_t peak_rss();
 
 }  // namespace tinytl

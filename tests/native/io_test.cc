@@ -644,7 +644,12 @@ int print_dataset(const char* path) {
   std::vector<uint8_t> pixels(dataset.image_bytes());
   for (uint32_t i = 0; i < dataset.count(); ++i) {
     dataset.read_image(i, pixels.data());
-    std::printf("%d %08" PRIx32 "\n", dataset.label(i), crc32(0, pixels.data(), pixels.size()));
+    if (dataset.several()) {
+      for (size_t c = 0; c < dataset.classes().size(); ++c) std::printf("%d", dataset.marks(i)[c]);
+    } else {
+      std::printf("%d", dataset.label(i));
+    }
+    std::printf(" %08" PRIx32 "\n", crc32(0, pixels.data(), pixels.size()));
   }
   return 0;
 }

@@ -14,19 +14,36 @@ constexpr int64_t kOutside = INT64_MIN / 4;
 constexpr int32_t kMaxDepth = 1024;
 alignas(64) const float kZeros[kMaxDepth] = {};
 
-// Where the pixels of one map meet those of the other, in one dimension.
+// Where the pixels of one map meet those of the other, in one dimension. The target's pixels fall into phases that share
+// their taps: all of them in the forward pass, those of one remainder modulo the stride in the gradient.
 struct Axis {
   int32_t source, target, kernel, stride, pad;
   bool backward;  // target: the input of the convolution, source: its output
 
-  // The source coordinate that target coordinate `at` sees through `tap`, or -1.
-  int32_t source_of(int32_t at, int32_t tap) const {
-    int32_t from = backward ? at + pad - tap : at * stride - pad + tap;
-    if (backward) {
-      if (from < 0 || from % stride != 0) return -1;
-      from /= stride;
+  int32_t phases() const { return backward ? stride : 1; }
+  int32_t pixels(int32_t phase) const { return (target - phase + phases() - 1) / phases(); }
+
+  // A tap of a phase: its pixel t sees the source at t * step + offset.
+  struct Tap {
+    int32_t tap, step, offset;
+  };
+  int taps(int32_t phase, Tap* to) const {
+    int count = 0;
+    for (int32_t tap = 0; tap < kernel; ++tap) {
+      if (!backward) {
+        to[count++] = {tap, stride, tap - pad};
+      } else if ((phase + pad - tap) % stride == 0) {
+        to[count++] = {tap, 1, (phase + pad - tap) / stride};
+      }
     }
-    return from >= 0 && from < source ? from : -1;
+    return count;
+  }
+  // Steps of `floats` to the source pixels of a tile, or something very negative.
+  void offsets(const Tap& tap, const int32_t* pixels, int count, int64_t floats, int64_t* to) const {
+    for (int i = 0; i < count; ++i) {
+      const int32_t from = pixels[i] * tap.step + tap.offset;
+      to[i] = from >= 0 && from < source ? from * floats : kOutside;
+    }
   }
 };
 
@@ -39,6 +56,7 @@ struct Gather {
   const Weight* weight;
   bool backward;
   Epilogue epilogue;
+  Finish finish;
 };
 
 // A panel packed for taps [tap0, tap1) and channels [k0, k0 + depth) of a group.
@@ -58,91 +76,68 @@ void gather_tiles(const Gather& g, const PackedTaps& packed, const TileOutput& o
   // A kernel row inside the map is one long run of floats when nothing lies between its pixels.
   const bool mergeable = !g.backward && g.groups == 1 && packed.whole_depth && packed.tap0 == 0 &&
                          packed.tap1 == g.y.kernel * g.x.kernel;
-  // Gradient pixels of one phase of the stride share their taps, so a tile never mixes phases.
-  const int32_t phases_y = g.backward ? g.y.stride : 1, phases_x = g.backward ? g.x.stride : 1;
-  for (int32_t phase = 0; phase < phases_y * phases_x; ++phase) {
-    const int32_t phase_y = phase / phases_x, phase_x = phase % phases_x;
-    const int32_t rows = (g.y.target - phase_y + phases_y - 1) / phases_y;
-    const int32_t width = (g.x.target - phase_x + phases_x - 1) / phases_x;
-    if (rows <= 0 || width <= 0) continue;
+  for (int32_t phase = 0; phase < g.y.phases() * g.x.phases(); ++phase) {
+    const int32_t phase_y = phase / g.x.phases(), phase_x = phase % g.x.phases();
+    const int32_t rows = g.y.pixels(phase_y), width = g.x.pixels(phase_x);
+    Axis::Tap taps_y[kMaxTaps], taps_x[kMaxTaps];
+    const int count_y = g.y.taps(phase_y, taps_y), count_x = g.x.taps(phase_x, taps_x);
     int32_t row = 0, column = 0;
     for (int32_t pixel = 0; pixel < rows * width;) {
       const int32_t left = rows * width - pixel;
       const int tile_rows = left > kHalfTileRows ? kTileRows : kHalfTileRows;
-      const int used = std::min<int32_t>(tile_rows, left);
-      float unwanted[kPanelWidth] = {};
       int32_t ys[kTileRows], xs[kTileRows];
       float* c_rows[kTileRows];
       for (int i = 0; i < tile_rows; ++i) {
-        ys[i] = phase_y + row * phases_y;
-        xs[i] = phase_x + column * phases_x;
-        c_rows[i] = i < used ? target + (int64_t{ys[i]} * g.x.target + xs[i]) * target_channels : unwanted;
-        if (i + 1 < used && ++column == width) {
+        ys[i] = row;
+        xs[i] = column;
+        const int64_t y = phase_y + row * g.y.phases(), x = phase_x + column * g.x.phases();
+        c_rows[i] = target + (y * g.x.target + x) * target_channels;
+        if (i + 1 >= left) continue;  // a last tile repeats the last pixel, to the same effect
+        if (++column == width) {
           column = 0;
           ++row;
         }
       }
-      if (++column == width) {
-        column = 0;
-        ++row;
-      }
+      pixel += tile_rows;
+      // Pixels of one row whose windows lie inside the map.
+      const int last = tile_rows - 1, first_y = ys[0] * g.y.stride - g.y.pad;
+      const bool merged = mergeable && ys[0] == ys[last] && first_y >= 0 && first_y + g.y.kernel <= g.y.source &&
+                          xs[0] * g.x.stride >= g.x.pad &&
+                          xs[last] * g.x.stride - g.x.pad + g.x.kernel <= g.x.source;
       const float* a_rows[kMaxTaps * kTileRows];
       const float* b_taps[kMaxTaps];
       int segments = 0;
-      bool merged = mergeable;
-      for (int i = 0; merged && i < tile_rows; ++i) {
-        const int32_t from = xs[i] * g.x.stride - g.x.pad;
-        merged = from >= 0 && from + g.x.kernel <= g.x.source;
-      }
       if (merged) {
-        for (int32_t tap_y = 0; tap_y < g.y.kernel; ++tap_y) {
-          bool inside = true;
-          const float** a = a_rows + segments * tile_rows;
+        for (; segments < g.y.kernel; ++segments) {
+          const float* from = source + int64_t{first_y + segments} * g.x.source * source_channels;
           for (int i = 0; i < tile_rows; ++i) {
-            const int32_t from_y = g.y.source_of(ys[i], tap_y), from_x = xs[i] * g.x.stride - g.x.pad;
-            inside &= from_y >= 0;
-            a[i] = source + (int64_t{from_y} * g.x.source + from_x) * source_channels;
+            a_rows[segments * tile_rows + i] = from + (xs[i] * g.x.stride - g.x.pad) * source_channels;
           }
-          if (!inside) {
-            merged = false;
-            break;
-          }
-          b_taps[segments++] = panels + tap_y * g.x.kernel * tap_floats;
+          b_taps[segments] = panels + segments * g.x.kernel * tap_floats;
         }
-      }
-      if (!merged) {
-        segments = 0;
-        // Where each pixel finds its source, by row and by column of the kernel: the sum is negative outside the map.
+      } else {
         int64_t row_offsets[kMaxTaps][kTileRows], column_offsets[kMaxTaps][kTileRows];
-        const int32_t tap_y0 = packed.tap0 / g.x.kernel, tap_y1 = (packed.tap1 - 1) / g.x.kernel + 1;
-        for (int32_t tap_y = tap_y0; tap_y < tap_y1; ++tap_y) {
-          for (int i = 0; i < tile_rows; ++i) {
-            const int32_t from = g.y.source_of(ys[i], tap_y);
-            row_offsets[tap_y - tap_y0][i] = from < 0 ? kOutside : from * g.x.source * source_channels;
-          }
+        for (int y = 0; y < count_y; ++y) {
+          g.y.offsets(taps_y[y], ys, tile_rows, g.x.source * source_channels, row_offsets[y]);
         }
-        for (int32_t tap_x = 0; tap_x < g.x.kernel; ++tap_x) {
-          for (int i = 0; i < tile_rows; ++i) {
-            const int32_t from = g.x.source_of(xs[i], tap_x);
-            column_offsets[tap_x][i] = from < 0 ? kOutside : from * source_channels;
+        for (int x = 0; x < count_x; ++x) g.x.offsets(taps_x[x], xs, tile_rows, source_channels, column_offsets[x]);
+        for (int y = 0; y < count_y; ++y) {
+          for (int x = 0; x < count_x; ++x) {
+            const int32_t tap = taps_y[y].tap * g.x.kernel + taps_x[x].tap;
+            if (tap < packed.tap0 || tap >= packed.tap1) continue;
+            int64_t any = -1;  // its sign tells
+            const float** a = a_rows + segments * tile_rows;
+            for (int i = 0; i < tile_rows; ++i) {
+              const int64_t offset = row_offsets[y][i] + column_offsets[x][i];
+              any &= offset;
+              a[i] = offset < 0 ? kZeros : source + offset;
+            }
+            if (any >= 0) b_taps[segments++] = panels + (tap - packed.tap0) * tap_floats;
           }
-        }
-        for (int32_t tap = packed.tap0; tap < packed.tap1; ++tap) {
-          const int64_t* row_offset = row_offsets[tap / g.x.kernel - tap_y0];
-          const int64_t* column_offset = column_offsets[tap % g.x.kernel];
-          int64_t any = -1;  // its sign tells
-          const float** a = a_rows + segments * tile_rows;
-          for (int i = 0; i < tile_rows; ++i) {
-            const int64_t offset = row_offset[i] + column_offset[i];
-            any &= offset;
-            a[i] = offset < 0 ? kZeros : source + offset;
-          }
-          if (any >= 0) b_taps[segments++] = panels + (tap - packed.tap0) * tap_floats;
         }
       }
       multiply_tile(tile_rows, packed.width, a_rows, b_taps, segments,
-                    merged ? packed.depth * g.x.kernel : packed.depth, c_rows, packed.columns, output);
-      pixel += used;
+                    merged ? packed.depth * g.x.kernel : packed.depth, c_rows, 0, packed.columns, output);
     }
   }
 }
@@ -153,7 +148,6 @@ void gather(const Gather& g) {
   const int32_t tap_step =
       depth_step < g.depth ? 1 : std::clamp<int32_t>(kPanelDepth / std::max(depth_step, 1), 1, kMaxTaps);
   const Bounds none, bounds = bounds_of(g.epilogue.activation);
-  const int32_t out_channels = g.groups * (g.backward ? g.depth : g.columns);
   for (int32_t group = 0; group < g.groups; ++group) {
     for (int32_t n0 = 0; n0 < g.columns;) {
       PackedTaps packed{};
@@ -170,30 +164,24 @@ void gather(const Gather& g) {
           packed.last = packed.tap1 == taps && packed.k0 + packed.depth == g.depth;
           for (int32_t tap = packed.tap0; tap < packed.tap1; ++tap) {
             const int64_t block = (int64_t{tap} * g.groups + group) * g.depth * g.columns;
-            MatrixSource source;
-            source.f32 = g.weight->f32 ? g.weight->f32 + block : nullptr;
-            source.i8 = g.weight->f32 ? nullptr : g.weight->i8 + block;
-            source.transposed = g.backward;
-            source.stride = g.backward ? g.depth : g.columns;
-            if (g.backward && source.i8) source.k_scale = g.weight->scale + int64_t{group} * g.depth;
+            const int64_t out_channels = g.backward ? g.depth : g.columns;
+            const MatrixSource source{.weight = *g.weight, .stride = out_channels, .transposed = g.backward,
+                                      .scale = g.weight->i8 ? g.weight->scale + group * out_channels : nullptr,
+                                      .first = block};
             pack_panel(source, packed.k0, packed.depth, n0, packed.columns, packed.width,
                        panel_buffer() + int64_t{tap - packed.tap0} * packed.depth * packed.width);
           }
-          PanelEpilogue epilogue;
-          const bool scaled = packed.last && !g.backward && !g.weight->f32;
-          epilogue.fill(scaled ? g.weight->scale : nullptr, packed.last ? g.epilogue.bias : nullptr,
-                        group * g.columns + n0, packed.columns);
+          PanelBias bias;
+          bias.fill(packed.last ? g.epilogue.bias : nullptr, group * g.columns + n0, packed.columns);
           gather_tiles(g, packed,
-                       TileOutput{!packed.first, epilogue.scale, epilogue.bias, packed.last ? bounds.low : none.low,
-                                  packed.last ? bounds.high : none.high});
+                       TileOutput{g.epilogue.accumulate || !packed.first, bias.values,
+                                  packed.last ? bounds.low : none.low, packed.last ? bounds.high : none.high});
         }
       }
       n0 += packed.columns;
     }
   }
-  if (g.epilogue.mask) {
-    store_mask(g.target, 0, int64_t{g.y.target} * g.x.target * out_channels, g.epilogue.activation, g.epilogue.mask);
-  }
+  g.finish(g.target, 0, int64_t{g.y.target} * g.x.target, g.groups * g.columns);
 }
 
 }  // namespace
@@ -203,15 +191,15 @@ void conv_forward(const float* x, float* y, const Geometry& g, const Weight& w, 
           .y = {g.in_height, g.out_height, g.kernel_height, g.stride_height, g.pad_top, false},
           .x = {g.in_width, g.out_width, g.kernel_width, g.stride_width, g.pad_left, false}, .groups = g.groups,
           .depth = g.in_channels / g.groups, .columns = g.out_channels / g.groups, .weight = &w, .backward = false,
-          .epilogue = epilogue});
+          .epilogue = epilogue, .finish = Finish(epilogue)});
 }
 
-void conv_dx(const float* dy, float* dx, const Geometry& g, const Weight& w) {
+void conv_dx(const float* dy, float* dx, const Geometry& g, const Weight& w, const GradientEpilogue& epilogue) {
   gather({.source = dy, .target = dx,
           .y = {g.out_height, g.in_height, g.kernel_height, g.stride_height, g.pad_top, true},
           .x = {g.out_width, g.in_width, g.kernel_width, g.stride_width, g.pad_left, true}, .groups = g.groups,
           .depth = g.out_channels / g.groups, .columns = g.in_channels / g.groups, .weight = &w, .backward = true,
-          .epilogue = {}});
+          .epilogue = {.accumulate = epilogue.accumulate}, .finish = Finish(epilogue)});
 }
 
 void conv_dw(const float* x, const float* dy, float* dw, const Geometry& g) {
@@ -223,7 +211,7 @@ void conv_dw(const float* x, const float* dy, float* dw, const Geometry& g) {
     for (int32_t n0 = 0; n0 < columns;) {
       const int width = panel_width(columns - n0);
       const int32_t used = std::min<int32_t>(width, columns - n0);
-      const MatrixSource source{dy + int64_t{group} * columns, nullptr, nullptr, g.out_channels, false};
+      const MatrixSource source{.weight = {.f32 = dy + int64_t{group} * columns}, .stride = g.out_channels};
       for (int32_t p0 = 0; p0 < pixels; p0 += kPixels) {
         const int32_t p1 = std::min(p0 + kPixels, pixels);
         float* panel = panel_buffer();
@@ -238,8 +226,8 @@ void conv_dw(const float* x, const float* dy, float* dw, const Geometry& g) {
           TransposedSegment segments[kMaxSegments];
           int count = 0;
           auto flush = [&] {
-            multiply_transposed(segments, count, int64_t{g.stride_width} * g.in_channels, width, c, columns, depth,
-                                used);
+            multiply_transposed(segments, count, int64_t{g.stride_width} * g.in_channels, width, width, c, columns,
+                                depth, used);
             count = 0;
           };
           for (int32_t row = p0 / g.out_width; row <= (p1 - 1) / g.out_width; ++row) {

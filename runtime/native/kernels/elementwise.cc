@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "epilogue.h"
@@ -7,89 +8,132 @@
 namespace tinytl {
 namespace {
 
-typedef int32_t Ints __attribute__((vector_size(TINYTL_VECTOR_BYTES)));
-typedef int32_t Ints4 __attribute__((vector_size(16)));
-typedef uint64_t Pair __attribute__((vector_size(16)));
+// Vectors of at most 32 bytes: wider comparisons go through mask registers, which takes longer here.
+constexpr int kMaskLanes = std::min(kLanes, 8);
+typedef VectorOf<kMaskLanes>::Bits Bits;
+typedef VectorOf<4>::Bits Bits4;
 
-TINYTL_INLINE uint32_t or_of_lanes(Ints4 v) {
+TINYTL_INLINE uint32_t or_of_lanes(Bits4 v) {
+  typedef uint64_t Pair __attribute__((vector_size(16)));
   const Pair pair = reinterpret_cast<Pair>(v);
   const uint64_t half = pair[0] | pair[1];
   return static_cast<uint32_t>(half | half >> 32);
 }
 #if TINYTL_VECTOR_BYTES >= 32
-typedef int32_t Ints8 __attribute__((vector_size(32)));
-TINYTL_INLINE uint32_t or_of_lanes(Ints8 v) {
+TINYTL_INLINE uint32_t or_of_lanes(Bits v) {
   return or_of_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3) | __builtin_shufflevector(v, v, 4, 5, 6, 7));
 }
 #endif
-#if TINYTL_VECTOR_BYTES >= 64
-TINYTL_INLINE uint32_t or_of_lanes(Ints v) {
-  return or_of_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) |
-                     __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-}
-#endif
 
-TINYTL_INLINE Ints bit_of_lane() {
-  Ints bits;
-  for (int j = 0; j < kLanes; ++j) bits[j] = 1 << j;
-  return bits;
-}
-
-// The bits of 32 elements: each comparison selects its own bit of an int, and one reduction joins them all.
-TINYTL_INLINE uint32_t mask_word(const float* y, Vector low, Vector high) {
-  const Ints bits = bit_of_lane();
-  Ints joined{};
+// The bits of 32 activated elements: each comparison selects its own bit of an int, and one reduction joins them all.
+// What is strictly between 0 and `high` is so as an integer, too; zero wraps round to the largest.
+TINYTL_INLINE uint32_t mask_word(const float* y, float high) {
+  const Bits limit = Bits{} + (std::bit_cast<uint32_t>(high) - 1);
+  Bits own_bit, joined{};
+  for (int j = 0; j < kMaskLanes; ++j) own_bit[j] = 1u << j;
 #pragma GCC unroll 8
-  for (int j = 0; j < 32; j += kLanes) {
-    const Vector v = load<Vector>(y + j);
-    joined |= (v > low) & (v < high) & (bits << j);
+  for (int j = 0; j < 32; j += kMaskLanes) {
+    const Bits below = reinterpret_cast<Bits>(load<VectorOf<kMaskLanes>::Type>(y + j)) - 1;
+    joined |= reinterpret_cast<Bits>(below < limit) & (own_bit << j);
   }
   return or_of_lanes(joined);
 }
 
-}  // namespace
-
+// Writes the mask bits of elements [first, first + count), whose activated values lie at y; a clamped value is
+// strictly inside the range exactly when the value before was. Ranges must be written in ascending order: the bits of a
+// byte above the last element are zeroed, those below the first are kept.
 void store_mask(const float* y, int64_t first, int64_t count, Activation activation, uint8_t* mask) {
   const Bounds bounds = bounds_of(activation);
-  const bool all = activation == Activation::kNone;
-  const float low = bounds.low, high = bounds.high;
-  auto put_slowly = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t bit = first + i;
-      const bool passes = all || (y[i] > low && y[i] < high);
-      const int below = static_cast<int>(mask[bit / 8]) & ((1 << (bit % 8)) - 1);
-      mask[bit / 8] = static_cast<uint8_t>(below | (passes ? 1 << (bit % 8) : 0));
-    }
-  };
-  int64_t i = std::min<int64_t>((8 - first % 8) % 8, count);
-  put_slowly(0, i);
-  uint8_t* to = mask + (first + i) / 8;
-  if (all) {
-    const int64_t bytes = (count - i) / 8;
-    std::memset(to, 0xff, static_cast<size_t>(bytes));
-    i += 8 * bytes;
+  const bool all = activation == Activation::kNone;  // which nobody needs fast
+  int64_t i = 0;
+  for (; i < count && (all || (first + i) % 8 != 0); ++i) {
+    const int bit = static_cast<int>((first + i) % 8);
+    uint8_t& byte = mask[(first + i) / 8];
+    const bool passes = all || (y[i] > bounds.low && y[i] < bounds.high);
+    byte = static_cast<uint8_t>((byte & ((1 << bit) - 1)) | (passes ? 1 << bit : 0));
   }
+  uint8_t* to = mask + (first + i) / 8;
   for (; i + 32 <= count; i += 32, to += 4) {
-    const uint32_t word = mask_word(y + i, broadcast<Vector>(low), broadcast<Vector>(high));
+    const uint32_t word = mask_word(y + i, bounds.high);
     std::memcpy(to, &word, 4);
   }
-  put_slowly(i, count);
+  float rest[32] = {};  // zero is at the edge of every range: its bit is zero
+  std::copy(y + i, y + count, rest);
+  const uint32_t word = mask_word(rest, bounds.high);
+  std::memcpy(to, &word, static_cast<size_t>((count - i + 7) / 8));
+}
+
+// The elements of a vector, or zero where their bit of the mask is; the first has bit 0 or, of 4 lanes, maybe bit 4.
+template <class V>
+TINYTL_INLINE V masked(V v, const uint8_t* mask, int first_bit) {
+  using Bits = typename VectorOf<lanes_of<V>>::Bits;
+  uint32_t bits = mask[0];
+  if (lanes_of<V> > 8) bits |= static_cast<uint32_t>(mask[1]) << 8;
+  Bits own_bit;
+  for (int j = 0; j < lanes_of<V>; ++j) own_bit[j] = 1u << j;
+  return ((Bits{} + (bits >> first_bit)) & own_bit) != 0 ? v : V{};
+}
+
+constexpr int kMaskStep = kLanes < 8 ? 8 : kLanes;
+
+// dx[i] = dy[i], or zero where bit first + i of the mask is.
+void mask_range(const float* dy, float* dx, const uint8_t* mask, int64_t first, int64_t count) {
+  auto mask_slowly = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) dx[i] = (mask[(first + i) / 8] >> ((first + i) % 8)) & 1 ? dy[i] : 0.0f;
+  };
+  int64_t i = std::min<int64_t>((8 - first % 8) % 8, count);
+  mask_slowly(0, i);
+  for (; i + kMaskStep <= count; i += kMaskStep) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kMaskStep; j += kLanes) {
+      store(dx + i + j, masked<Vector>(load<Vector>(dy + i + j), mask + (first + i) / 8, j));
+    }
+  }
+  mask_slowly(i, count);
+}
+
+// Masks and sums a channel block of `count` pixels, of a map whose channels are a multiple of 8. The pointers are those
+// of the block in the first pixel.
+template <class V>
+TINYTL_INLINE void mask_and_sum(float* dx, const uint8_t* mask, int first_bit, int64_t count, int64_t channels,
+                                float* db) {
+  V sums[2] = {};
+  auto add_pixel = [&](V& sum) {
+    const V v = masked<V>(load<V>(dx), mask, first_bit);
+    store(dx, v);
+    sum += v;
+    dx += channels;
+    mask += channels / 8;
+  };
+  for (; count >= 2; count -= 2) {
+    add_pixel(sums[0]);
+    add_pixel(sums[1]);
+  }
+  if (count) add_pixel(sums[0]);
+  store(db, V(load<V>(db) + (sums[0] + sums[1])));
+}
+
+}  // namespace
+
+void Finish::operator()(float* map, int64_t first, int64_t count, int32_t channels) const {
+  const int64_t first_element = first * channels, elements = count * channels;
+  float* from = map + first_element;
+  if (written_mask_) store_mask(from, first_element, elements, activation_, written_mask_);
+  if (mask_ && db_ && channels % 8 == 0) {
+    const uint8_t* mask = mask_ + first_element / 8;
+    int32_t c = 0;
+    for (; c + kLanes <= channels; c += kLanes) {
+      mask_and_sum<Vector>(from + c, mask + c / 8, c % 8, count, channels, db_ + c);
+    }
+    if (c < channels) mask_and_sum<VectorOf<8>::Type>(from + c, mask + c / 8, 0, count, channels, db_ + c);
+    return;
+  }
+  if (mask_) mask_range(from, from, mask_, first_element, elements);
+  if (db_) bias_gradient(from, db_, static_cast<int32_t>(count), channels);
 }
 
 void mask_gradient(const float* dy, float* dx, const uint8_t* mask, int64_t elements) {
-  int64_t i = 0;
-  constexpr int kStep = kLanes < 8 ? 8 : kLanes;
-  const Ints own_bit = bit_of_lane();
-  for (; i + kStep <= elements; i += kStep) {
-    int32_t bits = mask[i / 8];
-    if (kStep > 8) bits |= mask[i / 8 + 1] << 8;
-#pragma GCC unroll 2
-    for (int j = 0; j < kStep; j += kLanes) {
-      const Ints passes = ((Ints{} + (bits >> j)) & own_bit) != 0;
-      store(dx + i + j, Vector(passes ? load<Vector>(dy + i + j) : Vector{}));
-    }
-  }
-  for (; i < elements; ++i) dx[i] = (mask[i / 8] >> (i % 8)) & 1 ? dy[i] : 0.0f;
+  mask_range(dy, dx, mask, 0, elements);
 }
 
 void bias_gradient(const float* dy, float* db, int32_t pixels, int32_t channels) {
@@ -101,19 +145,6 @@ void bias_gradient(const float* dy, float* db, int32_t pixels, int32_t channels)
   }
   for (; p < pixels; ++p, dy += channels) {
     for (int32_t c = 0; c < channels; ++c) db[c] += dy[c];
-  }
-}
-
-void activate(const float* x, float* y, int64_t elements, Activation activation, uint8_t* mask) {
-  const Bounds bounds = bounds_of(activation);
-  constexpr int64_t kBlock = 4096;  // a block is still in the first-level cache when its mask is made
-  for (int64_t first = 0; first < elements; first += kBlock) {
-    const int64_t count = std::min(kBlock, elements - first);
-    for (int64_t i = first; i < first + count; ++i) {
-      const float v = x[i] > bounds.low ? x[i] : bounds.low;
-      y[i] = v < bounds.high ? v : bounds.high;
-    }
-    if (mask) store_mask(y + first, first, count, activation, mask);
   }
 }
 

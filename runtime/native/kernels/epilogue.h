@@ -5,7 +5,7 @@
 
 namespace tinytl {
 
-// The activations are all clamps.
+// What an epilogue takes in are clamps.
 struct Bounds {
   float low = -__builtin_inff();
   float high = __builtin_inff();
@@ -18,9 +18,20 @@ inline Bounds bounds_of(Activation activation) {
   return bounds;
 }
 
-// Writes the mask bits of elements [first, first + count), whose activated values lie at y; a clamped value is
-// strictly inside the range exactly when the value before was. Ranges must be written in ascending order: the bits of a
-// byte above the last element are zeroed, those below the first are kept.
-void store_mask(const float* y, int64_t first, int64_t count, Activation activation, uint8_t* mask);
+// What happens to finished pixels of a map while they are in the cache: their mask is written, or a gradient is masked
+// and summed by channel. Pixels must come in ascending order, since they may share bytes of a mask.
+class Finish {
+ public:
+  explicit Finish(const Epilogue& e) : activation_(e.activation), written_mask_(e.mask) {}
+  explicit Finish(const GradientEpilogue& e) : mask_(e.mask), db_(e.db) {}
+  // Pixels [first, first + count) of a map.
+  void operator()(float* map, int64_t first, int64_t count, int32_t channels) const;
+
+ private:
+  Activation activation_ = Activation::kNone;
+  uint8_t* written_mask_ = nullptr;
+  const uint8_t* mask_ = nullptr;
+  float* db_ = nullptr;
+};
 
 }  // namespace tinytl

@@ -11,9 +11,7 @@ namespace {
 
 alignas(64) thread_local float g_panels[kPanelFloats];
 
-TINYTL_INLINE Bytes interleave_low(Bytes a, Bytes b) {
-  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-}
+using Narrow = VectorOf<kNarrowestPanel>::Type;
 
 TINYTL_INLINE Bytes interleave_high(Bytes a, Bytes b) {
   return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
@@ -37,7 +35,9 @@ TINYTL_INLINE void transpose_bytes(const int8_t* from, int64_t stride, int8_t* t
   __builtin_memcpy(to, rows, sizeof(rows));
 }
 
-void transpose_floats(const float* from, int64_t stride, float* to, int to_stride) {
+// to[j * to_stride + i] = from[i * stride + j], for 4 x 4 elements.
+template <class Element>
+TINYTL_INLINE void transpose_quads(const Element* from, int64_t stride, float* to, int to_stride) {
   const Quad r0 = load<Quad>(from), r1 = load<Quad>(from + stride);
   const Quad r2 = load<Quad>(from + 2 * stride), r3 = load<Quad>(from + 3 * stride);
   const Quad low02 = __builtin_shufflevector(r0, r2, 0, 4, 1, 5), high02 = __builtin_shufflevector(r0, r2, 2, 6, 3, 7);
@@ -48,107 +48,79 @@ void transpose_floats(const float* from, int64_t stride, float* to, int to_strid
   store(to + 3 * to_stride, Quad(__builtin_shufflevector(high02, high13, 2, 6, 3, 7)));
 }
 
-void pack_straight(const MatrixSource& b, int32_t k0, int32_t depth, int32_t n0, int32_t columns, int width,
+// `from`: element (0, 0) of the panel. `scale`: of its columns, or null.
+template <class Element>
+void pack_straight(const Element* from, int64_t stride, const float* scale, int32_t depth, int32_t columns, int width,
                    float* panel) {
-  for (int32_t k = 0; k < depth; ++k, panel += width) {
-    const int64_t at = (k0 + k) * b.stride + n0;
+  for (int32_t k = 0; k < depth; ++k, from += stride, panel += width) {
     if (columns < width) {
-      for (int32_t n = 0; n < columns; ++n) panel[n] = b.f32 ? b.f32[at + n] : static_cast<float>(b.i8[at + n]);
+      for (int32_t n = 0; n < columns; ++n) panel[n] = load<float>(from + n) * (scale ? scale[n] : 1.0f);
       for (int32_t n = columns; n < width; ++n) panel[n] = 0;
-    } else if (b.f32) {
-      for (int n = 0; n < width; n += 4) store(panel + n, load<Quad>(b.f32 + at + n));
-    } else if (width % 16 == 0) {
-      for (int n = 0; n < width; n += 16) convert16(b.i8 + at + n, 1.0f, panel + n);
-    } else {
-      for (int n = 0; n < width; n += 4) store(panel + n, load_int8<Quad>(b.i8 + at + n));
+      continue;
     }
-    if (b.k_scale) {
-      for (int n = 0; n < width; ++n) panel[n] *= b.k_scale[k0 + k];
+    int n = 0;
+    if constexpr (sizeof(Element) == 1) {
+      for (; n + 16 <= width; n += 16) {
+        Part values[16 / lanes_of<Part>];
+        load16(from + n, values);
+        for (int i = 0; i < 16 / lanes_of<Part>; ++i) {
+          const int at = n + i * lanes_of<Part>;
+          store(panel + at, Part(values[i] * load<Part>(scale + at)));
+        }
+      }
+    }
+    for (; n < width; n += kNarrowestPanel) {
+      Narrow values = load<Narrow>(from + n);
+      if (scale) values *= load<Narrow>(scale + n);
+      store(panel + n, values);
     }
   }
 }
 
-void pack_transposed(const MatrixSource& b, int32_t k0, int32_t depth, int32_t n0, int32_t columns, int width,
+// `scale`: of the panel's rows, or null.
+template <class Element>
+void pack_transposed(const Element* from, int64_t stride, const float* scale, int32_t depth, int32_t columns, int width,
                      float* panel) {
   // Blocks of block x block elements go through registers, the edges element by element.
-  const int block = b.i8 ? 16 : 4;
-  const int32_t block_columns = columns / block * block, block_depth = depth / block * block;
-  for (int32_t n = 0; n < block_columns; n += block) {
-    for (int32_t k = 0; k < block_depth; k += block) {
-      const int64_t at = (n0 + n) * b.stride + k0 + k;
+  constexpr int kBlock = sizeof(Element) == 1 ? 16 : 4;
+  const int32_t block_columns = columns / kBlock * kBlock, block_depth = depth / kBlock * kBlock;
+  for (int32_t n = 0; n < block_columns; n += kBlock) {
+    for (int32_t k = 0; k < block_depth; k += kBlock) {
+      const Element* block = from + n * stride + k;
       float* to = panel + int64_t{k} * width + n;
-      if (b.f32) {
-        transpose_floats(b.f32 + at, b.stride, to, width);
-        continue;
-      }
-      alignas(16) int8_t turned[256];
-      transpose_bytes(b.i8 + at, b.stride, turned);
-      for (int i = 0; i < 16; ++i, to += width) {
-        convert16(turned + 16 * i, b.k_scale ? b.k_scale[k0 + k + i] : 1.0f, to);
+      if constexpr (kBlock == 4) {
+        transpose_quads(block, stride, to, width);
+      } else {
+        alignas(16) int8_t turned[256];
+        transpose_bytes(block, stride, turned);
+        for (int i = 0; i < 16; ++i, to += width) {
+          Part values[16 / lanes_of<Part>];
+          load16(turned + 16 * i, values);
+          for (int j = 0; j < 16 / lanes_of<Part>; ++j) store(to + j * lanes_of<Part>, Part(values[j] * scale[k + i]));
+        }
       }
     }
   }
   for (int32_t k = 0; k < depth; ++k) {
-    const float scale = b.k_scale ? b.k_scale[k0 + k] : 1.0f;
+    const float row_scale = scale ? scale[k] : 1.0f;
     float* to = panel + int64_t{k} * width;
     for (int32_t n = k < block_depth ? block_columns : 0; n < columns; ++n) {
-      const int64_t at = (n0 + n) * b.stride + k0 + k;
-      to[n] = b.f32 ? b.f32[at] : static_cast<float>(b.i8[at]) * scale;
+      to[n] = load<float>(from + n * stride + k) * row_scale;
     }
     for (int32_t n = columns; n < width; ++n) to[n] = 0;
   }
 }
 
-// The sums of a tile leave the registers. Kept apart from the loops over k, which differ.
 template <class V, int Rows, int Vectors>
-TINYTL_INLINE void store_tile(const V (&sums)[Rows][Vectors], float* const* c, int32_t columns,
-                              const TileOutput& output) {
-  constexpr int kL = lanes_of<V>, kWidth = kL * Vectors;
-  if (columns < kWidth) {
-    float edge[Rows][kWidth] = {};
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-#pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) store(&edge[i][j * kL], sums[i][j]);
-    }
-    for (int i = 0; i < Rows; ++i) {
-      int32_t n = 0;
-      for (; n + 4 <= columns; n += 4) {
-        Quad v = load<Quad>(&edge[i][n]);
-        if (output.accumulate) v += load<Quad>(c[i] + n);
-        v = v * load<Quad>(output.scale + n) + load<Quad>(output.bias + n);
-        store(c[i] + n, clamp<Quad>(v, broadcast<Quad>(output.low), broadcast<Quad>(output.high)));
-      }
-      for (; n < columns; ++n) {
-        float v = edge[i][n] + (output.accumulate ? c[i][n] : 0.0f);
-        v = v * output.scale[n] + output.bias[n];
-        c[i][n] = clamp(v, output.low, output.high);
-      }
-    }
-    return;
-  }
-  V scale[Vectors], bias[Vectors];
-  for (int j = 0; j < Vectors; ++j) {
-    scale[j] = load<V>(output.scale + j * kL);
-    bias[j] = load<V>(output.bias + j * kL);
-  }
-  const V low = broadcast<V>(output.low), high = broadcast<V>(output.high);
+__attribute__((noinline)) void tile(const float* const* a, const float* const* panels, int segments, int32_t depth,
+                                    float* const* c, int32_t n0, const TileOutput& output) {
+  constexpr int kL = lanes_of<V>;
+  V sums[Rows][Vectors];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) {
-      V v = sums[i][j];
-      if (output.accumulate) v += load<V>(c[i] + j * kL);
-      store(c[i] + j * kL, clamp<V>(v * scale[j] + bias[j], low, high));
-    }
+    for (int j = 0; j < Vectors; ++j) sums[i][j] = load<V>(output.start + j * kL);
   }
-}
-
-template <class V, int Rows, int Vectors>
-__attribute__((noinline)) void tile(const float* const* a, const float* const* panels, int segments, int32_t depth,
-                                    float* const* c, int32_t columns, const TileOutput& output) {
-  constexpr int kL = lanes_of<V>;
-  V sums[Rows][Vectors] = {};
   for (int segment = 0; segment < segments; ++segment, a += Rows) {
     const float* panel = panels[segment];
     const float* rows[Rows];
@@ -166,21 +138,32 @@ __attribute__((noinline)) void tile(const float* const* a, const float* const* p
       }
     }
   }
-  store_tile(sums, c, columns, output);
+  if (output.accumulate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) sums[i][j] += load<V>(c[i] + n0 + j * kL);
+    }
+  }
+  const V low = broadcast<V>(output.low), high = broadcast<V>(output.high);
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) store(c[i] + n0 + j * kL, clamp<V>(sums[i][j], low, high));
+  }
 }
 
 template <class V, int Rows, int Vectors>
 __attribute__((noinline)) void transposed_tile(const TransposedSegment* segments, int segment_count, int64_t a_stride,
-                                               float* const* c, int32_t columns, const TileOutput& output) {
+                                               int64_t b_stride, float* const* c) {
   constexpr int kL = lanes_of<V>;
   V sums[Rows][Vectors] = {};
   for (int segment = 0; segment < segment_count; ++segment) {
-    const float* a = segments[segment].a;
-    const float* panel = segments[segment].panel;
-    for (int32_t k = segments[segment].depth; k > 0; --k, a += a_stride, panel += kL * Vectors) {
+    const float *a = segments[segment].a, *from = segments[segment].b;
+    for (int32_t k = segments[segment].depth; k > 0; --k, a += a_stride, from += b_stride) {
       V b[Vectors];
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) b[j] = load<V>(panel + j * kL);
+      for (int j = 0; j < Vectors; ++j) b[j] = load<V>(from + j * kL);
 #pragma GCC unroll 16
       for (int i = 0; i < Rows; ++i) {
         const V factor = broadcast<V>(a[i]);
@@ -189,15 +172,18 @@ __attribute__((noinline)) void transposed_tile(const TransposedSegment* segments
       }
     }
   }
-  store_tile(sums, c, columns, output);
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) store(c[i] + j * kL, V(load<V>(c[i] + j * kL) + sums[i][j]));
+  }
 }
 
 using TileFunction = void (*)(const float* const*, const float* const*, int, int32_t, float* const*, int32_t,
                               const TileOutput&);
-using TransposedFunction = void (*)(const TransposedSegment*, int, int64_t, float* const*, int32_t, const TileOutput&);
+using TransposedFunction = void (*)(const TransposedSegment*, int, int64_t, int64_t, float* const*);
 
 constexpr int kFullVectors = kPanelWidth / kLanes;
-using Narrow = VectorOf<kNarrowestPanel>::Type;
 
 template <int Rows>
 TileFunction tile_function(int width) {
@@ -213,6 +199,31 @@ TransposedFunction transposed_function(int width) {
   return transposed_tile<Vector, Rows, kFullVectors / 2>;
 }
 
+// Rows of a tile that reaches past the last column live here, at the full width, while it is multiplied.
+class WholeRows {
+ public:
+  WholeRows(float* const* rows, int count, int32_t n0, int32_t columns)
+      : rows_(rows), count_(count), n0_(n0), bytes_(static_cast<size_t>(columns) * sizeof(float)) {
+    for (int i = 0; i < count; ++i) {
+      std::memcpy(copy_[i], rows[i] + n0, bytes_);
+      pointers_[i] = copy_[i];
+    }
+  }
+  ~WholeRows() {
+    for (int i = 0; i < count_; ++i) std::memcpy(rows_[i] + n0_, copy_[i], bytes_);
+  }
+  WholeRows(const WholeRows&) = delete;
+  float* const* pointers() const { return pointers_; }
+
+ private:
+  float* const* rows_;
+  int count_;
+  int32_t n0_;
+  size_t bytes_;
+  float* pointers_[kTileRows];
+  float copy_[kTileRows][kPanelWidth] = {};
+};
+
 }  // namespace
 
 float* panel_buffer() { return g_panels; }
@@ -226,76 +237,74 @@ int panel_width(int32_t columns) {
 
 void pack_panel(const MatrixSource& b, int32_t k0, int32_t depth, int32_t n0, int32_t columns, int width,
                 float* panel) {
-  (b.transposed ? pack_transposed : pack_straight)(b, k0, depth, n0, columns, width, panel);
+  const int64_t row = b.transposed ? n0 : k0, column = b.transposed ? k0 : n0;
+  const float* scale = b.scale ? b.scale + column : nullptr;
+  with_elements(b.weight, [&]<class Element>(const Element* elements) {
+    (b.transposed ? pack_transposed<Element> : pack_straight<Element>)(elements + b.first + row * b.stride + column,
+                                                                       b.stride, scale, depth, columns, width, panel);
+  });
 }
 
-void PanelEpilogue::fill(const float* column_scale, const float* column_bias, int32_t n0, int32_t columns) {
-  for (int32_t n = 0; n < kPanelWidth; ++n) {
-    scale[n] = column_scale && n < columns ? column_scale[n0 + n] : 1.0f;
-    bias[n] = column_bias && n < columns ? column_bias[n0 + n] : 0.0f;
-  }
+void PanelBias::fill(const float* bias, int32_t n0, int32_t columns) {
+  for (int32_t n = 0; n < kPanelWidth; ++n) values[n] = bias && n < columns ? bias[n0 + n] : 0.0f;
 }
 
 void multiply_tile(int tile_rows, int width, const float* const* a, const float* const* panels, int segments,
-                   int32_t depth, float* const* c, int32_t columns, const TileOutput& output) {
+                   int32_t depth, float* const* c, int32_t n0, int32_t columns, const TileOutput& output) {
   const TileFunction function = tile_rows == kTileRows ? tile_function<kTileRows>(width)
                                                        : tile_function<kHalfTileRows>(width);
-  function(a, panels, segments, depth, c, columns, output);
+  if (columns == width) return function(a, panels, segments, depth, c, n0, output);
+  function(a, panels, segments, depth, WholeRows(c, tile_rows, n0, columns).pointers(), 0, output);
 }
 
-void multiply_transposed(const TransposedSegment* segments, int segment_count, int64_t a_stride, int width, float* c,
-                         int64_t c_stride, int32_t rows, int32_t columns) {
+void multiply_transposed(const TransposedSegment* segments, int segment_count, int64_t a_stride, int64_t b_stride,
+                         int width, float* c, int64_t c_stride, int32_t rows, int32_t columns) {
+  // Two tile heights that make up every even number of channels but the smallest.
+  constexpr int kTall = kTileRows >= 12 ? 12 : 6, kShort = kTall / 3 * 2;
   constexpr int kMaxSegments = 64;
-  PanelEpilogue plain;
-  plain.fill(nullptr, nullptr, 0, 0);
-  const Bounds none;
-  const TileOutput output{true, plain.scale, plain.bias, none.low, none.high};
-  float unwanted[kPanelWidth];
+  float unwanted[kPanelWidth] = {};
   TransposedSegment shifted[kMaxSegments];
   for (int first = 0; first < segment_count; first += kMaxSegments) {
     const int count = std::min(kMaxSegments, segment_count - first);
     for (int32_t row = 0; row < rows;) {
       const int32_t left = rows - row;
-      int32_t tile_rows = left > kHalfTileRows ? kTileRows : kHalfTileRows;
-      if (tile_rows > rows) tile_rows = kHalfTileRows;
-      if (tile_rows > rows) tile_rows = 1;
+      const int tile_rows = left == kTall || left >= kTall + kShort ? kTall : rows >= kShort ? kShort : 1;
       // Reading past a row of A is not allowed, so the last tile starts early and drops the rows that are done.
       const int32_t start = std::min(row, rows - tile_rows);
-      float* c_rows[kTileRows];
-      for (int32_t i = 0; i < tile_rows; ++i) {
-        c_rows[i] = start + i < row ? unwanted : c + (start + i) * c_stride;
-      }
-      if (start < row) std::memset(unwanted, 0, sizeof(unwanted));
+      float* c_rows[kTall];
+      for (int i = 0; i < tile_rows; ++i) c_rows[i] = start + i < row ? unwanted : c + (start + i) * c_stride;
       for (int s = 0; s < count; ++s) {
         shifted[s] = segments[first + s];
         shifted[s].a += start;
       }
-      const TransposedFunction function = tile_rows == kTileRows       ? transposed_function<kTileRows>(width)
-                                          : tile_rows == kHalfTileRows ? transposed_function<kHalfTileRows>(width)
-                                                                       : transposed_function<1>(width);
-      function(shifted, count, a_stride, c_rows, columns, output);
+      const TransposedFunction function = tile_rows == kTall    ? transposed_function<kTall>(width)
+                                          : tile_rows == kShort ? transposed_function<kShort>(width)
+                                                                : transposed_function<1>(width);
+      if (columns == width) {
+        function(shifted, count, a_stride, b_stride, c_rows);
+      } else {
+        function(shifted, count, a_stride, b_stride, WholeRows(c_rows, tile_rows, 0, columns).pointers());
+      }
       row = start + tile_rows;
     }
   }
 }
 
 void multiply_rows(const float* a, const MatrixSource& b, float* c, int32_t m, int32_t k, int32_t n,
-                   const float* column_scale, const Epilogue& epilogue) {
+                   const Epilogue& epilogue, const Finish& finish) {
   constexpr int32_t kMaxPanels = 64;
-  // Rows whose share of A stays in the second-level cache while all packed panels pass over them.
-  constexpr int32_t kBlockFloats = 49152;
+  // Rows that stay in the first-level cache, if there are any such, while all packed panels pass over them.
+  constexpr int32_t kBlockFloats = 6144, kBlockTiles = 8;
   const int32_t depth_blocks = std::max<int32_t>((k + kPanelDepth - 1) / kPanelDepth, 1);
   const int32_t depth_step = (k + depth_blocks - 1) / depth_blocks;
-  const int32_t row_step =
-      std::max<int32_t>(kBlockFloats / std::max(depth_step, 1) / kTileRows, 4) * kTileRows;
+  const int32_t row_step = std::clamp(kBlockFloats / kTileRows / (depth_step + n), 1, kBlockTiles) * kTileRows;
   const Bounds none, bounds = bounds_of(epilogue.activation);
   struct Panel {
     const float* packed;
     int32_t n0, columns;
     int width;
   } panels[kMaxPanels];
-  static thread_local PanelEpilogue epilogues[kMaxPanels];
-  float unwanted[kPanelWidth] = {};
+  static thread_local PanelBias biases[kMaxPanels];
 
   for (int32_t n0 = 0; n0 < n;) {
     int32_t n1 = n0;
@@ -313,31 +322,32 @@ void multiply_rows(const float* a, const MatrixSource& b, float* c, int32_t m, i
         panel.columns = std::min<int32_t>(panel.width, n - n1);
         panel.packed = packed;
         pack_panel(b, k0, depth, n1, panel.columns, panel.width, packed);
-        epilogues[panel_count].fill(last ? column_scale : nullptr, last ? epilogue.bias : nullptr, n1, panel.columns);
+        biases[panel_count].fill(last ? epilogue.bias : nullptr, n1, panel.columns);
         packed += int64_t{depth_step} * panel.width;
         n1 += panel.columns;
       }
       for (int32_t m0 = 0; m0 < m; m0 += row_step) {
         const int32_t m1 = std::min(m0 + row_step, m);
+        // A last tile repeats the last row, to the same effect.
+        const float* a_rows[kBlockTiles * kTileRows];
+        float* c_rows[kBlockTiles * kTileRows];
+        for (int32_t i = 0; i < row_step; ++i) {
+          const int64_t row = std::min(m0 + i, m1 - 1);
+          a_rows[i] = a + row * k + k0;
+          c_rows[i] = c + row * n;
+        }
         for (int p = 0; p < panel_count; ++p) {
           const Panel& panel = panels[p];
-          const TileOutput output{block > 0, epilogues[p].scale, epilogues[p].bias, last ? bounds.low : none.low,
+          const TileOutput output{epilogue.accumulate || block > 0, biases[p].values, last ? bounds.low : none.low,
                                   last ? bounds.high : none.high};
-          for (int32_t row = m0; row < m1;) {
-            const int tile_rows = m1 - row > kHalfTileRows ? kTileRows : kHalfTileRows;
-            const float* a_rows[kTileRows];
-            float* c_rows[kTileRows];
-            for (int i = 0; i < tile_rows; ++i) {
-              a_rows[i] = a + int64_t{std::min(row + i, m1 - 1)} * k + k0;
-              c_rows[i] = row + i < m1 ? c + int64_t{row + i} * n + panel.n0 : unwanted;
-            }
-            multiply_tile(tile_rows, panel.width, a_rows, &panel.packed, 1, depth, c_rows, panel.columns, output);
+          for (int32_t row = 0; m0 + row < m1;) {
+            const int tile_rows = m1 - m0 - row > kHalfTileRows ? kTileRows : kHalfTileRows;
+            multiply_tile(tile_rows, panel.width, a_rows + row, &panel.packed, 1, depth, c_rows + row, panel.n0,
+                          panel.columns, output);
             row += tile_rows;
           }
         }
-        if (epilogue.mask && last && n1 == n) {
-          store_mask(c + int64_t{m0} * n, int64_t{m0} * n, int64_t{m1 - m0} * n, epilogue.activation, epilogue.mask);
-        }
+        if (last && n1 == n) finish(c, m0, m1 - m0, n);
       }
     }
     n0 = n1;

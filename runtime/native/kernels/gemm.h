@@ -3,26 +3,34 @@
 
 #include <cstdint>
 
+#include "epilogue.h"
 #include "kernels.h"
 #include "simd.h"
 
 namespace tinytl {
 
-// The matrix B[k][n] of a product, float32 or int8 with a scale for each k (int8 scales along n belong to the
-// epilogue): element (k, n) is at k * stride + n, or at n * stride + k when transposed.
+// The matrix B[k][n] of a product: element (k, n) is the weight's element first + k * stride + n, or
+// first + n * stride + k when transposed. scale: of an int8 weight, for each element of a row as it is stored.
 struct MatrixSource {
-  const float* f32 = nullptr;
-  const int8_t* i8 = nullptr;
-  const float* k_scale = nullptr;
+  Weight weight;
   int64_t stride = 0;
   bool transposed = false;
+  const float* scale = nullptr;
+  int64_t first = 0;
 };
 
-// What happens to a tile of sums: (sums + what was there, if accumulating) * scale + bias, clamped.
+// Calls body with a pointer to the weight's elements, of whichever type they are.
+template <class Body>
+TINYTL_INLINE auto with_elements(const Weight& w, const Body& body) {
+  if (w.f32) return body(w.f32);
+  if (w.bf16) return body(w.bf16);
+  return body(w.i8);
+}
+
+// What becomes of a tile of sums: added to start and, when accumulating, to what was there; clamped.
 struct TileOutput {
   bool accumulate;
-  const float* scale;  // [panel width], padded
-  const float* bias;   // [panel width], padded
+  const float* start;  // [panel width]
   float low, high;
 };
 
@@ -48,31 +56,29 @@ int panel_width(int32_t columns);
 // Packs B[k0, k0 + depth)[n0, n0 + columns) as depth rows of `width` floats, zero beyond `columns`.
 void pack_panel(const MatrixSource& b, int32_t k0, int32_t depth, int32_t n0, int32_t columns, int width, float* panel);
 
-// Scale and bias of columns [n0, n0 + columns), padded to a panel; null means 1 and 0.
-struct PanelEpilogue {
-  float scale[kPanelWidth];
-  float bias[kPanelWidth];
-  void fill(const float* column_scale, const float* column_bias, int32_t n0, int32_t columns);
+// The bias of columns [n0, n0 + columns), or zeros where it is null, padded to a panel.
+struct PanelBias {
+  float values[kPanelWidth];
+  void fill(const float* bias, int32_t n0, int32_t columns);
 };
 
-// c[i][0, columns) = sum over segments s and k of a[s * tile_rows + i][k] panels[s][k * width + column], for
-// tile_rows rows (kTileRows or kHalfTileRows).
+// c[i][n0 + column] for columns [0, columns) = sum over segments s and k of a[s * tile_rows + i][k] *
+// panels[s][k * width + column], for tile_rows rows (kTileRows or kHalfTileRows), some of which may be the same.
 void multiply_tile(int tile_rows, int width, const float* const* a, const float* const* panels, int segments,
-                   int32_t depth, float* const* c, int32_t columns, const TileOutput& output);
+                   int32_t depth, float* const* c, int32_t n0, int32_t columns, const TileOutput& output);
 
-// A run of k for the transposed product: element (row i, k) of A is a[k * stride + i].
+// A run of k for the transposed product: element (row i, k) of A is a[k * a_stride + i], row k of B is b[k * b_stride].
 struct TransposedSegment {
-  const float* a;
-  const float* panel;
+  const float *a, *b;
   int32_t depth;
 };
 
-// c[i * c_stride + column] += sum over segments and k, for rows [0, rows).
-void multiply_transposed(const TransposedSegment* segments, int segment_count, int64_t a_stride, int width, float* c,
-                         int64_t c_stride, int32_t rows, int32_t columns);
+// c[i * c_stride + column] += sum over segments and k, for rows [0, rows). Rows of B are read `width` floats long.
+void multiply_transposed(const TransposedSegment* segments, int segment_count, int64_t a_stride, int64_t b_stride,
+                         int width, float* c, int64_t c_stride, int32_t rows, int32_t columns);
 
-// C[m][n] = sum_k A[m][k] B[k][n], rows of A and C contiguous; column_scale multiplies before the epilogue.
+// C[m][n] = sum_k A[m][k] B[k][n], rows of A and C contiguous; `finish` gets the rows of C when they are done.
 void multiply_rows(const float* a, const MatrixSource& b, float* c, int32_t m, int32_t k, int32_t n,
-                   const float* column_scale, const Epilogue& epilogue);
+                   const Epilogue& epilogue, const Finish& finish);
 
 }  // namespace tinytl

@@ -7,16 +7,27 @@
 
 namespace tinytl {
 
-// A convolution or linear weight: float32 while it trains, int8 with one scale an output channel when frozen.
-// Layouts (row-major): dense and grouped [kh][kw][group][in/group][out/group], depthwise [kh][kw][channel],
-// linear [in][out]. Exactly one of f32 and i8 is set; scale[out] goes with i8.
+// A convolution or linear weight: float32, bfloat16 (the upper half of a float32), or int8 with one scale an output
+// channel. Layouts (row-major): dense and grouped [kh][kw][group][in/group][out/group], depthwise [kh][kw][channel],
+// linear [in][out]. Exactly one of f32, bf16 and i8 is set; scale[out] goes with i8.
 struct Weight {
   const float* f32 = nullptr;
+  const uint16_t* bf16 = nullptr;
   const int8_t* i8 = nullptr;
   const float* scale = nullptr;
 };
 
-enum class Activation : int32_t { kNone = 0, kRelu = 1, kRelu6 = 2 };
+// Clamps, which convolutions take in and whose gradient a mask bit an element decides; then curves, which stand by
+// themselves and whose gradient needs their input.
+enum class Activation : int32_t {
+  kNone = 0,
+  kRelu = 1,
+  kRelu6 = 2,
+  kHardSwish = 3,    // x clip(x + 3, 0, 6) / 6
+  kHardSigmoid = 4,  // clip(x + 3, 0, 6) / 6
+  kSigmoid = 5,
+  kSilu = 6,  // x sigmoid(x)
+};
 
 // What happens to a convolution's sums before they are stored: + bias, activation, one mask bit an element
 // (1: the gradient passes; strictly inside the linear range), bit i of the mask is bit i % 8 of byte i / 8.
@@ -24,6 +35,15 @@ struct Epilogue {
   const float* bias = nullptr;  // [channels], or none
   Activation activation = Activation::kNone;
   uint8_t* mask = nullptr;  // [(elements + 7) / 8], or none
+  bool accumulate = false;  // added to what y holds, of a pointwise convolution only
+};
+
+// What happens to the gradient of a map before it is stored: added to what dx holds (not of a depthwise convolution), set
+// to zero where the mask's bit is zero, summed over the pixels into db.
+struct GradientEpilogue {
+  const uint8_t* mask = nullptr;  // one bit an element of dx, or none
+  float* db = nullptr;            // [channels of dx], added to, or none
+  bool accumulate = false;
 };
 
 struct Geometry {
@@ -39,16 +59,17 @@ struct Geometry {
 void pointwise_forward(const float* x, float* y, int32_t pixels, int32_t in, int32_t out, const Weight& w,
                        const Epilogue& epilogue);
 // dx[p][in] = sum_out dy[p][out] w[in][out].
-void pointwise_dx(const float* dy, float* dx, int32_t pixels, int32_t in, int32_t out, const Weight& w);
+void pointwise_dx(const float* dy, float* dx, int32_t pixels, int32_t in, int32_t out, const Weight& w,
+                  const GradientEpilogue& epilogue);
 // dw[in][out] += sum_p x[p][in] dy[p][out].
 void pointwise_dw(const float* x, const float* dy, float* dw, int32_t pixels, int32_t in, int32_t out);
 
 void depthwise_forward(const float* x, float* y, const Geometry& g, const Weight& w, const Epilogue& epilogue);
-void depthwise_dx(const float* dy, float* dx, const Geometry& g, const Weight& w);
+void depthwise_dx(const float* dy, float* dx, const Geometry& g, const Weight& w, const GradientEpilogue& epilogue);
 void depthwise_dw(const float* x, const float* dy, float* dw, const Geometry& g);
 
 void conv_forward(const float* x, float* y, const Geometry& g, const Weight& w, const Epilogue& epilogue);
-void conv_dx(const float* dy, float* dx, const Geometry& g, const Weight& w);
+void conv_dx(const float* dy, float* dx, const Geometry& g, const Weight& w, const GradientEpilogue& epilogue);
 void conv_dw(const float* x, const float* dy, float* dw, const Geometry& g);
 
 // dx[i] = mask bit i ? dy[i] : 0; dx may be dy.
@@ -56,14 +77,28 @@ void mask_gradient(const float* dy, float* dx, const uint8_t* mask, int64_t elem
 // db[c] += sum_p dy[p][c].
 void bias_gradient(const float* dy, float* db, int32_t pixels, int32_t channels);
 
-// y = activation(x), y may be x.
+// y = activation(x), y may be x; mask, or none, is a clamp's.
 void activate(const float* x, float* y, int64_t elements, Activation activation, uint8_t* mask);
+// dx = dy * slope of the curve at x; dx may be dy.
+void activation_dx(const float* x, const float* dy, float* dx, int64_t elements, Activation activation);
+
+// y[p][c] = x[p][c] * other[c]; y may be x. Two maps of one shape are one pixel of many channels. With dy as x it is
+// also dx.
+void multiply(const float* x, const float* other, float* y, int32_t pixels, int32_t channels);
+// dother[c] = sum_p dy[p][c] x[p][c].
+void multiply_dother(const float* dy, const float* x, float* dother, int32_t pixels, int32_t channels);
+
 // y[i] = a[i] + b[i]; y may be a or b.
 void add(const float* a, const float* b, float* y, int64_t elements);
 
-// Means over windows without padding; windows that would reach past the input are dropped (floor).
-void average_pool_forward(const float* x, float* y, const Geometry& g);
-void average_pool_dx(const float* dy, float* dx, const Geometry& g);
+// Means over windows. Of a window that reaches past the input include_pad counts what lies in the padding (which is as
+// wide behind as before), and what lies past that never counts, as in PyTorch.
+void average_pool_forward(const float* x, float* y, const Geometry& g, bool include_pad = true);
+void average_pool_dx(const float* dy, float* dx, const Geometry& g, bool include_pad = true);
+// The largest of each window; index[i] is the element of the window, row by row, that y[i] is: the first of equals;
+// or index is none. A window has at most 256 elements, and at least one within the input.
+void max_pool_forward(const float* x, float* y, uint8_t* index, const Geometry& g);
+void max_pool_dx(const float* dy, const uint8_t* index, float* dx, const Geometry& g);
 // y[c] = mean_p x[p][c]; dx[p][c] = dy[c] / pixels.
 void global_pool_forward(const float* x, float* y, int32_t pixels, int32_t channels);
 void global_pool_dx(const float* dy, float* dx, int32_t pixels, int32_t channels);
@@ -87,12 +122,52 @@ void affine_backward(const float* x, const float* dy, float* dx, int32_t pixels,
 
 // loss = -sum targets * log_softmax(logits); dlogits = (softmax(logits) * sum targets - targets) * scale.
 float softmax_cross_entropy(const float* logits, const float* targets, float* dlogits, int32_t classes, float scale);
+// Several labels a picture: the mean over the classes of -t log sigmoid(logit) - (1 - t) log(1 - sigmoid(logit));
+// dlogits = (sigmoid(logits) - targets) * scale / classes.
+float sigmoid_cross_entropy(const float* logits, const float* targets, float* dlogits, int32_t classes, float scale);
 
-// The optimizers, elementwise; gradients are mean gradients of the batch. Adam as in torch.optim.Adam.
-void sgd_update(float* parameter, const float* gradient, int64_t elements, float rate);
-void momentum_update(float* parameter, const float* gradient, float* velocity, int64_t elements, float rate,
-                     float momentum);
-void adam_update(float* parameter, const float* gradient, float* m, float* v, int64_t elements, float rate,
-                 int64_t step);
+// Elements that share a scale of their 8-bit moments.
+constexpr int kMomentBlock = 128;
+
+// What an optimizer remembers of the gradients: nothing, f32[elements], or codes[elements] with
+// scales[ceil(elements / kMomentBlock)]. Zero bytes are a moment of zero, with which training starts.
+struct Moment {
+  float* f32 = nullptr;
+  uint8_t* codes = nullptr;
+  float* scales = nullptr;
+};
+
+// A parameter that trains, with float32 or bfloat16 values: exactly one of f32 and bf16 is set. Momentum keeps its
+// velocity in `first`, Adam both moments.
+struct Trained {
+  int64_t elements = 0;
+  float* f32 = nullptr;
+  uint16_t* bf16 = nullptr;
+  Moment first = {}, second = {};
+};
+
+// The mean gradient of a batch; exactly one is set.
+struct Gradient {
+  const float* f32 = nullptr;
+  const uint16_t* bf16 = nullptr;
+};
+
+enum class Optimizer { kSgd, kMomentum, kAdam };
+
+struct UpdateRule {
+  Optimizer optimizer;
+  float rate;
+  int64_t step;   // 1 for the first
+  uint64_t seed;  // of stochastic rounding; steps may share it, parameters should not
+};
+
+// One step, computed in float32; what is kept in fewer bits is rounded stochastically, so that changes far below its
+// precision still add up. Momentum is 0.9; Adam is torch.optim.Adam with its defaults.
+void update(const Trained& trained, const Gradient& gradient, const UpdateRule& rule);
+// sums += gradient, rounded stochastically: the sum of a batch's gradients in bfloat16. Each call needs its own seed.
+void add_rounded(const float* gradient, uint16_t* sums, int64_t elements, uint64_t seed);
+
+// The most multiply-adds a second that one core of this machine does on float32 vectors of this build.
+double peak_multiply_adds();
 
 }  // namespace tinytl

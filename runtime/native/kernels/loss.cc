@@ -24,4 +24,16 @@ float softmax_cross_entropy(const float* logits, const float* targets, float* dl
   return static_cast<float>(loss);
 }
 
+float sigmoid_cross_entropy(const float* logits, const float* targets, float* dlogits, int32_t classes, float scale) {
+  double loss = 0;
+  for (int32_t i = 0; i < classes; ++i) {
+    const double logit = logits[i], target = targets[i];
+    const double e = std::exp(-std::abs(logit));  // never overflows
+    loss += std::max(logit, 0.0) - logit * target + std::log1p(e);
+    const double probability = (logit < 0 ? e : 1) / (1 + e);
+    if (dlogits) dlogits[i] = static_cast<float>((probability - target) * scale / classes);
+  }
+  return static_cast<float>(loss / classes);
+}
+
 }  // namespace tinytl

@@ -18,6 +18,8 @@ namespace tinytl {
 template <int Lanes>
 struct VectorOf {
   typedef float Type __attribute__((vector_size(Lanes * 4)));
+  typedef uint32_t Bits __attribute__((vector_size(Lanes * 4)));
+  typedef uint16_t Halves __attribute__((vector_size(Lanes * 2)));
 };
 template <>
 struct VectorOf<1> {
@@ -30,7 +32,7 @@ using Vector = VectorOf<kLanes>::Type;
 template <class V>
 constexpr int lanes_of = static_cast<int>(sizeof(V) / sizeof(float));
 
-// memcpy compiles to one unaligned move.
+// memcpy compiles to one unaligned move. load() makes floats of elements of any stored type.
 template <class V>
 TINYTL_INLINE V load(const float* from) {
   V v;
@@ -50,49 +52,86 @@ TINYTL_INLINE V broadcast(float value) {
 
 template <class V>
 TINYTL_INLINE V clamp(V v, V low, V high) {
-  v = v > low ? v : low;
-  return v < high ? v : high;
+  v = low > v ? low : v;  // in this order NaN stays NaN
+  return high < v ? high : v;
 }
 
 typedef int8_t Bytes __attribute__((vector_size(16)));
 typedef VectorOf<4>::Type Quad;
 
-// 16 int8 as floats, times a scale. Spelled out in shuffles, since GCC 12 makes scalar code of the plain loop once it
-// is unrolled, and of __builtin_convertvector: each byte moves to the top of its int, then down again with its sign.
-TINYTL_INLINE void convert16(const int8_t* from, float scale, float* to) {
-  typedef int16_t Shorts __attribute__((vector_size(16)));
-  typedef int32_t Ints __attribute__((vector_size(16)));
-  Bytes bytes;
-  __builtin_memcpy(&bytes, from, 16);
-  const Bytes none{};
-  const Shorts zeros{};
-  const Shorts low8 = reinterpret_cast<Shorts>(Bytes(
-      __builtin_shufflevector(none, bytes, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)));
-  const Shorts high8 = reinterpret_cast<Shorts>(Bytes(
-      __builtin_shufflevector(none, bytes, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)));
-  auto put = [&](int at, Shorts ints) {
-    store(to + at, Quad(__builtin_convertvector(reinterpret_cast<Ints>(ints) >> 24, Quad) * scale));
-  };
-  put(0, __builtin_shufflevector(zeros, low8, 0, 8, 1, 9, 2, 10, 3, 11));
-  put(4, __builtin_shufflevector(zeros, low8, 4, 12, 5, 13, 6, 14, 7, 15));
-  put(8, __builtin_shufflevector(zeros, high8, 0, 8, 1, 9, 2, 10, 3, 11));
-  put(12, __builtin_shufflevector(zeros, high8, 4, 12, 5, 13, 6, 14, 7, 15));
+TINYTL_INLINE Bytes interleave_low(Bytes a, Bytes b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+
+// int8: each byte is copied to all of its int, whose shift to the right leaves it with its sign. Spelled out in shuffles,
+// since GCC 12 makes scalar code of __builtin_convertvector and of unrolled loops.
+template <int First>
+TINYTL_INLINE VectorOf<8>::Type octet(Bytes b) {
+  typedef int32_t Ints __attribute__((vector_size(32)));
+  constexpr int k = First;
+  const auto fourfold = __builtin_shufflevector(
+      b, b, k, k, k, k, k + 1, k + 1, k + 1, k + 1, k + 2, k + 2, k + 2, k + 2, k + 3, k + 3, k + 3, k + 3, k + 4,
+      k + 4, k + 4, k + 4, k + 5, k + 5, k + 5, k + 5, k + 6, k + 6, k + 6, k + 6, k + 7, k + 7, k + 7, k + 7);
+  return __builtin_convertvector(reinterpret_cast<Ints>(fourfold) >> 24, VectorOf<8>::Type);
 }
 
 template <class V>
-TINYTL_INLINE V load_int8(const int8_t* from) {
-#if TINYTL_VECTOR_BYTES >= 32
-  if constexpr (lanes_of<V> == kLanes) {
-    typedef int8_t Part __attribute__((vector_size(kLanes)));
-    typedef int32_t Ints __attribute__((vector_size(TINYTL_VECTOR_BYTES)));
-    Part part;
-    __builtin_memcpy(&part, from, kLanes);
-    return __builtin_convertvector(__builtin_convertvector(part, Ints), V);
+TINYTL_INLINE V load(const int8_t* from) {
+  constexpr int kL = lanes_of<V>;
+  if constexpr (kL == 1) {
+    return static_cast<float>(*from);
+  } else if constexpr (kL == 4) {
+    typedef int16_t Shorts __attribute__((vector_size(16)));
+    typedef int32_t Ints __attribute__((vector_size(16)));
+    int32_t four;
+    __builtin_memcpy(&four, from, sizeof(four));
+    const Bytes bytes = reinterpret_cast<Bytes>(Ints{four, 0, 0, 0});
+    const Shorts twice = reinterpret_cast<Shorts>(interleave_low(bytes, bytes));
+    const Shorts fourfold = __builtin_shufflevector(twice, twice, 0, 8, 1, 9, 2, 10, 3, 11);
+    return __builtin_convertvector(reinterpret_cast<Ints>(fourfold) >> 24, V);
+  } else if constexpr (kL == 8) {
+    typedef int64_t Pair __attribute__((vector_size(16)));
+    int64_t eight;
+    __builtin_memcpy(&eight, from, sizeof(eight));
+    return octet<0>(reinterpret_cast<Bytes>(Pair{eight, 0}));
+  } else {
+    using Half = typename VectorOf<8>::Type;
+    return __builtin_shufflevector(load<Half>(from), load<Half>(from + 8), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,
+                                   14, 15);
   }
+}
+
+// 16 of them, in vectors of at most 32 bytes.
+using Part = VectorOf<kLanes < 8 ? kLanes : 8>::Type;
+TINYTL_INLINE void load16(const int8_t* from, Part (&to)[16 / lanes_of<Part>]) {
+#if TINYTL_VECTOR_BYTES >= 32
+  Bytes bytes;
+  __builtin_memcpy(&bytes, from, sizeof(bytes));
+  to[0] = octet<0>(bytes);
+  to[1] = octet<8>(bytes);
+#else
+  for (int i = 0; i < 4; ++i) to[i] = load<Part>(from + 4 * i);
 #endif
-  float values[lanes_of<V>];
-  for (int i = 0; i < lanes_of<V>; ++i) values[i] = static_cast<float>(from[i]);
-  return load<V>(values);
+}
+
+TINYTL_INLINE float widened(uint16_t bf16) {
+  const uint32_t bits = uint32_t{bf16} << 16;
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// bfloat16: the upper half of a float32.
+template <class V>
+TINYTL_INLINE V load(const uint16_t* from) {
+  if constexpr (lanes_of<V> == 1) {
+    return widened(*from);
+  } else {
+    using Lanes = VectorOf<lanes_of<V>>;
+    typename Lanes::Halves halves;
+    __builtin_memcpy(&halves, from, sizeof(halves));
+    return reinterpret_cast<V>(__builtin_convertvector(halves, typename Lanes::Bits) << 16);
+  }
 }
 
 template <class V>

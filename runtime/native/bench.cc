@@ -1,0 +1,75 @@
+#include "bench.h"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "clock.h"
+#include "execute.h"
+#include "footprint.h"
+#include "program.h"
+#include "sampling.h"
+
+namespace tinytl {
+namespace {
+
+double percentile(std::vector<double> values, double share) {
+  std::sort(values.begin(), values.end());
+  return values[static_cast<size_t>(share * static_cast<double>(values.size() - 1))];
+}
+
+void fill_with_noise(Execution& execution, const Program& program, uint64_t number) {
+  const uint64_t k = key({number});
+  const int64_t elements = 3LL * program.resolution * program.resolution;
+  for (int64_t i = 0; i < elements; ++i) execution.image()[i] = static_cast<float>(2 * uniform(k, static_cast<uint64_t>(i)) - 1);
+  for (int i = 0; i < program.classes; ++i)
+    execution.targets()[i] = i == static_cast<int>(number % static_cast<uint64_t>(program.classes)) ? 1.0f : 0.0f;
+}
+
+}  // namespace
+
+void bench(const Job& job, Events& events) {
+  const int64_t steps = job.integer("steps", 1, 1 << 20);
+  const std::unique_ptr<Program> program = Program::load(job.text("program"), true);
+  for (Parameter& parameter : program->parameters) parameter.rate = 1e-5;  // any but zero: a step does all its work
+  Execution execution(*program);
+  give_back_unused();
+  const Execution::MaskFiller no_dropout = [](int32_t, int64_t elements, float* out) { std::fill(out, out + elements, 1.0f); };
+  std::vector<double> step_ms, forward_ms;
+  Sample sample;
+  for (int64_t i = -2; i < steps; ++i) {  // the first two touch the memory
+    fill_with_noise(execution, *program, static_cast<uint64_t>(i + 2));
+    sample.step = i + 3;
+    const double begin = now();
+    execution.forward(&no_dropout);
+    const double middle = now();
+    execution.backward(sample);
+    if (i < 0) continue;
+    step_ms.push_back(1e3 * (now() - begin));
+    forward_ms.push_back(1e3 * (middle - begin));
+  }
+  const int64_t peak = peak_rss();
+  OperatorTimes times{};
+  execution.time_operators(&times);
+  const int64_t profiled = std::min<int64_t>(steps, 20);
+  for (int64_t i = 0; i < profiled; ++i) {
+    ++sample.step;
+    execution.forward(&no_dropout);
+    execution.backward(sample);
+  }
+  json::Writer& event = events.begin("done");
+  event.text("runtime", "native")
+      .integer("steps", steps)
+      .number("step_ms_median", percentile(step_ms, 0.5))
+      .number("step_ms_p10", percentile(step_ms, 0.1))
+      .number("forward_ms_median", percentile(forward_ms, 0.5))
+      .number("forward_ms_p10", percentile(forward_ms, 0.1))
+      .number("peak_multiply_adds_per_s", peak_multiply_adds())
+      .begin_object("operator_ms");
+  for (size_t i = 0; i < times.size(); ++i)
+    if (times[i] > 0) event.number(opcode_name(static_cast<Opcode>(i)), 1e3 * times[i] / static_cast<double>(profiled));
+  event.end_object().integer("peak_rss_bytes", peak);
+  events.send();
+}
+
+}  // namespace tinytl

@@ -1,0 +1,15 @@
+// The process besides what the plan counts.
+#pragma once
+
+#include <cstdint>
+
+namespace tinytl {
+
+// The kernel's high-water mark of this process in bytes (VmHWM), or 0.
+int64_t peak_rss();
+
+// Gives back free heap, and the pages of code that ran so far: between two phases, of which each needs other code.
+// Those that run again come back when they are touched.
+void give_back_unused();
+
+}  // namespace tinytl
