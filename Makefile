@@ -1,16 +1,19 @@
-# Two commands do all the set-up: `make demo` and `make test`. Both make their own .venv.
+# Each command does all the set-up it needs, in a .venv of its own making.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test wheels lint clean
 
 demo: $(STAMP)
 	$(BIN)/tinytl-edge demo --out build/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+wheels: $(STAMP)
+	$(BIN)/python wheels/build.py --out dist
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
