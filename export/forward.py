@@ -130,6 +130,7 @@ def _normalise(model: ModelProto, source: nn.Module, resolution: int) -> ModelPr
     _restore_parameters(model, state)
     _fold_constants(model, set(source.state_dict()))
     _fuse_padding(model)
+    _drop_expansions(model)
     _free_batch(model)
     try:
         shapes = static_shapes(model)
@@ -220,6 +221,23 @@ def _fuse_padding(model: ModelProto) -> None:
         del node.attribute[:]
         node.attribute.extend([*kept, helper.make_attribute("pads", [int(n) for n in total])])
         node.input[0] = pad.input[0]
+    editor.finish()
+
+
+def _drop_expansions(model: ModelProto) -> None:
+    """Expand, read by operators alone that broadcast to the same shape, goes: `x * gate.expand_as(x)`."""
+    shapes = static_shapes(model)
+    editor = GraphEditor(model)
+    for node in list(editor.nodes):
+        if node.op_type != "Expand":
+            continue
+        expanded = node.output[0]
+        readers = editor.consumers.get(expanded, [])
+        others = [name for reader in readers for name in reader.input if name != expanded]
+        broadcast = len(others) == len(readers) and all(r.op_type in ("Add", "Sub", "Mul", "Div") for r in readers)
+        if broadcast and all(shapes.get(name) == shapes.get(expanded) for name in others):
+            editor.remove(node)
+            editor.rename_uses(expanded, node.input[0])
     editor.finish()
 
 

@@ -25,7 +25,7 @@ def inference_model(
 
     Input `images` float32 [batch, 3, R, R], normalised by the mean and std in the metadata, or, with
     `raw_pixels`, uint8 [batch, R, R, 3] as a camera gives them. Output `logits` [batch, classes]. Metadata:
-    classes (JSON), resolution, mean, std (of pixels in 0..255).
+    classes (JSON), resolution, mean, std (of pixels in 0..255), labels: "one" (softmax) or "several" (a sigmoid each).
     """
     model = ModelProto()
     model.CopyFrom(forward)
@@ -42,6 +42,7 @@ def inference_model(
             "std": json.dumps(list(manifest.std)),
             "backbone": manifest.backbone,
             "method": manifest.method,
+            "labels": manifest.labels,
         },
     )
     model.producer_name, model.producer_version = "tinytl-edge", manifest.created_by

@@ -4,6 +4,7 @@
 2. InstanceNormalization (as which GroupNorm is exported) -> its elementary operations.
 3. HardSwish and HardSigmoid -> multiply, add, clip.
 4. AveragePool -> a depthwise convolution: its own gradient has the batch size built in.
+5. MaxPool -> gathers what MaxPool's indices point at: its own gradient crashes where the batch is symbolic.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def lower(model: ModelProto) -> ModelProto:
         "HardSwish": _lower_hard_swish,
         "HardSigmoid": _lower_hard_sigmoid,
         "AveragePool": _lower_average_pool,
+        "MaxPool": _lower_max_pool,
     }
     for node in list(editor.nodes):
         if node.op_type in lowerings:
@@ -170,3 +172,15 @@ def _lower_average_pool(editor: GraphEditor, node: NodeProto, shapes: dict[str, 
     average = editor.add("Conv", inputs, f"{node.name}/average", **more)
     factor = editor.add_constant(f"{node.name}/correction", correction.astype(np.float32))
     editor.add("Mul", [average, factor], node.name, output=node.output[0])
+
+
+def _lower_max_pool(editor: GraphEditor, node: NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> None:
+    """The indices count through the whole flattened input."""
+    name = node.name
+    indices = f"{name}/indices"
+    located = NodeProto()
+    located.CopyFrom(node)
+    located.output[:] = [f"{name}/largest", indices]
+    editor.nodes.append(located)
+    flat = editor.add("Reshape", [node.input[0], editor.add_constant(f"{name}/shape", np.array([-1], np.int64))], name)
+    editor.add("Gather", [flat, indices], f"{name}/gathered", output=node.output[0], axis=0)

@@ -10,6 +10,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import ModelProto, TensorProto, helper
@@ -31,6 +32,7 @@ def export_ort_training(
     optimizer: str,
     folder: Path,
     rewritten: bool = True,
+    several: bool = False,
 ) -> None:
     """Write the four artifacts into `folder`.
 
@@ -38,6 +40,7 @@ def export_ort_training(
         forward: as `export_forward` gives it; stays as it is.
         trainable, frozen: names of all parameters.
         optimizer: 'adam' (beta 0.9 and 0.999, epsilon 1e-8, as torch.optim.Adam) or 'sgd' (without momentum).
+        several: labels a photograph, each with a sigmoid of its own.
         rewritten: False leaves the gradient graph as generated, to compare with.
 
     Raises:
@@ -48,7 +51,7 @@ def export_ort_training(
     model = onnx.ModelProto()
     model.CopyFrom(forward)
     lower(model)
-    _add_loss(model)
+    _add_loss(model, several)
     with_shapes = onnx.ModelProto()
     with_shapes.CopyFrom(model)
     _generate(model, trainable, frozen, optimizer, folder)
@@ -59,26 +62,41 @@ def export_ort_training(
         onnx.save(rewrite(training, with_shapes, trainable), folder / "training_model.onnx")
 
 
-def _add_loss(model: ModelProto) -> None:
-    """loss = mean over the batch of -sum(targets * log_softmax(logits)); `targets` float32 [batch, classes]."""
+def _add_loss(model: ModelProto, several: bool) -> None:
+    """loss = mean over the batch of -sum(targets * log_softmax(logits)); `targets` float32 [batch, classes].
+
+    With several labels, the mean over batch and classes of the same for the two answers to each class: the softmax of
+    (x / 2, -x / 2) is (sigmoid(x), sigmoid(-x)), against (target, 1 - target). It is stable, and smooth also at 0.
+    """
     graph = model.graph
-    logits = graph.output[0]
     targets = onnx.ValueInfoProto()
-    targets.CopyFrom(logits)
+    targets.CopyFrom(graph.output[0])
     targets.name = "targets"
     graph.input.append(targets)
-    graph.initializer.append(helper.make_tensor("loss/axes", TensorProto.INT64, [1], [1]))
-    graph.node.extend(
-        [
-            helper.make_node("LogSoftmax", ["logits"], ["loss/log_probabilities"], "loss/log_softmax", axis=-1),
-            helper.make_node("Mul", ["loss/log_probabilities", "targets"], ["loss/weighted"], "loss/weighted"),
-            helper.make_node(
-                "ReduceSum", ["loss/weighted", "loss/axes"], ["loss/negative"], "loss/negative", keepdims=0
-            ),
-            helper.make_node("Neg", ["loss/negative"], ["loss/samples"], "loss/samples"),
-            helper.make_node("ReduceMean", ["loss/samples"], ["loss"], "loss/mean", keepdims=0),
-        ]
-    )
+
+    def add(op_type: str, inputs: list[str], name: str, output: str = "", **attributes: Any) -> str:
+        graph.node.append(helper.make_node(op_type, inputs, [output or name], name, **attributes))
+        return output or name
+
+    def constant(name: str, kind: int, values: list[float]) -> str:
+        graph.initializer.append(helper.make_tensor(name, kind, [len(values)], values))
+        return name
+
+    logits, wanted = "logits", "targets"
+    if several:
+        last = constant("loss/last", TensorProto.INT64, [2])
+        halves = constant("loss/halves", TensorProto.FLOAT, [0.5, -0.5])
+        signs = constant("loss/signs", TensorProto.FLOAT, [1, -1])
+        ends = constant("loss/ends", TensorProto.FLOAT, [0, 1])
+        logits = add("Mul", [add("Unsqueeze", [logits, last], "loss/columns"), halves], "loss/answers")
+        signed = add("Mul", [add("Unsqueeze", [wanted, last], "loss/target_columns"), signs], "loss/signed_targets")
+        wanted = add("Add", [signed, ends], "loss/wanted")
+    log_probabilities = add("LogSoftmax", [logits], "loss/log_softmax", "loss/log_probabilities", axis=-1)
+    weighted = add("Mul", [log_probabilities, wanted], "loss/weighted")
+    axes = constant("loss/axes", TensorProto.INT64, [2 if several else 1])
+    negative = add("ReduceSum", [weighted, axes], "loss/negative", keepdims=0)
+    samples = add("Neg", [negative], "loss/samples")
+    add("ReduceMean", [samples], "loss/mean", "loss", keepdims=0)
     graph.output.insert(0, helper.make_tensor_value_info("loss", TensorProto.FLOAT, []))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Manifest
-from .dataset import Dataset
+from .dataset import SEVERAL, Dataset
 from .options import TrainOptions
 from .sampling import Crop, centre_crop, dropout_mask, epoch_order, random_crop, resample
 
@@ -18,7 +18,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Batch:
-    """`feeds` by input name: images [N, 3, R, R], targets [N, classes], masks; `labels` [N]."""
+    """`feeds` by name: images [N, 3, R, R], targets [N, classes], masks; `labels` [N], of several [N, classes]."""
 
     feeds: dict[str, Array]
     labels: NDArray[np.int64]
@@ -32,6 +32,11 @@ class Batches:
         self.dataset = dataset
         self._mean = np.array(manifest.mean, np.float32)
         self._std = np.array(manifest.std, np.float32)
+
+    @property
+    def answers(self) -> int:
+        """How many answers a photograph takes: one class, or of several labels each."""
+        return self.manifest.class_count if self.manifest.labels == SEVERAL else 1
 
     def training(self, options: TrainOptions, batch_size: int, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch's batches, augmented, from batch number `first` on."""
@@ -64,12 +69,20 @@ class Batches:
             pixels = np.frombuffer(self.dataset.image(index), np.uint8).reshape(size, size, 3)
             normal = (resample(pixels, crop, resolution) - self._mean) / self._std
             images[slot] = normal.transpose(2, 0, 1)
-        labels = np.array([self.dataset.labels[index] for index in indices], np.int64)
+        if self.dataset.kind == SEVERAL:
+            labels = np.array([list(self.dataset.marks[index]) for index in indices], np.int64)
+        else:
+            labels = np.array([self.dataset.labels[index] for index in indices], np.int64)
         return Batch({"images": images, "targets": self._targets(labels, label_smoothing)}, labels)
 
     def _targets(self, labels: NDArray[np.int64], smoothing: float) -> Array:
-        """(1 - smoothing) at the label and smoothing / classes everywhere; all zero without a label."""
+        """(1 - smoothing) at the label and smoothing / classes everywhere; all zero without a label.
+
+        Of several labels, 1 - smoothing / 2 and smoothing / 2.
+        """
         classes = self.manifest.class_count
+        if labels.ndim == 2:
+            return np.where(labels == 1, np.float32(1 - smoothing / 2), np.float32(smoothing / 2))
         targets = np.full((len(labels), classes), smoothing / classes, np.float32)
         targets[np.arange(len(labels)), labels] += np.float32(1 - smoothing)
         targets[labels < 0] = 0

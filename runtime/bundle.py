@@ -44,7 +44,10 @@ class Manifest:
     many outputs there are, and names come with the photographs); `trainable` maps a parameter's name to its
     learning-rate group; `paper_memory` is the paper's count in bytes: `activations` an image, `parameters`;
     `planned_memory` what the native trainer's step takes, in bytes by kind (empty: not compiled);
-    `frozen_weights` is float32, or int8 where both runtimes take the weights rounded to 8 bits.
+    `knobs` how that step trades time and precision for memory (export/step/compile.py), `segments` how many of its
+    segments could be recomputed; `memory_limit` the bytes it was to fit; `frozen_weights` is float32, or int8 where
+    both runtimes take the weights rounded to 8 bits; `labels` a photograph: "one" of the classes (softmax), or
+    "several" (a sigmoid each).
     """
 
     backbone: str
@@ -64,7 +67,11 @@ class Manifest:
     runtimes: tuple[str, ...]
     created_by: str
     frozen_weights: str = "float32"
+    memory_limit: int | None = None
     planned_memory: dict[str, int] = field(default_factory=dict)
+    knobs: dict[str, Any] = field(default_factory=dict)
+    segments: int = 0
+    labels: str = "one"
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -173,6 +180,7 @@ def _read_manifest(path: Path) -> Manifest:
     checksum = content.pop("checksum", None)
     if checksum not in (None, _checksum(content)):
         raise DamagedFileError(f"{path} is damaged (its checksum differs): copy the bundle again.")
+    content.setdefault("labels", "one")  # bundles that were prepared before there were several
     try:
         known = {name: content[name] for name in Manifest.__dataclass_fields__}
         known["dropouts"] = tuple(
@@ -180,6 +188,8 @@ def _read_manifest(path: Path) -> Manifest:
         )
         for name in ("classes", "mean", "std", "runtimes"):
             known[name] = tuple(known[name])
+        if known["labels"] not in ("one", "several"):
+            raise ValueError("labels")
         if not all({"sha256", "bytes"} <= set(entry) for entry in known["files"].values()):
             raise TypeError("files")
         return Manifest(**known)

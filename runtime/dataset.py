@@ -1,9 +1,10 @@
 """What the board learns from: the file dataset.safetensors, reading it and packing photographs into it.
 
-Tensors `images` U8 [N, S, S, 3] (RGB, row by row) and `labels` I32 [N]; metadata `format`, `version`,
-`classes` (a JSON list of names) and `resolution`. S, the stored size, is ceil(resolution / 0.875), so that
-evaluation's centre square, 7/8 of the side, is exactly the model's input, and training's random crops have
-a margin to move in. Unlabelled pictures have no classes and the label -1.
+Tensors `images` U8 [N, S, S, 3] (RGB, row by row) and `labels`; metadata `format`, `version`, `classes` (a JSON list of
+names), `resolution`, and `labels`: "one" (or nothing) where `labels` is I32 [N], the number of a class, and "several"
+where it is U8 [N, classes], 1 for each class that the photograph has. S, the stored size, is ceil(resolution / 0.875),
+so that evaluation's centre square, 7/8 of the side, is exactly the model's input, and training's random crops have a
+margin to move in. Unlabelled pictures have no classes and the label -1.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import DamagedFileError, DataError, UsageError
+from .label_table import TABLE, has_table, read_table
 from .photographs import UnusablePictureError, composed, find_photographs, list_names, read_square, shown
 from .tensors import TensorFile, atomic_write, encode_header, open_tensors
 
 FORMAT = "tinytl-edge-dataset"
 VERSION = "1"
 UNLABELLED = -1
+ONE, SEVERAL = "one", "several"  # labels a photograph
 
 
 def stored_size(resolution: int) -> int:
@@ -37,13 +40,24 @@ def stored_size(resolution: int) -> int:
 class Dataset:
     """An open dataset: labels in memory, images on the medium until one is asked for.
 
+    `labels` are numbers of classes, or empty where a photograph has several: then `marks` has a byte a class for each.
+
     The file stays open, so that replacing it does not mix two datasets. `close` closes it, as does the end of
     a `with` block, or letting go of the object.
     """
 
-    def __init__(self, path: Path, images_start: int, labels: list[int], classes: list[str], resolution: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        images_start: int,
+        labels: list[int],
+        marks: list[bytes],
+        classes: list[str],
+        resolution: int,
+    ) -> None:
         self.path = path
         self.labels = labels
+        self.marks = marks
         self.classes = classes
         self.resolution = resolution
         self._images_start = images_start
@@ -53,7 +67,18 @@ class Dataset:
     @property
     def count(self) -> int:
         """Number of samples, at least one."""
-        return len(self.labels)
+        return len(self.labels) or len(self.marks)
+
+    @property
+    def kind(self) -> str:
+        """ONE or SEVERAL labels a photograph."""
+        return SEVERAL if self.marks else ONE
+
+    def counts(self) -> list[int]:
+        """Of each class, how many photographs have it."""
+        if self.marks:
+            return [sum(column) for column in zip(*self.marks)]
+        return [self.labels.count(index) for index in range(len(self.classes))]
 
     @property
     def size(self) -> int:
@@ -117,6 +142,9 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         classes = None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise damaged("its classes are not a list of names")
+    kind = file.metadata.get("labels", ONE)
+    if kind not in (ONE, SEVERAL):
+        raise damaged("its labels are of an unknown kind")
     for name in ("images", "labels"):
         if name not in file.entries:
             raise damaged(f"it has no tensor '{name}'")
@@ -128,27 +156,48 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
             f"its images are {_typed(images.dtype, images.shape)}, not U8 [N, {side}, {side}, 3] "
             f"as resolution {resolution} needs"
         )
-    labels = _read_labels(file, images.shape[0], len(classes), damaged)
+    count = images.shape[0]
+    labels = _read_labels(file, count, len(classes), damaged) if kind == ONE else []
+    marks = _read_marks(file, count, len(classes), damaged) if kind == SEVERAL else []
     try:
-        return Dataset(file.path, images.start, labels, classes, resolution)
+        return Dataset(file.path, images.start, labels, marks, classes, resolution)
     except OSError as error:
         raise DamagedFileError(f"{file.path} cannot be read: {error.strerror}.") from None
+
+
+def _check_labels(
+    file: TensorFile, dtype: str, shape: tuple[int, ...], damaged: Callable[[str], DamagedFileError]
+) -> None:
+    entry = file.entries["labels"]
+    if entry.dtype != dtype or entry.shape != shape:
+        raise damaged(f"its labels are {_typed(entry.dtype, entry.shape)}, not {_typed(dtype, shape)}")
+    if shape[0] == 0:
+        raise damaged("it has no samples")
 
 
 def _read_labels(
     file: TensorFile, count: int, class_count: int, damaged: Callable[[str], DamagedFileError]
 ) -> list[int]:
-    entry = file.entries["labels"]
-    if entry.dtype != "I32" or entry.shape != (count,):
-        raise damaged(f"its labels are {_typed(entry.dtype, entry.shape)}, not I32 [{count}]")
-    if count == 0:
-        raise damaged("it has no samples")
+    _check_labels(file, "I32", (count,), damaged)
     labels = list(struct.unpack(f"<{count}i", file.read("labels")))
     allowed = range(class_count) if class_count else range(UNLABELLED, UNLABELLED + 1)
     for index, label in enumerate(labels):
         if label not in allowed:
             raise damaged(f"the label {label} of sample {index} is none of its {class_count} classes")
     return labels
+
+
+def _read_marks(
+    file: TensorFile, count: int, class_count: int, damaged: Callable[[str], DamagedFileError]
+) -> list[bytes]:
+    if class_count == 0:
+        raise damaged("it has several labels a photograph, but no classes")
+    _check_labels(file, "U8", (count, class_count), damaged)
+    content = file.read("labels")
+    for index, mark in enumerate(content):
+        if mark > 1:
+            raise damaged(f"the label {mark} of sample {index // class_count} is neither 0 nor 1")
+    return [content[start : start + class_count] for start in range(0, len(content), class_count)]
 
 
 def _typed(dtype: str, shape: Sequence[int]) -> str:
@@ -160,16 +209,12 @@ def _typed(dtype: str, shape: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class PackReport:
-    """What became of the photographs: how many were packed, by class, and which were skipped and why."""
+    """What became of the photographs: how many were packed (all, and by class), and which were skipped and why."""
 
     path: Path
+    count: int
     counts: dict[str, int]
     skipped: list[tuple[Path, str]]
-
-    @property
-    def count(self) -> int:
-        """Number of samples in the file."""
-        return sum(self.counts.values())
 
 
 def pack(
@@ -182,51 +227,87 @@ def pack(
 ) -> PackReport:
     """Pack the photographs of `<folder>/<class>/` into the dataset `out` for a model of `resolution` pixels.
 
-    Labels follow `classes`, the model's own order, or without it the folders' names in order. One photograph
+    Where the folder has a table of several labels a photograph (`label_table`), it says which photographs, and which
+    classes. Labels follow `classes`, the model's own order, or without it the folders' names in order. One photograph
     is in memory at a time. `on_warning` gets a sentence for each file that is skipped and for classes
     without photographs; `on_progress` gets (done, total) after each file.
 
     Raises:
         UsageError: the resolution is not positive.
-        DataError: nothing to pack, a folder that is none of `classes`, or see `find_photographs`.
+        DataError: nothing to pack, a folder or column that is none of `classes`, a column that is missing, or see
+            `find_photographs` and `read_table`.
         StorageError: `out` cannot be written; what was there before stays.
     """
     warn = on_warning or (lambda sentence: None)
     progress = on_progress or (lambda done, total: None)
-    photographs = find_photographs(folder)
-    names = list(photographs) if classes is None else list(classes)
-    label_of = {composed(name): label for label, name in enumerate(names)}
-    for name in photographs:
-        if name not in label_of:
-            raise DataError(
-                f"{shown(Path(folder, name))} is not a class of the model, which knows "
-                f"{list_names(names)}: rename or remove that folder."
-            )
-
-    files = [(label_of[name], path) for name, paths in photographs.items() for path in paths]
+    folder = Path(folder)
+    known = None if classes is None else [composed(name) for name in classes]
+    several = has_table(folder)
+    found, files = _from_table(folder, known) if several else _from_folders(folder, known)
+    names = list(found if classes is None else classes)
     counts = [0] * len(names)
+    packed = 0
     skipped: list[tuple[Path, str]] = []
 
-    def samples() -> Iterator[tuple[int, bytes]]:
-        for done, (label, path) in enumerate(files, start=1):
+    def samples() -> Iterator[tuple[bytes, bytes]]:
+        nonlocal packed
+        for done, (path, label) in enumerate(files, start=1):
             try:
                 pixels = read_square(path, stored_size(resolution))
             except UnusablePictureError as error:
                 skipped.append((path, str(error)))
                 warn(f"{shown(path)} was skipped: {error}.")
             else:
-                counts[label] += 1
+                packed += 1
+                for index in [i for i, has in enumerate(label) if has] if several else struct.unpack("<i", label):
+                    counts[index] += 1
                 yield label, pixels
             progress(done, len(files))
-        if not any(counts):  # raised while `out` is being written, which leaves what was there before
+        if not packed:  # raised while `out` is being written, which leaves what was there before
             what = "photographs that can be used" if files else "photographs in its class folders"
-            raise DataError(f"{shown(Path(folder))} has no {what}.")
+            raise DataError(f"{shown(folder)} has no {what}.")
 
-    _write(out, resolution, names, samples(), len(files))
+    _write(out, resolution, names, samples(), len(files), SEVERAL if several else ONE)
     without = [name for name, count in zip(names, counts) if not count]
     if without:
-        warn(f"{shown(Path(folder))} has no usable photographs of {list_names(without)}.")
-    return PackReport(Path(out), dict(zip(names, counts)), skipped)
+        warn(f"{shown(folder)} has no usable photographs of {list_names(without)}.")
+    return PackReport(Path(out), packed, dict(zip(names, counts)), skipped)
+
+
+_Files = list[tuple[Path, bytes]]  # photographs, each with its label as the file has it
+
+
+def _from_folders(folder: Path, known: Sequence[str] | None) -> tuple[Sequence[str], _Files]:
+    """The classes, in the order of their labels, and the photographs of all class folders."""
+    photographs = find_photographs(folder)
+    names = list(photographs) if known is None else known
+    label_of = {name: _one(label) for label, name in enumerate(names)}
+    for name in photographs:
+        if name not in label_of:
+            raise DataError(
+                f"{shown(folder / name)} is not a class of the model, which knows "
+                f"{list_names(names)}: rename or remove that folder."
+            )
+    return names, [(path, label_of[name]) for name, paths in photographs.items() for path in paths]
+
+
+def _from_table(folder: Path, known: Sequence[str] | None) -> tuple[Sequence[str], _Files]:
+    """The same from the folder's table."""
+    table = read_table(folder)
+    if known is None:
+        return table.classes, list(table.rows)
+    for names, others, what in ((table.classes, known, "has"), (known, table.classes, "lacks")):
+        odd = [name for name in names if name not in others]
+        if odd:
+            raise DataError(
+                f"{shown(folder / TABLE)} {what} the column {odd[0]!r}; the classes of the model are "
+                f"{list_names(known)}: its columns have to be these."
+            )
+    return known, list(table.in_order(tuple(known)).rows)
+
+
+def _one(label: int) -> bytes:
+    return struct.pack("<i", label)
 
 
 def pack_files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str], resolution: int) -> None:
@@ -241,22 +322,23 @@ def pack_files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[s
     if not files:
         raise DataError("No picture was named: name at least one file.")
 
-    def samples() -> Iterator[tuple[int, bytes]]:
+    def samples() -> Iterator[tuple[bytes, bytes]]:
         for path in files:
             try:
-                yield UNLABELLED, read_square(path, stored_size(resolution))
+                yield _one(UNLABELLED), read_square(path, stored_size(resolution))
             except UnusablePictureError as error:
                 raise DataError(f"{shown(path)} cannot be used: {error}.") from None
 
-    _write(out, resolution, [], samples(), len(files))
+    _write(out, resolution, [], samples(), len(files), ONE)
 
 
 def _write(
     out: str | os.PathLike[str],
     resolution: int,
     classes: Sequence[str],
-    samples: Iterable[tuple[int, bytes]],
+    samples: Iterable[tuple[bytes, bytes]],
     at_most: int,
+    kind: str,
 ) -> None:
     """Stream (label, pixels) into a dataset.
 
@@ -271,19 +353,21 @@ def _write(
         "version": VERSION,
         "classes": json.dumps(list(classes), ensure_ascii=False),
         "resolution": str(resolution),
+        "labels": kind,
     }
 
     def header(count: int, length: int | None = None) -> bytes:
-        tensors = {"images": ("U8", (count, side, side, 3)), "labels": ("I32", (count,))}
+        labelled = ("U8", (count, len(classes))) if kind == SEVERAL else ("I32", (count,))
+        tensors = {"images": ("U8", (count, side, side, 3)), "labels": labelled}
         return encode_header(tensors, metadata, length)
 
     room = len(header(at_most))
-    labels: list[int] = []
+    labels: list[bytes] = []
     with atomic_write(out) as file:
         file.seek(room)
         for label, pixels in samples:
             file.write(pixels)
             labels.append(label)
-        file.write(struct.pack(f"<{len(labels)}i", *labels))
+        file.write(b"".join(labels))
         file.seek(0)
         file.write(header(len(labels), room))

@@ -10,7 +10,7 @@ from typing import Any
 
 from .adapter import Adapter
 from .bundle import STEP, Bundle
-from .dataset import open_dataset, pack_files
+from .dataset import SEVERAL, open_dataset, pack_files
 from .errors import DataError, UsageError
 from .events import Event
 from .run import open_model
@@ -31,9 +31,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy, loss and confusion of a run (or of a bundle as prepared) on photographs.
 
+    With several labels a photograph, accuracy is the share of right answers (a probability above one half, or not) over
+    photographs and classes, and there is no confusion.
+
     Args:
         model: a run's or a bundle's folder.
-        data: a folder with one sub-folder of photographs a class, or a packed dataset.
+        data: a folder with one sub-folder of photographs a class or with labels.csv, or a packed dataset.
         bundle: the run's bundle, if it has moved.
 
     Returns:
@@ -60,15 +63,15 @@ def evaluate(
             names = list(dataset.classes)
         measured = _work("evaluate", opened, adapter, file, runtime, threads, watch)
     result = measured.last
-    confusion = result.pop("confusion")
     result.pop("event")
-    return {
-        **result,
-        "classes": names,
-        "per_class": [row[i] / sum(row) if sum(row) else None for i, row in enumerate(confusion)],
-        "confusion": confusion,
-        "peak_rss_bytes": measured.peak_rss_bytes,
-    }
+    details: dict[str, Any]
+    if opened.manifest.labels == SEVERAL:
+        details = {"per_class": [right / result["images"] for right in result.pop("right")]}
+    else:
+        confusion = result.pop("confusion")
+        per_class = [row[i] / sum(row) if sum(row) else None for i, row in enumerate(confusion)]
+        details = {"per_class": per_class, "confusion": confusion}
+    return {**result, "classes": names, **details, "peak_rss_bytes": measured.peak_rss_bytes}
 
 
 def predict(
@@ -82,8 +85,8 @@ def predict(
     """What the classifier sees in pictures.
 
     Returns:
-        for each image: `image`, `prediction` (the likeliest class), `probabilities` by class name, likeliest
-        first.
+        for each image: `image`, `prediction` (the likeliest class; with several labels the list of those more likely
+        than not), `probabilities` by class name, likeliest first.
 
     Raises:
         DataError: a picture cannot be read; names it.
@@ -106,7 +109,9 @@ def predict(
     rows = [event["probabilities"] for event in seen if event["event"] == "prediction"]
     for image, row in zip(images, rows):
         ranked = sorted(zip(names, row), key=lambda pair: -pair[1])
-        predictions.append({"image": os.fspath(image), "prediction": ranked[0][0], "probabilities": dict(ranked)})
+        several = [name for name, share in ranked if share > 0.5]
+        prediction = several if opened.manifest.labels == SEVERAL else ranked[0][0]
+        predictions.append({"image": os.fspath(image), "prediction": prediction, "probabilities": dict(ranked)})
     return predictions
 
 

@@ -68,6 +68,24 @@ class MemoryWatch:
             return  # the process has ended
 
 
+def parse_size(text: str) -> int:
+    """Bytes from '16000000', '16MB', '16 MB' (10^6), '15.3MiB' (2^20), 'kB' or 'KiB'.
+
+    Raises:
+        ValueError: the text is no size; says how to write one.
+    """
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    number = text.strip().rstrip("abgikmABGIKM").strip()
+    unit = text.strip()[len(number) :].strip().lower()
+    try:
+        size = float(number) * units[unit]
+    except (ValueError, KeyError):
+        size = -1.0
+    if not 0 < size < 2**62:
+        raise ValueError(f"'{text}' is no size: write bytes, or a number with kB, MB (10^6), KiB or MiB.")
+    return int(size)
+
+
 def megabytes(size: float) -> str:
     """'108.3 MB' (10^6 bytes); below one, '478 kB'."""
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

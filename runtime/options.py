@@ -12,6 +12,7 @@ from .errors import DamagedFileError, UsageError
 _RATES = {
     "adam": {"classifier": 3e-3, "bias": 3e-3, "lite_residual": 3e-3, "weight": 2e-4},
     "sgd": {"classifier": 0.1, "bias": 0.02, "lite_residual": 0.02, "weight": 0.005},
+    "momentum": {"classifier": 0.01, "bias": 0.002, "lite_residual": 0.002, "weight": 0.0005},
 }
 _RATES_BATCH = 8
 
@@ -69,10 +70,10 @@ class TrainOptions:
     def learning_rates(self, optimizer: str, batch_size: int) -> dict[str, float]:
         """The rate of each parameter group.
 
-        Defaults scale from a batch of 8 with the batch size for SGD, and with its root for Adam.
+        Defaults scale from a batch of 8 with the batch size for SGD and momentum, and with its root for Adam.
         """
         ratio = batch_size / _RATES_BATCH
-        factor = ratio if optimizer == "sgd" else math.sqrt(ratio)
+        factor = math.sqrt(ratio) if optimizer == "adam" else ratio
         given = {
             "classifier": self.lr,
             "bias": self.lr_bias,

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .adapter import FILE as ADAPTER
 from .adapter import open_adapter, write_adapter
 from .batches import Array, Batch, Batches
 from .bundle import Bundle, open_bundle
-from .dataset import open_dataset
+from .dataset import SEVERAL, open_dataset
 from .errors import DivergedError, InterruptedTrainingError, TinyTLError, WorkerError
 from .events import emit
 from .memory import peak_rss
@@ -140,7 +141,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             if not math.isfinite(loss):
                 raise diverged(f"the loss is {loss}")
             losses += loss * len(batch.labels)
-            correct += _correct(batch, logits)
+            correct += int(_right(batch, logits).sum())
             seen += len(batch.labels)
             if step % options.log_every == 0 or step in (1, total):
                 emit(
@@ -154,7 +155,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             if stop.asked:
                 save()
                 end_if_asked()
-        if losses / seen > _HOPELESS * math.log(manifest.class_count):
+        if losses / seen > _HOPELESS * math.log(2 if manifest.labels == SEVERAL else manifest.class_count):
             raise diverged(f"the epoch's loss is {losses / seen:.3g}, far above that of guessing")
         save()
         if validation is not None:
@@ -164,7 +165,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             epoch=epoch + 1,
             step=step,
             train_loss=losses / seen,
-            train_accuracy=correct / seen,
+            train_accuracy=correct / (seen * batches.answers),
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             peak_rss_bytes=peak_rss(),
@@ -185,8 +186,12 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
     )
 
 
-def _correct(batch: Batch, logits: Array) -> int:
-    return int((logits.argmax(1) == batch.labels).sum())
+def _right(batch: Batch, logits: Array) -> NDArray[np.bool_]:
+    """Which answers are right: of one a photograph [N]; of several labels one a class [N, classes]."""
+    if batch.labels.ndim == 2:
+        right: NDArray[np.bool_] = (logits > 0) == (batch.labels == 1)
+        return right
+    return np.asarray(logits.argmax(1) == batch.labels)
 
 
 def _evaluated(session: OrtSession, batches: Batches, batch_size: int) -> Iterator[tuple[Batch, float, Array]]:
@@ -206,9 +211,9 @@ def _measure(
     losses, correct = 0.0, 0
     for batch, loss, logits in _evaluated(session, batches, batch_size):
         losses += loss * len(batch.labels)
-        correct += _correct(batch, logits)
+        correct += int(_right(batch, logits).sum())
         between()
-    return losses / batches.dataset.count, correct / batches.dataset.count
+    return losses / batches.dataset.count, correct / (batches.dataset.count * batches.answers)
 
 
 def _adapted(job: dict[str, Any], bundle: Bundle) -> OrtSession:
@@ -227,21 +232,25 @@ def _adapted(job: dict[str, Any], bundle: Bundle) -> OrtSession:
 def _evaluate(job: dict[str, Any], bundle: Bundle) -> None:
     session = _adapted(job, bundle)
     batches = Batches(bundle.manifest, open_dataset(job["data"]))
-    confusion = [[0] * bundle.manifest.class_count for _ in range(bundle.manifest.class_count)]
-    losses = 0.0
+    several, classes, count = bundle.manifest.labels == SEVERAL, bundle.manifest.class_count, batches.dataset.count
+    confusion = np.zeros((classes, classes), np.int64)
+    right = np.zeros(classes, np.int64)  # of several labels, how often each was
+    losses, correct = 0.0, 0
     for batch, loss, logits in _evaluated(session, batches, job["batch_size"]):
         losses += loss * len(batch.labels)
-        for label, guess in zip(batch.labels.tolist(), logits.argmax(1).tolist()):
-            confusion[label][guess] += 1
-    count = batches.dataset.count
-    right = sum(confusion[label][label] for label in range(len(confusion)))
+        answers = _right(batch, logits)
+        correct += int(answers.sum())
+        if several:
+            right += answers.sum(0)
+        else:
+            np.add.at(confusion, (batch.labels, logits.argmax(1)), 1)
     emit(
         "done",
         runtime="onnxruntime-training",
         images=count,
         loss=losses / count,
-        accuracy=right / count,
-        confusion=confusion,
+        accuracy=correct / (count * batches.answers),
+        **({"right": right.tolist()} if several else {"confusion": confusion.tolist()}),
         peak_rss_bytes=peak_rss(),
     )
 
@@ -250,10 +259,17 @@ def _predict(job: dict[str, Any], bundle: Bundle) -> None:
     session = _adapted(job, bundle)
     batches = Batches(bundle.manifest, open_dataset(job["data"]))
     for _, _, logits in _evaluated(session, batches, job["batch_size"]):
-        shifted = np.exp(logits - logits.max(1, keepdims=True))
-        for probabilities in (shifted / shifted.sum(1, keepdims=True)).tolist():
+        for probabilities in _probabilities(logits, bundle.manifest.labels == SEVERAL).tolist():
             emit("prediction", probabilities=probabilities)
     emit("done", runtime="onnxruntime-training", images=batches.dataset.count, peak_rss_bytes=peak_rss())
+
+
+def _probabilities(logits: Array, several: bool) -> Array:
+    if several:
+        signed = np.exp(-np.abs(logits))  # never overflows
+        return np.asarray(np.where(logits < 0, signed, np.float32(1)) / (1 + signed))
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(1, keepdims=True))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Photographs as a command is given them: a folder of class folders, packed here, or a packed dataset."""
+"""Photographs as a command is given them: a folder (of class folders, or with labels.csv), or a packed dataset."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .bundle import Manifest
-from .dataset import Dataset, open_dataset, pack
+from .dataset import ONE, SEVERAL, Dataset, open_dataset, pack
 from .errors import DataError
+from .label_table import TABLE, has_table
 from .photographs import list_names
 
 OnText = Callable[[str], None]
@@ -32,6 +33,7 @@ def dataset_for(
         DamagedFileError: a packed dataset is damaged.
     """
     check_exists(source)
+    check_kind(manifest, source)
     if source.is_dir():
         pack(source, packed, manifest.resolution, classes or None, on_warning, on_progress)
         source = packed
@@ -47,7 +49,34 @@ def check_exists(source: Path) -> None:
         DataError: there is nothing of that name.
     """
     if not source.exists():
-        raise DataError(f"{source} does not exist: name a folder of class folders, or a packed dataset.")
+        raise DataError(f"{source} does not exist: name a folder of photographs, or a packed dataset.")
+
+
+def check_kind(manifest: Manifest, source: Path) -> None:
+    """Find photographs with one label each where the bundle takes several, or the other way round.
+
+    Raises:
+        DataError: so it is.
+        DamagedFileError: a packed dataset is damaged.
+    """
+    if source.is_dir():
+        kind = SEVERAL if has_table(source) else ONE
+    else:
+        with open_dataset(source) as dataset:
+            kind = dataset.kind
+    if kind == manifest.labels:
+        return
+    if kind == SEVERAL:
+        has = "has several labels a photograph" + (f" ({TABLE})" if source.is_dir() else "")
+        raise DataError(
+            f"{source} {has}, the bundle was prepared for one class each: prepare it with --data on the folder of "
+            f"these photographs, or with --several-labels, or sort them into class folders without {TABLE}."
+        )
+    has = f"has no {TABLE}" if source.is_dir() else "has one class for each photograph"
+    raise DataError(
+        f"{source} {has}, the bundle was prepared for several labels a photograph: write the labels into a {TABLE} "
+        "in the photographs' folder (first row: file,NAME,NAME,...), or prepare a bundle for one class each."
+    )
 
 
 def _check(manifest: Manifest, classes: Sequence[str], dataset: Dataset) -> None:
@@ -67,5 +96,5 @@ def _check(manifest: Manifest, classes: Sequence[str], dataset: Dataset) -> None
             f"{dataset.path} has {len(dataset.classes)} classes, the bundle was prepared for "
             f"{manifest.class_count}: prepare it with --data, or --classes {len(dataset.classes)}."
         )
-    if min(dataset.labels) < 0:
+    if not dataset.classes:
         raise DataError(f"{dataset.path} has photographs without a label.")

@@ -46,7 +46,7 @@ def train(
 
     Args:
         bundle: folder that `prepare` wrote.
-        data, val: a folder with one sub-folder of photographs a class, or a packed dataset.
+        data, val: a folder with one sub-folder of photographs a class or with labels.csv, or a packed dataset.
         out: folder of the run; it must not hold a trained adapter yet unless `resume` is set.
         resume: go on from the run's checkpoint with the run's own options and data, as if nothing had
             happened; only `threads` and `log_every` of `options` are taken.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -34,9 +33,9 @@ def choose_runtime(runtime: str, bundle: Bundle) -> str:
         raise UsageError(f"'{runtime}' is no runtime: choose one of {', '.join(RUNTIMES)}.")
     held = bundle.manifest.runtimes
     native = find_trainer() is not None
-    if runtime == "auto":  # the native trainer is young: it steps in where the other has no wheel
-        onnxruntime = importlib.util.find_spec("onnxruntime") is not None and "onnxruntime-training" in held
-        return "onnxruntime-training" if onnxruntime or not native or "native" not in held else "native"
+    if runtime == "auto":
+        compiled = native and "native" in held
+        return "native" if compiled or "onnxruntime-training" not in held else "onnxruntime-training"
     if runtime not in held:
         raise UsageError(f"{bundle.path} holds nothing for {runtime}, only for {', '.join(held)}: choose that.")
     if runtime == "native" and not native:

@@ -123,3 +123,14 @@ def run(workplace: Path, bundle: Path) -> Path:
     out = workplace / "run"
     ok("train", bundle, "--data", workplace / "train", "--val", workplace / "val", *TRAINING, "--out", out)
     return out
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheels that `make wheels` builds, by processor. Zig's first build of its libraries takes minutes."""
+    pytest.importorskip("ziglang", reason="there is no ziglang to compile for boards with (pip install ziglang)")
+    folder = tmp_path_factory.mktemp("wheels")
+    build = [sys.executable, TESTS.parent / "wheels" / "build.py", "--out", folder]
+    built = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return {wheel.stem.partition("musllinux_1_1_")[2]: wheel for wheel in folder.glob("*.whl")}

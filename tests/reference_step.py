@@ -7,40 +7,103 @@ from typing import Any
 import torch
 from torch.nn import functional, grad
 
-from tinytl_edge.export.step.ir import Graph, Op
+from tinytl_edge.export.step.ir import Graph, Op, Part
 
 Tensors = dict[str, torch.Tensor]
+CURVES = {
+    "hard_swish": functional.hardswish,
+    "hard_sigmoid": functional.hardsigmoid,
+    "sigmoid": torch.sigmoid,
+    "silu": functional.silu,
+}
 
 
 class ReferenceStep:
     """One sample's forward and backward pass; `gradients` by parameter name, in PyTorch's layout."""
 
-    def __init__(self, graph: Graph, parameters: Tensors) -> None:
+    def __init__(self, graph: Graph, parameters: Tensors, engine_masks: dict[int, torch.Tensor] | None = None) -> None:
+        """`engine_masks` [1, C, H, W], by the number of the operator that made them, are used instead of its own.
+
+        Near a kink float32 and float64 may fall on either side, and both are right.
+        """
         self._graph = graph
         self._parameters = parameters
+        self._engine_masks = engine_masks or {}
         self.gradients: Tensors = {}
+        self.bits = self.bits_apart = 0
 
     def run(self, image: torch.Tensor, targets: torch.Tensor, masks: list[torch.Tensor]) -> float:
         """Image [3, H, W], targets [classes], a dropout mask for each layer; all float64. Returns the loss."""
         self._masks = masks
         self._values: Tensors = {self._graph.image: image[None], "targets": targets}
-        for op in self._graph.ops():
-            reads = {role: self._values[name] for role, name in op.reads.items()}
+        for number, op in enumerate(self._graph.ops()):
+            reads = {role: self._read(name) for role, name in op.reads.items() if role != "loaded"}
             results = getattr(self, f"_{op.kind}")(op, reads)
             for role, name in op.writes.items():
-                self._values[name] = results[role]
+                result = results[role]
+                if role == "mask" and number in self._engine_masks:
+                    self.bits += result.numel()
+                    self.bits_apart += int((result != self._engine_masks[number]).sum())
+                    result = self._engine_masks[number]
+                self._write(name, result, role in op.adds_to)
         return self.loss
 
-    def _parameter(self, op: Op, role: str) -> torch.Tensor | None:
-        return self._parameters[op.parameters[role]] if role in op.parameters else None
+    def _read(self, name: str) -> torch.Tensor:
+        value = self._graph.values[name]
+        if value.base is None:
+            return self._values[name]
+        return self._values[value.base][:, :, value.first_row : value.first_row + value.shape[0]]
 
-    def _add_gradient(self, name: str, value: torch.Tensor) -> None:
-        self.gradients[name] = self.gradients.get(name, 0) + value.reshape(self._parameters[name].shape)
+    def _write(self, name: str, result: torch.Tensor, adds: bool) -> None:
+        value = self._graph.values[name]
+        if value.base is not None:
+            if value.base not in self._values:
+                self._values[value.base] = torch.full(self._shape(value.base), torch.nan, dtype=torch.float64)
+            rows = self._read(name)
+            rows.copy_(rows + result if adds else result)
+        elif adds and name not in self._graph.persistent | self._values.keys():
+            raise AssertionError(f"added to '{name}' before it was written")
+        else:
+            self._values[name] = self._values.get(name, 0) + result if adds else result
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        height, width, channels = self._graph.values[name].shape
+        return 1, channels, height, width
+
+    def _of(self, part: Part) -> torch.Tensor:
+        return self._parameters[part.parameter.name].narrow(part.axis, part.first, part.count)
+
+    def _parameter(self, op: Op, role: str) -> torch.Tensor | None:
+        return self._of(self._graph.part(op.parameters[role])) if role in op.parameters else None
+
+    def _trained(self, op: Op, role: str) -> torch.Tensor:
+        """The part whose gradient an operator writes."""
+        return self._of(self._graph.part(op.writes[role].removeprefix("gradient/")))
+
+    def _zero(self, op: Op, reads: Tensors) -> Tensors:
+        name = op.writes["y"]
+        part = self._graph.parts.get(name.removeprefix("gradient/"))
+        shape = self._shape(name) if part is None else self._of(part).shape
+        return {"y": torch.zeros(shape, dtype=torch.float64)}
+
+    def _update(self, op: Op, reads: Tensors) -> Tensors:
+        part = self._graph.part(op.parameters["weight"])
+        name = part.parameter.name
+        whole = self.gradients.setdefault(name, torch.zeros_like(self._parameters[name]))
+        whole.narrow(part.axis, part.first, part.count).add_(reads["dw"])
+        return {}
+
+    def _add_rounded(self, op: Op, reads: Tensors) -> Tensors:
+        return {"y": reads["x"]}
+
+    def _load(self, op: Op, reads: Tensors) -> Tensors:
+        return {"y": torch.zeros(0)}
 
     def _conv(self, op: Op, reads: Tensors) -> Tensors:
         x = reads["x"]
-        if op.parameters["weight"].startswith("classifier"):
-            y = functional.linear(x.flatten(1), self._parameter(op, "weight"), self._parameter(op, "bias"))
+        weight = self._parameter(op, "weight")
+        if weight is not None and weight.dim() == 2:
+            y = functional.linear(x.flatten(1), weight, self._parameter(op, "bias"))[:, :, None, None]
         else:
             y = functional.conv2d(
                 self._padded(op, x),
@@ -69,23 +132,26 @@ class ReferenceStep:
         g, weight, dy = op.attributes["geometry"], self._parameter(op, "weight"), reads["dy"]
         assert weight is not None
         if weight.dim() == 2:
-            return {"dx": (dy @ weight)[:, :, None, None]}
+            return self._finished(op, reads, (dy.flatten(1) @ weight)[:, :, None, None])
         left, right, top, bottom = self._pads(op)
         height, width, channels = g["in"]
         shape = (1, channels, height + top + bottom, width + left + right)
         dx = grad.conv2d_input(shape, weight, dy, g["stride"], groups=g["groups"])
-        return {"dx": dx[:, :, top : top + height, left : left + width]}
+        return self._finished(op, reads, dx[:, :, top : top + height, left : left + width])
+
+    @staticmethod
+    def _finished(op: Op, reads: Tensors, dx: torch.Tensor) -> Tensors:
+        if "mask" in reads:
+            dx = dx * reads["mask"]
+        return {"dx": dx, "db": dx.sum((0, 2, 3))}
 
     _pointwise_dx = _depthwise_dx = _conv_dx
 
     def _conv_dw(self, op: Op, reads: Tensors) -> Tensors:
-        g, name, dy = op.attributes["geometry"], op.parameters["weight"], reads["dy"]
-        if self._parameters[name].dim() == 2:
-            self._add_gradient(name, dy.T @ reads["x"].flatten(1))
-        else:
-            x, shape = self._padded(op, reads["x"]), self._parameters[name].shape
-            self._add_gradient(name, grad.conv2d_weight(x, shape, dy, g["stride"], groups=g["groups"]))
-        return {}
+        g, dy, shape = op.attributes["geometry"], reads["dy"], self._trained(op, "dw").shape
+        if len(shape) == 2:
+            return {"dw": dy.flatten(1).T @ reads["x"].flatten(1)}
+        return {"dw": grad.conv2d_weight(self._padded(op, reads["x"]), shape, dy, g["stride"], groups=g["groups"])}
 
     _pointwise_dw = _depthwise_dw = _conv_dw
 
@@ -93,6 +159,8 @@ class ReferenceStep:
         x, kind = reads["x"], op.attributes["activation"]
         if kind == "none":
             return {"y": x}
+        if kind in CURVES:
+            return {"y": CURVES[kind](x)}
         y = x.clamp(0, 6) if kind == "relu6" else x.clamp_min(0)
         return {"y": y, "mask": (y > 0) & ((y < 6) if kind == "relu6" else True)}
 
@@ -100,16 +168,49 @@ class ReferenceStep:
         return {"dx": reads["dy"] * reads["mask"]}
 
     def _bias_gradient(self, op: Op, reads: Tensors) -> Tensors:
-        self._add_gradient(op.parameters["bias"], reads["dy"].flatten(2).sum((0, 2)) if reads["dy"].dim() == 4
-                           else reads["dy"].sum(0))  # fmt: skip
-        return {}
+        dy = reads["dy"]
+        return {"db": dy.sum((0, 2, 3)) if dy.dim() == 4 else dy.sum(0)}
 
     def _add(self, op: Op, reads: Tensors) -> Tensors:
-        return {"y": reads["x"] + reads["other"]}
+        return {"y": reads["other"] if op.adds_to else reads["x"] + reads["other"]}
+
+    def _activation_dx(self, op: Op, reads: Tensors) -> Tensors:
+        x = reads["x"].detach().requires_grad_()
+        y = CURVES[op.attributes["activation"]](x)
+        return {"dx": torch.autograd.grad(y, x, reads["dy"])[0]}
+
+    def _multiply(self, op: Op, reads: Tensors) -> Tensors:
+        return {"y": reads["x"] * reads["other"]}
+
+    def _multiply_dx(self, op: Op, reads: Tensors) -> Tensors:
+        return {"dx": reads["dy"] * reads["other"]}
+
+    def _multiply_dother(self, op: Op, reads: Tensors) -> Tensors:
+        product = reads["dy"] * reads["x"]
+        return {"dx": product.sum((2, 3), keepdim=True) if op.attributes["per_channel"] else product}
+
+    @staticmethod
+    def _windows(op: Op) -> dict[str, Any]:
+        """Kernel, stride, padding and rounding of a pooling, as PyTorch takes them."""
+        g = op.attributes["geometry"]
+        floors = [(g["in"][i] + 2 * g["pad"][i] - g["kernel"][i]) // g["stride"][i] + 1 for i in range(2)]
+        ceil = tuple(floors) != tuple(g["out"][:2])
+        return {"kernel_size": g["kernel"], "stride": g["stride"], "padding": g["pad"], "ceil_mode": ceil}
 
     def _average_pool(self, op: Op, reads: Tensors) -> Tensors:
-        g = op.attributes["geometry"]
-        return {"y": functional.avg_pool2d(reads["x"], g["kernel"], g["stride"])}
+        include_pad = op.attributes["include_pad"]
+        return {"y": functional.avg_pool2d(reads["x"], **self._windows(op), count_include_pad=include_pad)}
+
+    def _max_pool(self, op: Op, reads: Tensors) -> Tensors:
+        """The index counts within a channel's map, where the engine's counts within the window."""
+        y, index = functional.max_pool2d(reads["x"], **self._windows(op), return_indices=True)
+        return {"y": y, "index": index}
+
+    def _max_pool_dx(self, op: Op, reads: Tensors) -> Tensors:
+        height, width, channels = op.attributes["geometry"]["in"]
+        dx = torch.zeros(1, channels, height * width, dtype=torch.float64)
+        dx.scatter_add_(2, reads["index"].flatten(2), reads["dy"].flatten(2))
+        return {"dx": dx.reshape(1, channels, height, width)}
 
     def _upsample(self, op: Op, reads: Tensors) -> Tensors:
         size = op.attributes["geometry"]["out"][:2]
@@ -141,24 +242,21 @@ class ReferenceStep:
         bias = torch.zeros_like(weight, requires_grad=True)
         y = functional.group_norm(x, op.attributes["groups"], weight, bias, op.attributes["epsilon"])
         dx, dweight, dbias = torch.autograd.grad(y, (x, weight, bias), reads["dy"])
-        self._trained(op, dweight, dbias)
-        return {"dx": dx}
+        return {"dx": dx, "dw": dweight, "db": dbias}
 
-    def _trained(self, op: Op, dweight: torch.Tensor | None, dbias: torch.Tensor) -> None:
-        if "train_weight" in op.parameters:
-            assert dweight is not None
-            self._add_gradient(op.parameters["train_weight"], dweight)
-        if "train_bias" in op.parameters:
-            self._add_gradient(op.parameters["train_bias"], dbias)
+    def _channels(self, op: Op, role: str) -> torch.Tensor:
+        values = self._parameter(op, role)
+        assert values is not None
+        return values.reshape(-1, 1, 1)
 
     def _affine(self, op: Op, reads: Tensors) -> Tensors:
-        weight, bias = (self._parameters[op.parameters[role]].reshape(-1, 1, 1) for role in ("weight", "bias"))
-        return {"y": reads["x"] * weight + bias}
+        return {"y": reads["x"] * self._channels(op, "weight") + self._channels(op, "bias")}
 
     def _affine_backward(self, op: Op, reads: Tensors) -> Tensors:
-        dweight = (reads["dy"] * reads["x"]).sum((0, 2, 3)) if "x" in reads else None
-        self._trained(op, dweight, reads["dy"].sum((0, 2, 3)))
-        return {"dx": reads["dy"] * self._parameters[op.parameters["weight"]].reshape(-1, 1, 1)}
+        results = {"dx": reads["dy"] * self._channels(op, "weight"), "db": reads["dy"].sum((0, 2, 3))}
+        if "x" in reads:
+            results["dw"] = (reads["dy"] * reads["x"]).sum((0, 2, 3))
+        return results
 
     def _dropout(self, op: Op, reads: Tensors) -> Tensors:
         mask = self._masks[op.attributes["layer"]].reshape(reads["x"].shape)
@@ -168,8 +266,11 @@ class ReferenceStep:
         return {"dx": reads["dy"].reshape(reads["mask"].shape) * reads["mask"]}
 
     def _loss(self, op: Op, reads: Tensors) -> Tensors:
-        logits, targets = reads["x"].detach().requires_grad_(), reads["targets"]
-        loss = -(targets * logits.log_softmax(1)).sum()
+        logits, targets = reads["x"].flatten(1).detach().requires_grad_(), reads["targets"]
+        if op.attributes["several"]:
+            loss = functional.binary_cross_entropy_with_logits(logits[0], targets.flatten())
+        else:
+            loss = -(targets * logits.log_softmax(1)).sum()
         self.loss = float(loss.detach())
-        gradient: Any = torch.autograd.grad(loss, logits)[0]
+        gradient: Any = torch.autograd.grad(loss, logits)[0][:, :, None, None]
         return {"dx": gradient}

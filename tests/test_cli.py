@@ -16,6 +16,7 @@ from PIL import Image
 
 import tinytl_edge
 from tinytl_edge.cli import cli
+from tinytl_edge.runtime.native_worker import find_trainer
 
 COMMANDS = sorted(cli.commands.items())
 
@@ -48,7 +49,7 @@ def test_a_mistyped_command_is_explained() -> None:
 
 # What is imported ---------------------------------------------------------------------------------------
 
-HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "psutil", "PIL", "sklearn"}
+HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "psutil", "PIL", "sklearn", "matplotlib"}
 REPORT = """
 import atexit, json, os, sys
 
@@ -79,13 +80,17 @@ def test_help_starts_without_anything_heavy(tmp_path: Path) -> None:
 def test_training_imports_neither_torch_nor_onnx_and_numpy_in_the_worker_alone(
     tmp_path: Path, workplace: Path, bundle: Path
 ) -> None:
-    out = ("--epochs", 1, "--out")
+    out = ("--runtime", "onnxruntime-training", "--epochs", 1, "--out")
     folder = imported(tmp_path / "a", "train", bundle, "--data", workplace / "train", *out, tmp_path / "run")
     worker = "tinytl_edge.runtime.ort_worker"
     assert folder == {"tinytl_edge.__main__": {"psutil", "PIL"}, worker: {"numpy", "psutil"}}
     packed = tmp_path / "run/train.safetensors"
     file = imported(tmp_path / "b", "train", bundle, "--data", packed, *out, tmp_path / "again")
     assert file["tinytl_edge.__main__"] == {"psutil"}
+
+
+def test_inspecting_needs_nothing_that_a_board_lacks(tmp_path: Path, bundle: Path) -> None:
+    assert imported(tmp_path, "inspect", bundle) == {"tinytl_edge.__main__": {"psutil"}}
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
@@ -118,10 +123,10 @@ def test_the_whole_way_by_commands(tmp_path: Path, workplace: Path) -> None:
         "start", "step", "checkpoint", "epoch", "step", "checkpoint", "epoch", "done",
     ]  # fmt: skip
     done = events[-1]
-    assert (done["runtime"], done["steps"]) == ("onnxruntime-training", 6)
+    assert (done["runtime"], done["steps"]) == ("native" if find_trainer() else "onnxruntime-training", 6)
     for key in ("peak_rss_bytes", "parent_peak_rss_bytes", "step_ms_median", "train_loss"):
         assert done[key] > 0
-    assert done["planned_peak_bytes"] is None
+    assert (done["planned_peak_bytes"] is None) == (find_trainer() is None)
     assert 0 <= done["val_accuracy"] <= 1
 
     result = json.loads(ok("evaluate", run, "--data", val, "--json"))

@@ -75,7 +75,7 @@ class Custom(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.hardswish(self.conv(functional.pad(x, (0, 1, 0, 1))))
-        x = x * functional.hardsigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        x = x * functional.hardsigmoid(self.gate(x.mean((2, 3), keepdim=True))).expand_as(x)
         y = functional.silu(functional.max_pool2d(x, 2))
         y = self.drop(self.norm(y))
         y = functional.interpolate(y, size=x.shape[2:], mode="bilinear", align_corners=False)

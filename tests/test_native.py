@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,15 @@ from torch import nn
 
 from tinytl_edge import TrainOptions, evaluate, predict, train
 from tinytl_edge.export.forward import export_forward
+from tinytl_edge.export.ort_training import OPTIMIZERS as ORT_OPTIMIZERS
 from tinytl_edge.export.ort_training import export_ort_training
-from tinytl_edge.export.step.compile import compile_step
+from tinytl_edge.export.step.compile import Knobs, compile_step
 from tinytl_edge.export.step.program import write_program
 from tinytl_edge.runtime.batches import Batches
 from tinytl_edge.runtime.bundle import FORWARD, ORT_FOLDER, STEP, Bundle, Dropout, Manifest, new_bundle, open_bundle
 from tinytl_edge.runtime.bundle import write_manifest as write
 from tinytl_edge.runtime.dataset import open_dataset, pack
-from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError
+from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
 from tinytl_edge.runtime.native_worker import find_trainer
 from tinytl_edge.runtime.tensors import open_tensors
 from tinytl_edge.transfer import METHODS, parameter_group, round_frozen_weights
@@ -35,8 +37,15 @@ if find_trainer() is None:
 OPTIONS = TrainOptions(epochs=4, batch_size=4, log_every=1, seed=3)
 
 
-def make_bundle(out: Path, network: nn.Module, optimizer: str = "adam", frozen_weights: str = "float32") -> Bundle:
+def make_bundle(
+    out: Path,
+    network: nn.Module,
+    optimizer: str = "adam",
+    knobs: Knobs = Knobs(),  # noqa: B008
+    several: bool = False,
+) -> Bundle:
     """A bundle for both runtimes of the smooth network, for the classes of the tests' photographs."""
+    frozen_weights = knobs.frozen_weights
     head = nn.Linear(SPEC.head_channels, len(CLASSES))
     nn.init.normal_(head.weight, std=0.2, generator=torch.Generator().manual_seed(0))
     nn.init.zeros_(head.bias)
@@ -46,17 +55,20 @@ def make_bundle(out: Path, network: nn.Module, optimizer: str = "adam", frozen_w
     forward, dropouts = export_forward(network, SPEC.resolution)
     trainable = {n: parameter_group(n, "classifier") for n, p in network.named_parameters() if p.requires_grad}
     frozen = [n for n, p in network.named_parameters() if not p.requires_grad]
-    step = compile_step(forward, trainable)
+    step = compile_step(forward, trainable, knobs, several)
     manifest = Manifest(
         "small", "", tuple(CLASSES), len(CLASSES), SPEC.resolution, SPEC.mean, SPEC.std, optimizer, 4,
         tuple(Dropout(d.name, d.shape, d.rate) for d in dropouts), trainable, 0, 0, {},
-        ("native", "onnxruntime-training"), "test", frozen_weights, step.memory(optimizer, frozen_weights),
+        ("native", "onnxruntime-training"), "test", frozen_weights, planned_memory=step.memory(optimizer),
+        knobs=asdict(knobs), segments=step.segments, labels="several" if several else "one",
     )  # fmt: skip
     with new_bundle(out) as folder:
         onnx.save(forward, folder / FORWARD)
         (folder / ORT_FOLDER).mkdir()
-        export_ort_training(forward, list(trainable), frozen, optimizer, folder / ORT_FOLDER)
-        write_program(folder / STEP, step.graph, step.plan, manifest)
+        if optimizer in ORT_OPTIMIZERS:
+            out_folder = folder / ORT_FOLDER
+            export_ort_training(forward, list(trainable), frozen, optimizer, out_folder, several=several)
+        write_program(folder / STEP, step, manifest)
         write(folder, manifest)
     return open_bundle(out)
 
@@ -102,12 +114,84 @@ def test_losses_agree_step_by_step(tmp_path: Path, data: Path, method: str, opti
     assert {n: v.shape for n, v in mine.items()} == {n: v.shape for n, v in others.items()}
 
 
+class Excited(nn.Module):
+    """What the small network lacks: squeeze and excitation, smooth activations, pooling of windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Hardswish(), nn.MaxPool2d(3, 2, 1))
+        self.wide = nn.Sequential(nn.Conv2d(8, 24, 1), nn.SiLU(), nn.Conv2d(24, 24, 5, 1, 2, groups=24), nn.Hardswish())
+        self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(24, 6, 1), nn.SiLU(), nn.Conv2d(6, 24, 1))
+        self.narrow = nn.Sequential(nn.AvgPool2d(3, 2, 1), nn.Conv2d(24, SPEC.head_channels, 1), nn.Sigmoid())
+        self.classifier: nn.Module = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.wide(self.stem(x))
+        x = x * nn.functional.hardsigmoid(self.squeeze(x))
+        logits: torch.Tensor = self.classifier(self.narrow(x).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("recomputed", [0, 1000])
+def test_other_operators_agree_with_onnxruntime(tmp_path: Path, data: Path, recomputed: int) -> None:
+    network = Excited()
+    bundle = make_bundle(tmp_path / "bundle", network, knobs=Knobs(recomputed=recomputed, scratch_bytes=4_096))
+    for runtime in ("native", "onnxruntime-training"):
+        train(bundle.path, data / "train.safetensors", None, tmp_path / runtime, runtime=runtime, options=OPTIONS)
+    np.testing.assert_allclose(losses(tmp_path / "native"), losses(tmp_path / "onnxruntime-training"), rtol=1e-3)
+    mine, others = adapter(tmp_path / "native"), adapter(tmp_path / "onnxruntime-training")
+    for name, value in mine.items():
+        np.testing.assert_allclose(value, others[name], atol=2e-3, err_msg=name)
+
+
+LOW = Knobs("int8", True, "bfloat16", "8bit", "none", 1000, 4_096)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "momentum", "sgd"])
+@pytest.mark.parametrize(
+    "knobs",
+    [LOW, replace(LOW, sums="bfloat16", scratch_bytes=16_384), Knobs(streamed=True, scratch_bytes=2_048)],
+    ids=["one sample a step", "sums in bfloat16", "streamed"],
+)
+def test_with_every_knob_it_learns_and_resumes(tmp_path: Path, data: Path, knobs: Knobs, optimizer: str) -> None:
+    """Low precision follows float32 from afar, and a resumed run is the uninterrupted one, bit by bit."""
+    batch = 1 if knobs.sums == "none" else 4
+    rate = {"adam": 1e-3, "momentum": 1e-3, "sgd": 1e-2}[optimizer]
+    options = replace(OPTIONS, batch_size=batch, lr=rate, lr_bias=rate, lr_lite_residual=rate, lr_weight=rate / 10)
+    source = data / "train.safetensors"
+    runs = {}
+    for name, used in (("low", knobs), ("exact", Knobs(knobs.frozen_weights))):
+        bundle = make_bundle(tmp_path / f"bundle-{name}", smooth_network("full"), optimizer, used)
+        train(bundle.path, source, None, tmp_path / name, runtime="native", options=options)
+        runs[name] = losses(tmp_path / name)
+    np.testing.assert_allclose(runs["low"][:2], runs["exact"][:2], rtol=3e-2)
+    assert np.mean(runs["low"]) == pytest.approx(np.mean(runs["exact"]), rel=0.1)
+
+    def stop_early(event: dict[str, object]) -> None:
+        if event["event"] == "epoch" and event["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    low = tmp_path / "bundle-low"
+    with pytest.raises(KeyboardInterrupt):
+        train(low, source, None, tmp_path / "parts", runtime="native", options=options, on_event=stop_early)
+    train(low, source, None, tmp_path / "parts", resume=True, options=options)
+    for name, value in adapter(tmp_path / "low").items():
+        np.testing.assert_array_equal(adapter(tmp_path / "parts")[name], value, err_msg=name)
+
+
+def test_a_batch_needs_room_for_sums(tmp_path: Path, data: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", smooth_network("bias"), knobs=Knobs(sums="none"))
+    with pytest.raises(UsageError, match="--batch-size 1"):
+        train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime="native", options=OPTIONS)
+
+
 @pytest.mark.parametrize("frozen_weights", ["float32", "int8"])
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_against_autograd_in_float64(tmp_path: Path, data: Path, method: str, frozen_weights: str) -> None:
     """One step of SGD at rate 1 over one batch: what changed is the gradient."""
     network = smooth_network(method)
-    bundle = make_bundle(tmp_path / "bundle", network, "sgd", frozen_weights)
+    bundle = make_bundle(tmp_path / "bundle", network, "sgd", Knobs(frozen_weights))
     options = TrainOptions(
         epochs=1, batch_size=14, lr=1e-3, lr_bias=1e-3, lr_lite_residual=1e-3, lr_weight=1e-3, seed=5
     )

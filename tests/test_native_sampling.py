@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from boards import EMULATORS, cross_compile, emulated
 from numpy.typing import NDArray
 
 from tinytl_edge.runtime.dataset import FORMAT, open_dataset, stored_size
@@ -34,14 +35,19 @@ MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 DEVIATION = np.array([58.395, 57.12, 57.375], np.float32)
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The executable of tests/native/io_test.cc, built for this very processor, so with its fused operations."""
-    if shutil.which("g++") is None:
-        pytest.skip("there is no g++ to build the native trainer's tests with")
+@pytest.fixture(scope="module", params=["here", *EMULATORS])
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The executable of tests/native/io_test.cc: for this very processor, with its fused operations, and for boards."""
     out = tmp_path_factory.mktemp("native") / "io_test"
     test = ROOT / "tests" / "native" / "io_test.cc"
-    flags = ["-std=gnu++20", "-O2", "-march=native", "-fno-rtti", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}"]
+    flags = ["-Werror", f"-I{NATIVE}"]
+    if request.param in EMULATORS:
+        # As CMakeLists.txt has it for sampling.cc.
+        flags.append("-ffp-contract=off")
+        return emulated(cross_compile(request.param, out, [test, *SOURCES], *flags), request.param)
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ to build the native trainer's tests with")
+    flags += ["-std=gnu++20", "-O2", "-march=native", "-fno-rtti", "-Wall", "-Wextra"]
     subprocess.run(["g++", *flags, test, *SOURCES, "-o", out], check=True)
     return out
 
@@ -228,6 +234,41 @@ def test_it_refuses_unusable_datasets_with_the_same_sentence(
     with pytest.raises(DamagedFileError) as refused:
         open_dataset(path)
     assert said(program, "dataset", path, code=3) == f"3 {refused.value}\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "content"),
+    [
+        ({"labels": "x"}, (2, 2), bytes(4)),
+        ({"classes": "[]"}, (2, 0), b""),
+        ({}, (1, 2), bytes(2)),
+        ({}, (2, 3), bytes(6)),
+        ({}, (4,), bytes(4)),
+        ({}, (2, 2), b"\0\1\2\0"),
+        ({"labels": "one"}, (2, 2), bytes(4)),
+    ],
+)
+def test_it_refuses_unusable_several_labels_with_the_same_sentence(
+    program: Path, tmp_path: Path, changes: dict[str, str], shape: tuple[int, ...], content: bytes
+) -> None:
+    path = tmp_path / "data"
+    metadata = {"format": FORMAT, "version": "1", "classes": '["a", "b"]', "resolution": "7", "labels": "several"}
+    tensors = [("images", "U8", (2, 8, 8, 3), bytes(384)), ("labels", "U8", shape, content)]
+    write_tensors(path, tensors, {**metadata, **changes})
+    with pytest.raises(DamagedFileError) as refused:
+        open_dataset(path)
+    assert said(program, "dataset", path, code=3) == f"3 {refused.value}\n"
+
+
+def test_it_reads_the_same_several_labels(program: Path, tmp_path: Path) -> None:
+    metadata = {"format": FORMAT, "version": "1", "classes": '["a", "b"]', "resolution": "7", "labels": "several"}
+    tensors = [("images", "U8", (2, 8, 8, 3), bytes(384)), ("labels", "U8", (2, 2), b"\0\1\1\1")]
+    write_tensors(tmp_path / "data", tensors, metadata)
+    with open_dataset(tmp_path / "data") as dataset:
+        marks = ["".join(map(str, row)) for row in dataset.marks]
+    black = f"{zlib.crc32(bytes(192)):08x}"
+    expected = ["2 7 8", "a", "b", *(f"{mark} {black}" for mark in marks)]
+    assert said(program, "dataset", tmp_path / "data").splitlines() == expected
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,11 @@ def test_average_pool(size: int, kernel: int, stride: int, padding: int, ceil: b
     check(nn.AvgPool2d(kernel, stride, padding, ceil_mode=ceil, count_include_pad=include), size)
 
 
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, ceil_mode=True), nn.AdaptiveMaxPool2d(1)])
+def test_max_pool(pool: nn.Module) -> None:
+    check(pool, 9)
+
+
 @pytest.mark.parametrize(
     "operation",
     [

@@ -73,6 +73,24 @@ def test_gradients_against_autograd_in_float64(tmp_path: Path, method: str, rewr
             np.testing.assert_allclose(got[name], expected, rtol=0, atol=rounding, err_msg=name)
 
 
+def test_max_pooling_is_trained_through(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, last = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, CLASSES)
+    pools = (nn.MaxPool2d(3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(first, *pools, last)
+    bundle = make_bundle(tmp_path, network.eval())
+    batch = {name: value for name, value in feeds(3).items() if name != "dropout/dropout"}
+    session = OrtSession(bundle, 1)
+    session._run(batch, training=True)
+    network.double()
+    logits = network(torch.from_numpy(batch["images"]).double())
+    (-(torch.from_numpy(batch["targets"]) * logits.log_softmax(1)).sum(1).mean()).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None
+        got = session._state.get_parameter(name).grad.numpy()
+        np.testing.assert_allclose(got, parameter.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_rewritten_equals_plain_after_20_steps(tmp_path: Path, method: str) -> None:
     network = smooth_network(method)

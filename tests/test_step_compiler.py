@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from tinytl_edge.export.forward import export_forward
-from tinytl_edge.export.step.compile import compile_step
+from tinytl_edge.export.step.compile import Knobs, compile_step
+from tinytl_edge.export.step.fuse import SCRATCH_BYTES
 from tinytl_edge.export.step.ir import Graph, Op, Parameter, Value
 from tinytl_edge.export.step.plan import ALIGNMENT, plan
 from tinytl_edge.export.step.quantise import quantise
@@ -28,11 +29,19 @@ def trainables(network: nn.Module) -> list[str]:
     return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
 
 
+# The small network's wide maps take 64 kB and less: whole, in chunks, in strips.
+SCRATCH = [SCRATCH_BYTES, 16_384, 4_096]
+
+
+@pytest.mark.parametrize("recomputed", [0, 1000], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("scratch_bytes", SCRATCH)
 @pytest.mark.parametrize("method", METHODS)
-def test_gradients_against_autograd_in_float64(method: str) -> None:
+def test_gradients_against_autograd_in_float64(method: str, scratch_bytes: int, recomputed: int) -> None:
     network = smooth_network(method)
     forward, _ = export_forward(network, SPEC.resolution)
-    step = compile_step(forward, trainables(network))
+    sums = ("none", "float32", "bfloat16")[SCRATCH.index(scratch_bytes)]
+    knobs = Knobs(scratch_bytes=scratch_bytes, recomputed=recomputed, sums=sums, streamed=recomputed > 0)
+    step = compile_step(forward, trainables(network), knobs)
     exact = network.double()
     x = images(1, seed=3).double()
     targets = torch.tensor(np.random.default_rng(0).dirichlet(np.ones(CLASSES)))
@@ -55,7 +64,7 @@ def test_frozen_weights_keep_nothing_but_bits() -> None:
     graph = compile_step(export_forward(network, SPEC.resolution)[0], trainables(network)).graph
     made = {name for op in graph.forward for name in op.writes.values()} | {graph.image}
     kept = {name for op in graph.backward for name in op.reads.values() if name in made}
-    floats = {name for name in kept if not graph.values[name].mask}
+    floats = {name for name in kept if graph.values[name].dtype == "float32"}
     # The logits, the classifier's input (its weight trains), and the dropout's mask.
     assert len(floats) == 3 and sum(graph.values[name].bytes for name in floats) <= 4 * (
         2 * SPEC.head_channels + CLASSES
@@ -79,7 +88,7 @@ def chains(draw: st.DrawFn) -> Graph:
         reads = dict(zip(("x", "other", "dy"), read))
         writes = {"y": graph.add_value(f"v{index}", (draw(st.integers(1, 40)),))}
         if draw(st.booleans()):
-            writes["mask"] = graph.add_value(f"m{index}", (draw(st.integers(1, 400)),), mask=True)
+            writes["mask"] = graph.add_value(f"m{index}", (draw(st.integers(1, 400)),), "bit")
         in_place = ("x",) if graph.values[writes["y"]].shape == graph.values[reads["x"]].shape else ()
         graph.forward.append(Op("any", reads, writes, in_place=in_place))
     return graph

@@ -93,6 +93,15 @@ _threads_option = click.option("--threads", type=int, default=1, show_default=Tr
 _bundle_option = click.option("--bundle", type=_PATH, help="The run's bundle, if it has moved.")
 
 
+def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    from tinytl_edge.runtime.memory import parse_size
+
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def _triple(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     if value is None:
         return None
@@ -129,15 +138,24 @@ def _class_list(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option("--classes", metavar="N|NAMES", callback=_class_list,
               help="How many classes, or their names: cat,dog,fox.")  # fmt: skip
 @click.option("--data", type=_PATH, help="Take the classes' names from this folder of photographs.")
+@click.option("--several-labels", is_flag=True,
+              help="With --classes: a photograph may have several.  [--data: where it has labels.csv]")  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), default="lite-residual+bias", show_default=True,
               help="What trains.")  # fmt: skip
 @click.option("--resolution", type=int, metavar="PX",
               help="Height and width of the input.  [default: the backbone's own]")  # fmt: skip
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Pictures a step.")
-@click.option("--optimizer", type=click.Choice(["adam", "sgd"]), default="adam", show_default=True,
+@click.option("--optimizer", type=click.Choice(["adam", "sgd", "momentum"]), default="adam", show_default=True,
               help="How it trains.")  # fmt: skip
-@click.option("--frozen-weights", type=click.Choice(["float32", "int8"]), default="float32", show_default=True,
-              help="int8: rounded to 8 bits, a quarter of the memory in the native trainer.")  # fmt: skip
+@click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    callback=_size,
+    help="What the native trainer may take in all: 16MB (10^6), 15MiB, bytes.  [default: as fast as it goes]",
+)
+@click.option("--frozen-weights", type=click.Choice(["float32", "int8"]),
+              help="int8: rounded to 8 bits, a quarter of the memory in the native trainer.  "
+              "[default: float32, or what --memory-limit needs]")  # fmt: skip
 @click.option("--residual", multiple=True, metavar="GLOB",
               help="With --model: submodules that get a lite residual.")  # fmt: skip
 @click.option("--train", "also_train", multiple=True, metavar="GLOB",
@@ -191,16 +209,20 @@ def _need(module: str, extra: str) -> None:
 def pack(folder: Path, resolution: int | None, bundle: Path | None, out: Path, as_json: bool) -> None:
     """Pack a FOLDER of photographs into one file that training reads.
 
-    FOLDER holds one folder for each class, with the class's photographs in it.
+    FOLDER holds one folder for each class, with the class's photographs in it; or, where photographs have several
+    labels each, a table labels.csv: the row file,NAME,NAME,... and below it photographs, with 0 or 1 for each name.
     """
     from tinytl_edge.runtime.bundle import open_bundle
     from tinytl_edge.runtime.dataset import pack as run_pack
     from tinytl_edge.runtime.errors import UsageError
     from tinytl_edge.runtime.report import CountProgress, counted
+    from tinytl_edge.runtime.source import check_exists, check_kind
 
     classes = None
     if bundle is not None:
         manifest = open_bundle(bundle).manifest
+        check_exists(folder)
+        check_kind(manifest, folder)
         resolution, classes = manifest.resolution, manifest.classes or None
     if resolution is None:
         raise UsageError("Say for which input size: --resolution PX, or --bundle BUNDLE.")
@@ -241,7 +263,7 @@ def _training_options(function: F) -> F:
 
 @command("tinytl-edge train bundle --data photos/train --val photos/val --epochs 10 --out run")
 @click.argument("bundle", type=_PATH)
-@click.option("--data", type=_PATH, help="Folder of class folders with photographs, or a packed dataset.")
+@click.option("--data", type=_PATH, help="Folder of class folders, or with labels.csv; or a packed dataset.")
 @click.option("--val", type=_PATH, help="The same, to measure accuracy on after each epoch.")
 @_runtime_option
 @_training_options
@@ -306,7 +328,7 @@ def summary(done: Event) -> str:
 
 @command("tinytl-edge evaluate run --data photos/test")
 @click.argument("run", type=_PATH)
-@click.option("--data", type=_PATH, required=True, help="Folder of class folders with photographs, or packed.")
+@click.option("--data", type=_PATH, required=True, help="Folder of class folders, or with labels.csv; or packed.")
 @_bundle_option
 @_runtime_option
 @_threads_option
@@ -376,17 +398,41 @@ def export(run: Path, as_json: bool, **options: Any) -> None:
 @command("tinytl-edge inspect bundle")
 @click.argument("path", type=_PATH)
 @_bundle_option
+@click.option("--plot", type=_PATH, metavar="FILE",
+              help="Draw a training step's memory: a picture, .png, .svg or .pdf.")  # fmt: skip
+@click.option("--map", "with_map", is_flag=True, help="Show what lies where in a training step's arena, as text.")
 @_json_option
-def inspect(path: Path, bundle: Path | None, as_json: bool) -> None:
+def inspect(path: Path, bundle: Path | None, plot: Path | None, with_map: bool, as_json: bool) -> None:
     """Say what PATH is: a bundle, a run, a dataset or an adapter.
 
-    Of bundles and runs also the memory: by the paper's count, and as measured.
+    Of bundles and runs also the memory: planned, by the paper's count, and as measured. --plot and --map compile the
+    step once more, on a workstation: they need the extra `prepare`.
     """
     from tinytl_edge.inspection import describe
     from tinytl_edge.inspection import inspect as run_inspect
 
+    if plot is not None:
+        _need("onnx", "prepare")
+        _need("matplotlib", "prepare")
+        from tinytl_edge.memory_plot import plot_memory
+
+        plot_memory(path, plot, bundle=bundle)
+    arena = ""
+    if with_map:
+        _need("onnx", "prepare")
+        from tinytl_edge.arena_map import arena_map
+
+        arena = arena_map(path, bundle=bundle)
     content = run_inspect(path, bundle=bundle)
-    click.echo(json.dumps(content, indent=1, ensure_ascii=False) if as_json else describe(content))
+    if as_json:
+        content.update({"arena_map": arena.splitlines()} if with_map else {})
+        click.echo(json.dumps(content, indent=1, ensure_ascii=False))
+        return
+    click.echo(describe(content))
+    if with_map:
+        click.echo(f"\n{arena}")
+    if plot is not None:
+        click.echo(f"\n{plot}: the memory of a training step")
 
 
 @command("tinytl-edge devices raspberry-pi-4")

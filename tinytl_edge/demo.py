@@ -10,8 +10,8 @@ from typing import IO, Any
 
 from tinytl_edge.runtime.dataset import pack
 from tinytl_edge.runtime.errors import DataError, UsageError
+from tinytl_edge.runtime.label_table import TABLE, has_table
 from tinytl_edge.runtime.memory import megabytes
-from tinytl_edge.runtime.native_worker import find_trainer
 from tinytl_edge.runtime.options import TrainOptions
 from tinytl_edge.runtime.photographs import find_photographs
 from tinytl_edge.runtime.report import ProgressReport
@@ -20,6 +20,7 @@ from tinytl_edge.runtime.train import train
 from .export_run import export
 from .preparation import prepare
 
+MEMORY_LIMIT = 16_000_000  # bytes of the native trainer's process: what the paper promises
 METHODS = ("last", "lite-residual+bias")
 TRAIN_DIGITS, TEST_DIGITS = 30, 50  # of each class: a few dozen, and enough to tell methods apart
 
@@ -70,15 +71,20 @@ def demo(
     for method in METHODS:
         say(f"\n{method}: preparing {backbone} at {resolution} px")
         bundle, run = folder / f"bundle-{method}", folder / f"run-{method}"
-        prepared = prepare(bundle, backbone=backbone, classes=classes, method=method, resolution=resolution)
-        compiled = find_trainer() is not None and "native" in prepared.bundle.manifest.runtimes
-        chosen = "native" if runtime == "auto" and compiled else runtime
+        prepared = prepare(
+            bundle,
+            backbone=backbone,
+            classes=classes,
+            method=method,
+            resolution=resolution,
+            memory_limit=MEMORY_LIMIT if data is None and runtime != "onnxruntime-training" else None,
+        )
         begin = time.monotonic()
         if watch is None:
-            done = train(bundle, train_file, test_file, run, runtime=chosen, options=options)
+            done = train(bundle, train_file, test_file, run, runtime=runtime, options=options)
         else:
             with ProgressReport(watch) as report:
-                done = train(bundle, train_file, test_file, run, runtime=chosen, options=options, on_event=report)
+                done = train(bundle, train_file, test_file, run, runtime=runtime, options=options, on_event=report)
         exported = export(run, run / "model.onnx")
         results.append(
             {
@@ -133,6 +139,12 @@ def write_digits(folder: Path) -> tuple[Path, Path]:
 
 def _split(data: Path, links: Path) -> tuple[Path, Path]:
     """train/ and test/ (or val/) where they are; otherwise every fourth photograph is held out, by links."""
+    for folder in (data, data / "train"):
+        if has_table(folder):
+            raise DataError(
+                f"{folder} has {TABLE}, several labels a photograph: the demo takes class folders, for these use "
+                "prepare and train."
+            )
     for name in ("test", "val", "validation"):
         if (data / "train").is_dir() and (data / name).is_dir():
             return data / "train", data / name

@@ -1,4 +1,4 @@
-"""`inspect`: what a bundle or a run is, and its memory by the paper's count beside the measured one."""
+"""`inspect`: what a bundle or a run is, and its memory: planned, by the paper's count, and measured."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tinytl_edge.runtime.bundle import Bundle, is_bundle, open_bundle
-from tinytl_edge.runtime.dataset import open_dataset
+from tinytl_edge.runtime.bundle import Bundle, Manifest, is_bundle, open_bundle
+from tinytl_edge.runtime.dataset import SEVERAL, open_dataset
 from tinytl_edge.runtime.errors import DamagedFileError
 from tinytl_edge.runtime.memory import megabytes
 from tinytl_edge.runtime.run import is_run, open_run
@@ -53,13 +53,13 @@ def inspect(path: str | os.PathLike[str], *, bundle: str | os.PathLike[str] | No
         content: dict[str, Any] = {"kind": kind, "metadata": tensors.metadata}
         if kind == "dataset":
             with open_dataset(path) as dataset:
-                labels = list(dataset.labels)
                 content = {
                     "kind": kind,
                     "images": dataset.count,
                     "stored_px": dataset.size,
                     "resolution": dataset.resolution,
-                    "classes": {name: labels.count(index) for index, name in enumerate(dataset.classes)},
+                    "labels": dataset.kind,
+                    "classes": dict(zip(dataset.classes, dataset.counts())),
                 }
         content["tensors"] = {n: [e.dtype, list(e.shape)] for n, e in tensors.entries.items()}
         return content
@@ -78,6 +78,7 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "backbone": manifest.backbone,
         "method": manifest.method,
         "classes": list(manifest.classes) or manifest.class_count,
+        "labels": manifest.labels,
         "resolution": manifest.resolution,
         "batch_size": manifest.batch_size,
         "optimizer": manifest.optimizer,
@@ -86,6 +87,7 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "trainable_tensors": groups,
         "runtimes": list(manifest.runtimes),
         "bytes": sum(entry["bytes"] for entry in manifest.files.values()),
+        "native_step": _describe_step(manifest) if manifest.planned_memory else None,
         "paper_memory_bytes": {
             "parameters": paper["parameters"],
             "activations_per_image": paper["activations"],
@@ -93,6 +95,16 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
             "total_at_batch_1": paper["activations"] + paper["parameters"],
         },
         "created_by": manifest.created_by,
+    }
+
+
+def _describe_step(manifest: Manifest) -> dict[str, Any]:
+    planned = manifest.planned_memory
+    return {
+        "planned_bytes": {**planned, "total": sum(planned.values())},
+        "memory_limit_bytes": manifest.memory_limit,
+        "knobs": manifest.knobs,
+        "segments": manifest.segments,
     }
 
 
@@ -117,7 +129,8 @@ def describe(content: dict[str, Any]) -> str:
     if content["kind"] == "dataset":
         rows = [_row(name, count) for name, count in content["classes"].items()]
         stored, resolution = content["stored_px"], content["resolution"]
-        head = f"dataset of {content['images']} photographs, {stored} px, for an input of {resolution} px"
+        several = ", several labels each" if content["labels"] == SEVERAL else ""
+        head = f"dataset of {content['images']} photographs{several}, {stored} px, for an input of {resolution} px"
         return "\n".join([head, *rows])
     about = [_row(name, value) for name, value in content["metadata"].items() if name != "format"]
     rows = [_row(name, f"{dtype} {shape}") for name, (dtype, shape) in content["tensors"].items()]
@@ -138,6 +151,7 @@ def _describe_bundle_text(content: dict[str, Any]) -> str:
             _row("backbone", content["backbone"]),
             _row("method", content["method"]),
             _row("classes", names),
+            *([_row("labels", "several a photograph")] if content["labels"] == SEVERAL else []),
             _row("input", f"{content['resolution']} x {content['resolution']} px"),
             _row("optimizer", f"{content['optimizer']}, batch {batch}"),
             _row(
@@ -146,6 +160,7 @@ def _describe_bundle_text(content: dict[str, Any]) -> str:
             ),
             _row("runtimes", ", ".join(content["runtimes"])),
             _row("size", megabytes(content["bytes"])),
+            *(_describe_step_text(content["native_step"]) if content["native_step"] else ()),
             "memory by the paper's count (no gradients, optimizer state, code)",
             _row("  parameters", megabytes(paper["parameters"])),
             _row("  activations an image", megabytes(paper["activations_per_image"])),
@@ -153,6 +168,29 @@ def _describe_bundle_text(content: dict[str, Any]) -> str:
             *([_row(f"  total at batch {batch}", megabytes(paper["total"]))] if batch != 1 else []),
         ]
     )
+
+
+def _describe_step_text(step: dict[str, Any]) -> list[str]:
+    """Each kind of memory, and beside it the knobs that made it what it is."""
+    planned, limit, knobs = step["planned_bytes"], step["memory_limit_bytes"], step["knobs"]
+    strips = f"wide maps in strips and chunks of {megabytes(knobs['scratch_bytes'])}"
+    some = f"{knobs['recomputed']} of {step['segments']} segments recomputed"
+    sums = "updates right behind them" if knobs["sums"] == "none" else f"of a batch summed up, {knobs['sums']}"
+    explained = {
+        "arena": f"{strips}; {some if step['segments'] else 'nothing to recompute'}",
+        "gradients": sums,
+        "frozen": knobs["frozen_weights"] + (", streamed" if knobs["streamed"] else ""),
+        "trainable": knobs["trained_weights"],
+        "optimizer": "8 bits" if knobs["moments"] == "8bit" else knobs["moments"],
+        "process": "code, stack, a photograph",
+        "total": f"the limit is {megabytes(limit)}" if limit is not None else "without a limit",
+    }
+    names = {"frozen": "frozen weights", "trainable": "trained parameters", "optimizer": "optimizer state"}
+    rows = [
+        _row(f"  {names.get(kind, kind)}", f"{megabytes(planned[kind]):<9} {words}")
+        for kind, words in explained.items()
+    ]
+    return ["memory of the native trainer, planned", *rows]
 
 
 def _row(name: str, value: object) -> str:

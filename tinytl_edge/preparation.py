@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
@@ -13,8 +13,10 @@ import torch
 
 from tinytl_edge import __version__
 from tinytl_edge.export.forward import export_forward
-from tinytl_edge.export.ort_training import OPTIMIZERS, export_ort_training
+from tinytl_edge.export.ort_training import OPTIMIZERS as ORT_OPTIMIZERS
+from tinytl_edge.export.ort_training import export_ort_training
 from tinytl_edge.export.step.compile import StepPlan, compile_step
+from tinytl_edge.export.step.fit import fit
 from tinytl_edge.export.step.program import write_program
 from tinytl_edge.runtime.bundle import (
     FORWARD,
@@ -27,7 +29,9 @@ from tinytl_edge.runtime.bundle import (
     open_bundle,
     write_manifest,
 )
+from tinytl_edge.runtime.dataset import ONE, SEVERAL
 from tinytl_edge.runtime.errors import DataError, StorageError, UsageError
+from tinytl_edge.runtime.label_table import TABLE, has_table, read_table
 from tinytl_edge.runtime.photographs import find_photographs
 
 from .lite_residual import attach_lite_residuals
@@ -42,6 +46,7 @@ from .transfer import (
     uses_lite_residuals,
 )
 
+OPTIMIZERS = (*ORT_OPTIMIZERS, "momentum")
 DEFAULT_BACKBONE = "efficientnet-lite0"
 
 
@@ -61,6 +66,7 @@ def prepare(
     weights: str | None = None,
     classes: int | Sequence[str] | None = None,
     data: str | os.PathLike[str] | None = None,
+    several_labels: bool = False,
     method: str = "lite-residual+bias",
     resolution: int | None = None,
     batch_size: int = 8,
@@ -69,7 +75,8 @@ def prepare(
     train: Sequence[str] = (),
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
-    frozen_weights: str = "float32",
+    frozen_weights: str | None = None,
+    memory_limit: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -81,13 +88,18 @@ def prepare(
         model: 'package.module:factory' of any torch.nn.Module classifier.
         weights: 'imagenet', 'random', or a PyTorch weight file.
         classes: how many, or their names; or
-        data: a folder with one sub-folder of photographs a class, whose names are taken.
+        data: a folder with one sub-folder of photographs a class, whose names are taken; or with labels.csv, which
+            gives each photograph several labels.
+        several_labels: with `classes`: a photograph may have several of them, or none.
         method: one of `transfer.METHODS`.
         resolution: the input's height and width in pixels; default: the backbone's own.
         residual: with `model`, name patterns of the submodules that get lite residual modules.
         train: name patterns of further parameters to train.
         mean, std: with `model`, of the pixels in 0..255 by channel, for the input (pixel - mean) / std.
-        frozen_weights: 'float32', or 'int8': rounded to 8 bits, a quarter of the size in the native trainer.
+        frozen_weights: 'float32', or 'int8': rounded to 8 bits, a quarter of the size in the native trainer; default:
+            float32, unless `memory_limit` asks for less.
+        memory_limit: bytes that the native trainer's process may take in all; what it gives up for that, it gives up
+            in the order of the time that it costs.
         seed: of what is initialised at random (classifier, lite residual modules).
         on_progress: called with a few words before each part of the work.
 
@@ -96,9 +108,9 @@ def prepare(
     """
     say = on_progress or (lambda text: None)
     _check(method, optimizer, batch_size, resolution, backbone, model, residual, mean, std)
-    if frozen_weights not in ("float32", "int8"):
+    if frozen_weights not in (None, "float32", "int8"):
         raise UsageError(f"'{frozen_weights}' is no kind of frozen weights: choose float32 or int8.")
-    names, count = _classes(classes, data)
+    names, count, several = _classes(classes, data, several_labels)
     try:
         with new_bundle(Path(out), overwrite) as folder:
             say("building the model")
@@ -108,8 +120,6 @@ def prepare(
                 classifier = from_backbone(backbone or DEFAULT_BACKBONE, weights, count, resolution, seed)
             paper = transform(classifier, method, tuple(train), seed)
             network = classifier.model
-            if frozen_weights == "int8":
-                round_frozen_weights(network)
             trainable = {
                 name: parameter_group(name, classifier.head)
                 for name, parameter in network.named_parameters()
@@ -117,6 +127,8 @@ def prepare(
             }
 
             say(f"exporting {FORWARD}")
+            if frozen_weights == "int8":
+                round_frozen_weights(network)
             forward, dropouts = export_forward(network, classifier.resolution)
             present = {tensor.name for tensor in forward.graph.initializer}
             unused = [name for name in trainable if name not in present]
@@ -124,14 +136,33 @@ def prepare(
                 raise UsageError(
                     f"The parameter '{unused[0]}' does not take part in the model's output: it cannot train."
                 )
-            onnx.save(forward, folder / FORWARD)
 
             say("compiling the native step")
-            step, refusal = _compile(forward, trainable)
-            say("differentiating for onnxruntime-training")
-            frozen = [n for n, _ in network.named_parameters() if n in present and n not in trainable]
-            (folder / ORT_FOLDER).mkdir()
-            export_ort_training(forward, list(trainable), frozen, optimizer, folder / ORT_FOLDER)
+            step: StepPlan | None = None
+            refusal: tuple[str, ...] = ()
+            try:
+                step = fit(forward, trainable, optimizer, batch_size, frozen_weights, memory_limit, several)
+            except UsageError as error:
+                if memory_limit is not None:
+                    raise UsageError(f"--memory-limit is for the native trainer. {error}") from None
+                refusal = (f"For onnxruntime-training only. {error}",)
+            if step and step.knobs.frozen_weights != (frozen_weights or "float32"):
+                round_frozen_weights(network)
+                forward, dropouts = export_forward(network, classifier.resolution)
+                step = compile_step(forward, trainable, step.knobs, several)
+            onnx.save(forward, folder / FORWARD)
+
+            runtimes = ["native"] if step else []
+            if optimizer in ORT_OPTIMIZERS:
+                say("differentiating for onnxruntime-training")
+                frozen = [n for n, _ in network.named_parameters() if n in present and n not in trainable]
+                (folder / ORT_FOLDER).mkdir()
+                export_ort_training(forward, list(trainable), frozen, optimizer, folder / ORT_FOLDER, several=several)
+                runtimes.append("onnxruntime-training")
+            elif not step:
+                raise UsageError(f"--optimizer {optimizer} is for the native trainer. {' '.join(refusal)}")
+            else:
+                refusal = (f"For the native trainer only: onnxruntime-training has no {optimizer}.",)
 
             manifest = Manifest(
                 backbone=classifier.name,
@@ -148,25 +179,21 @@ def prepare(
                 parameter_count=sum(p.numel() for p in network.parameters()),
                 trainable_count=sum(p.numel() for p in network.parameters() if p.requires_grad),
                 paper_memory=paper,
-                runtimes=("native", "onnxruntime-training") if step else ("onnxruntime-training",),
+                runtimes=tuple(runtimes),
                 created_by=__version__,
-                frozen_weights=frozen_weights,
-                planned_memory=step.memory(optimizer, frozen_weights) if step else {},
+                frozen_weights=step.knobs.frozen_weights if step else frozen_weights or "float32",
+                memory_limit=memory_limit,
+                planned_memory=step.memory(optimizer) if step else {},
+                knobs=asdict(step.knobs) if step else {},
+                segments=step.segments if step else 0,
+                labels=SEVERAL if several else ONE,
             )
             if step:
-                write_program(folder / STEP, step.graph, step.plan, manifest)
+                write_program(folder / STEP, step, manifest)
             write_manifest(folder, manifest)
     except MemoryError:
         raise StorageError("There is not enough memory to prepare this model: use a smaller --resolution.") from None
     return Prepared(open_bundle(out), (*classifier.notes, *refusal))
-
-
-def _compile(forward: onnx.ModelProto, trainable: dict[str, str]) -> tuple[StepPlan | None, tuple[str, ...]]:
-    """The native step, or why there is none."""
-    try:
-        return compile_step(forward, trainable), ()
-    except UsageError as error:
-        return None, (f"For onnxruntime-training only. {error}",)
 
 
 def transform(classifier: Classifier, method: str, also: tuple[str, ...] = (), seed: int = 0) -> dict[str, float]:
@@ -219,11 +246,18 @@ def _check(
         raise UsageError("--mean and --std are of pixels in 0..255, and --std is above zero.")
 
 
-def _classes(classes: int | Sequence[str] | None, data: str | os.PathLike[str] | None) -> tuple[tuple[str, ...], int]:
-    """Names (none, if only their number is known) and number."""
+def _classes(
+    classes: int | Sequence[str] | None, data: str | os.PathLike[str] | None, several: bool
+) -> tuple[tuple[str, ...], int, bool]:
+    """Names (none, if only their number is known) and number; and whether a photograph may have several."""
     if (classes is None) == (data is None):
         raise UsageError("Say what is to be told apart by one of --classes N, --classes NAME,NAME,... and --data DIR.")
-    if data is not None:
+    names: tuple[str, ...]
+    if data is not None and has_table(Path(data)):
+        names, several = read_table(Path(data)).classes, True
+    elif data is not None:
+        if several:
+            raise UsageError(f"{os.fspath(data)} has no {TABLE}: several labels a photograph are written there.")
         found = find_photographs(data)
         empty = [name for name, files in found.items() if not files]
         if empty:
@@ -236,6 +270,10 @@ def _classes(classes: int | Sequence[str] | None, data: str | os.PathLike[str] |
         if len(set(names)) != len(names):
             raise UsageError("--classes names a class twice.")
     count = classes if isinstance(classes, int) else len(names)
-    if not 2 <= count <= 100_000:
-        raise UsageError(f"A classifier tells at least 2 classes apart, not {count}.")
-    return names, count
+    if not (1 if several else 2) <= count <= 100_000:
+        raise UsageError(
+            f"A classifier of several labels a photograph has 1 to 100000 classes, not {count}."
+            if several
+            else f"A classifier tells at least 2 classes apart, not {count}."
+        )
+    return names, count, several

@@ -1,0 +1,86 @@
+"""Several labels a photograph: the table labels.csv in a folder of photographs.
+
+Its first row is `file` and the names of the classes; each further row names a photograph, relative to the folder, and
+says 1 where it has the class and 0 where it does not.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import DataError
+from .photographs import composed, shown
+
+TABLE = "labels.csv"
+_FIRST = "file"
+_CELLS = {"0": 0, "1": 1}
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """`rows` are the photographs, each with a byte a class, 0 or 1."""
+
+    classes: tuple[str, ...]
+    rows: tuple[tuple[Path, bytes], ...]
+
+    def in_order(self, classes: tuple[str, ...]) -> LabelTable:
+        """The same table with its columns in another order."""
+        columns = [self.classes.index(name) for name in classes]
+        return LabelTable(classes, tuple((path, bytes(marks[i] for i in columns)) for path, marks in self.rows))
+
+
+def has_table(folder: Path) -> bool:
+    """Does this folder give its photographs several labels?"""
+    return (folder / TABLE).is_file()
+
+
+def read_table(folder: Path) -> LabelTable:
+    """The table of a folder, photographs in its order.
+
+    Raises:
+        DataError: the table cannot be read or says something that is not allowed; names the row.
+    """
+    path = folder / TABLE
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            rows = ((reader.line_num, [composed(cell.strip()) for cell in row]) for row in reader)
+            return _checked(folder, path, ((line, row) for line, row in rows if any(row)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{shown(path)} cannot be read as a table of UTF-8 text ({shown(error)}).") from None
+    except OSError as error:
+        raise DataError(f"{shown(path)} cannot be read: {error.strerror}.") from None
+
+
+def _checked(folder: Path, path: Path, rows: Iterator[tuple[int, list[str]]]) -> LabelTable:
+    _, head = next(rows, (1, [""]))
+    classes = tuple(head[1:])
+    if head[0] != _FIRST or not classes:
+        raise DataError(f"{shown(path)} has to begin with the row {_FIRST},NAME,NAME,... that names the classes.")
+    if not all(classes):
+        raise DataError(f"{shown(path)} has a column without a name.")
+    twice = next((name for name in classes if classes.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{shown(path)} has two columns {twice!r}.")
+    found: dict[Path, bytes] = {}
+    lines: dict[Path, int] = {}
+    for line, (name, *cells) in rows:
+        where = f"{shown(path)}, row {line}"
+        photograph = folder / name
+        if len(cells) != len(classes):
+            raise DataError(f"{where} has {len(cells)} labels, not {len(classes)} as the first row has classes.")
+        if photograph in found:
+            raise DataError(f"{where} names {name!r} again, after row {lines[photograph]}.")
+        for cell, label in zip(cells, classes):
+            if cell not in _CELLS:
+                raise DataError(f"{where} says {cell!r} of {label!r}: it has to be 0 or 1.")
+        if not name or not photograph.is_file():
+            raise DataError(f"{where} names {name!r}, which is no file in {shown(folder)}.")
+        found[photograph] = bytes(_CELLS[cell] for cell in cells)
+        lines[photograph] = line
+    if not found:
+        raise DataError(f"{shown(path)} names no photographs.")
+    return LabelTable(classes, tuple(found.items()))
