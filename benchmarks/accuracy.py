@@ -1,7 +1,8 @@
 """Accuracy of the methods on photographs, each trained with the default recipe.
 
     python benchmarks/accuracy.py DATA [DATA ...] [--methods last,bias] [--seeds 0,1,2] [--resolution 160]
-                                  [--epochs 10] [--threads 1] [--out FOLDER] [-- train options, as --lr-bias 1e-3]
+                                  [--memory-limits none,12MB] [--epochs 10] [--threads 1] [--out FOLDER]
+                                  [-- train options, as --lr-bias 1e-3]
 
 DATA is a folder with train/ and test/ of class folders. Bundles, datasets and runs stay in --out, and what is
 there already is not run again. Prints a Markdown table: mean test accuracy, its spread over the seeds, the
@@ -24,11 +25,13 @@ def tinytl(*words: object) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def train(data: Path, method: str, seed: int, options: argparse.Namespace, more: list[str]) -> dict[str, float]:
+def train(
+    data: Path, method: str, limit: str, seed: int, options: argparse.Namespace, more: list[str]
+) -> dict[str, float]:
     """The `done` event of one training."""
-    name = f"{data.name}-{method}-{options.resolution}"
+    name = f"{data.name}-{method}-{options.resolution}-{limit}"
     bundle, run = options.out / f"bundle-{name}", options.out / f"run-{name}-{seed}{'-'.join(['', *more])}"
-    size = ["--resolution", options.resolution]
+    size = ["--resolution", options.resolution, *([] if limit == "none" else ["--memory-limit", limit])]
     if not bundle.exists():
         tinytl("prepare", "--data", data / "train", "--method", method, *size, "--out", bundle, "--json")
     packed = {}
@@ -50,21 +53,24 @@ def main() -> None:
     parser.add_argument("--methods", default="last,bias,lite-residual+bias")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--resolution", type=int, default=160)
+    parser.add_argument("--memory-limits", default="none")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("build/accuracy"))
     options, more = parser.parse_known_args()
     more = [word for word in more if word != "--"]
-    print("| photographs | method | test accuracy | spread | peak memory (MB) | step (ms) |\n|---|---|---|---|---|---|")
+    columns = ("photographs", "method", "memory limit", "test accuracy", "spread", "peak memory (MB)", "step (ms)")
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for data in options.data:
         for method in options.methods.split(","):
-            results = [train(data, method, int(seed), options, more) for seed in options.seeds.split(",")]
-            accuracy = [100 * result["val_accuracy"] for result in results]
-            peak = max(result["peak_rss_bytes"] for result in results) / 1e6
-            step = statistics.median(result["step_ms_median"] for result in results)
-            mean, spread = statistics.mean(accuracy), max(accuracy) - min(accuracy)
-            print(f"| {data.name} | {method} | {mean:.1f} % | {spread:.1f} | {peak:.0f} | {step:.0f} |")
-            sys.stdout.flush()
+            for limit in options.memory_limits.split(","):
+                results = [train(data, method, limit, int(seed), options, more) for seed in options.seeds.split(",")]
+                accuracy = [100 * result["val_accuracy"] for result in results]
+                peak = max(result["peak_rss_bytes"] for result in results) / 1e6
+                step = statistics.median(result["step_ms_median"] for result in results)
+                mean, spread = statistics.mean(accuracy), max(accuracy) - min(accuracy)
+                cells = (data.name, method, limit, f"{mean:.1f} %", f"{spread:.1f}", f"{peak:.1f}", f"{step:.0f}")
+                print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

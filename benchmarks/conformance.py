@@ -1,0 +1,77 @@
+"""How far the native trainer's losses are from onnxruntime-training's, step by step, on real backbones.
+
+    python benchmarks/conformance.py DATA [--backbones mobilenet-v2,...] [--methods bias,...] [--optimizers adam,sgd]
+                                     [--resolution 96] [--batch-size 4] [--steps 50] [--out FOLDER]
+
+DATA is a folder of class folders. Both train the same bundle with the same photographs, seed and options; float32
+trainables. Prints, for each, the largest relative difference of a step's loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tinytl_edge.backbones.pretrained import has_imagenet_weights
+from tinytl_edge.runtime.dataset import open_dataset
+
+
+def tinytl(*words: object) -> None:
+    """Run a command of ours."""
+    subprocess.run([sys.executable, "-m", "tinytl_edge", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+
+
+def losses(run: Path) -> list[float]:
+    """Of each step."""
+    events = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    return [event["loss"] for event in events if event["event"] == "step"]
+
+
+def main() -> None:
+    """Compare and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--backbones", default="mobilenet-v2,proxylessnas-mobile,efficientnet-lite0")
+    parser.add_argument("--methods", default="last,bias,lite-residual,lite-residual+bias,norm+last,full")
+    parser.add_argument("--optimizers", default="sgd,adam")
+    parser.add_argument("--resolution", type=int, default=96)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=Path("build/conformance"))
+    options = parser.parse_args()
+    packed = options.out / f"data-{options.resolution}.safetensors"
+    if not packed.exists():
+        tinytl("pack", options.data, "--resolution", options.resolution, "--out", packed)
+    with open_dataset(packed) as dataset:
+        classes, count = ",".join(dataset.classes), dataset.count
+    epochs = math.ceil(options.steps / math.ceil(count / options.batch_size))
+    print(f"| backbone | method | optimizer | first {options.steps} steps | first 10 |\n|---|---|---|---|---|")
+    for backbone in options.backbones.split(","):
+        weights = "imagenet" if has_imagenet_weights(backbone) else "random"
+        for method in options.methods.split(","):
+            for optimizer in options.optimizers.split(","):
+                name = f"{backbone}-{method}-{optimizer}"
+                bundle = options.out / name
+                size = ["--resolution", options.resolution, "--batch-size", options.batch_size]
+                what = ["--backbone", backbone, "--weights", weights, "--method", method]
+                tinytl("prepare", *what, *size, "--optimizer", optimizer, "--classes", classes, "--out", bundle,
+                       "--overwrite")  # fmt: skip
+                found = {}
+                for runtime in ("native", "onnxruntime-training"):
+                    run = options.out / f"{name}-{runtime}"
+                    shutil.rmtree(run, ignore_errors=True)
+                    how = ["--epochs", epochs, "--log-every", 1, "--runtime", runtime]
+                    tinytl("train", bundle, "--data", packed, *how, "--out", run)
+                    found[runtime] = losses(run)[: options.steps]
+                ours, theirs = found.values()
+                apart = [abs(a - b) / abs(b) for a, b in zip(ours, theirs)]
+                print(f"| {backbone} | {method} | {optimizer} | {max(apart):.1e} | {max(apart[:10]):.1e} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Trains a bundle inside a memory control group with a hard limit (as root; cgroup version 1 or 2).
+
+    python benchmarks/control_group.py BUNDLE --data train.safetensors --val val.safetensors [--limit 16MB] [--epochs 2]
+
+The trainer alone is in the group, from its start. Prints its VmHWM, and of the group the most that it used (with the
+page cache of the files it reads), and how often the limit made the kernel take pages back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from tinytl_edge.runtime.bundle import STEP, open_bundle
+from tinytl_edge.runtime.memory import megabytes, parse_size
+from tinytl_edge.runtime.native_worker import find_trainer
+from tinytl_edge.runtime.options import TrainOptions
+
+# File names by version: limit of memory, limit of memory and swap, most used, times at the limit.
+VERSION_1 = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.max_usage_in_bytes", "memory.failcnt")
+VERSION_2 = ("memory.max", "memory.swap.max", "memory.peak", "memory.events")
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--val", type=Path)
+    parser.add_argument("--limit", default="16MB")
+    parser.add_argument("--epochs", type=int, default=2)
+    options = parser.parse_args()
+    root = Path("/sys/fs/cgroup")
+    first = (root / "memory").is_dir()
+    limit, swap, most, failed = VERSION_1 if first else VERSION_2
+    group = (root / "memory" if first else root) / f"tinytl-edge-{os.getpid()}"
+    group.mkdir()
+    size = parse_size(options.limit)
+    (group / limit).write_text(str(size))
+    if (group / swap).exists():
+        (group / swap).write_text(str(size) if first else "0")
+    bundle, trainer = open_bundle(options.bundle), find_trainer()
+    manifest = bundle.manifest
+    run_options = TrainOptions(epochs=options.epochs)
+    try:
+        with tempfile.TemporaryDirectory() as run:
+            job = {
+                "command": "train", "bundle_identity": bundle.identity,
+                "program": os.fspath(bundle.file(STEP).resolve()),
+                "train": os.fspath(options.data.resolve()), "val": options.val and os.fspath(options.val.resolve()),
+                "run": run, "resume": False, "batch_size": manifest.batch_size, "options": asdict(run_options),
+                "learning_rates": run_options.learning_rates(manifest.optimizer, manifest.batch_size),
+            }  # fmt: skip
+            command = ["sh", "-c", f"echo $$ > {group}/cgroup.procs && exec {trainer}"]
+            ended = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
+        last = json.loads(ended.stdout.splitlines()[-1]) if ended.stdout else {}
+        print(f"exit code {ended.returncode}, last event '{last.get('event')}', {last.get('steps')} steps")
+        print(f"VmHWM {megabytes(last.get('peak_rss_bytes', 0))}, limit {megabytes(size)}")
+        used, times = int((group / most).read_text()), (group / failed).read_text().strip()
+        print(f"the group at most {megabytes(used)}; {failed}: {times}")
+    finally:
+        group.rmdir()
+
+
+if __name__ == "__main__":
+    main()
