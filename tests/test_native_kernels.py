@@ -17,14 +17,18 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compil
 
 @pytest.mark.parametrize(
     "flags",
-    [("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"), ("-O3", "-march=native")],
-    ids=["sanitized", "native"],
+    [
+        ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+        ("-O1", "-g", "-fsanitize=thread"),
+        ("-O3", "-march=native"),
+    ],
+    ids=["sanitized", "threads sanitized", "native"],
 )
 def test_every_kernel_against_its_reference(tmp_path: Path, flags: tuple[str, ...]) -> None:
     program = tmp_path / "kernels_test"
     source = ROOT / "tests" / "native" / "kernels_test.cc"
     command = [COMPILER, "-std=gnu++20", "-Wall", "-Wextra", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
-    command += [*flags, source, *KERNELS, "-o", program]
+    command += ["-pthread", *flags, source, *KERNELS, "-o", program]
     built = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr[-4000:]
     ran = subprocess.run([program], capture_output=True, text=True, check=False, timeout=600)

@@ -82,7 +82,7 @@ def test_the_peak_is_above_every_sample(run: Path) -> None:
     peak = record["result"]["peak_rss_bytes"]
     samples = [size for _, size in record["rss_curve"]]
     seen = [event["rss_bytes"] for event in events_of(run) if "rss_bytes" in event]
-    assert len(samples) > 3
+    assert samples
     assert max(samples + seen) <= peak < 200e6
     assert max(event.get("peak_rss_bytes", 0) for event in events_of(run)) <= peak
     seconds = [second for second, _ in record["rss_curve"]]

@@ -32,7 +32,7 @@ void bench(const Job& job, Events& events) {
   const int64_t steps = job.integer("steps", 1, 1 << 20);
   const std::unique_ptr<Program> program = Program::load(job.text("program"), true);
   for (Parameter& parameter : program->parameters) parameter.rate = 1e-5;  // any but zero: a step does all its work
-  Execution execution(*program);
+  Execution execution(*program, job.threads());
   give_back_unused();
   const Execution::MaskFiller no_dropout = [](int32_t, int64_t elements, float* out) { std::fill(out, out + elements, 1.0f); };
   std::vector<double> step_ms, forward_ms;
@@ -54,12 +54,14 @@ void bench(const Job& job, Events& events) {
   const int64_t profiled = std::min<int64_t>(steps, 20);
   for (int64_t i = 0; i < profiled; ++i) {
     ++sample.step;
+    fill_with_noise(execution, *program, static_cast<uint64_t>(sample.step));  // the last step wrote over it
     execution.forward(&no_dropout);
     execution.backward(sample);
   }
   json::Writer& event = events.begin("done");
   event.text("runtime", "native")
       .integer("steps", steps)
+      .integer("threads", job.threads())
       .number("step_ms_median", percentile(step_ms, 0.5))
       .number("step_ms_p10", percentile(step_ms, 0.1))
       .number("forward_ms_median", percentile(forward_ms, 0.5))

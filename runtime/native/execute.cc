@@ -4,13 +4,20 @@
 
 #include <cmath>
 #include <cstring>
+#include <system_error>
 
 #include "clock.h"
 #include "errors.h"
+#include "kernels/parallel.h"
 
 namespace tinytl {
 
-Execution::Execution(Program& program) : program_(program) {
+Execution::Execution(Program& program, int64_t threads) : program_(program) {
+  try {
+    start_threads(static_cast<int>(threads));
+  } catch (const std::system_error& error) {
+    fail(kUsage, "The system has no room for %lld threads (%s).", static_cast<long long>(threads), error.what());
+  }
   // Pages that no operator touches never become resident.
   void* memory = mmap(nullptr, static_cast<size_t>(program.arena_bytes), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -24,7 +24,8 @@ using OperatorTimes = std::array<double, kOpcodes>;  // seconds by opcode
 // The arena and what one sample brings to it.
 class Execution {
  public:
-  explicit Execution(Program& program);
+  // `threads` compute; there is one execution in a process.
+  Execution(Program& program, int64_t threads);
   ~Execution();
   Execution(const Execution&) = delete;
   Execution& operator=(const Execution&) = delete;

@@ -18,6 +18,7 @@ class Job {
   std::string optional_text(const char* name) const;  // "" where it is null or missing
   int64_t integer(const char* name, int64_t low, int64_t high) const;
   double number(const char* name, double low, double high) const;
+  int64_t threads() const { return is_null("threads") ? 1 : integer("threads", 1, 1024); }
   bool flag(const char* name) const;
   bool is_null(const char* name) const;
   Rates rates(const char* name) const;

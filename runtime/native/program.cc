@@ -7,6 +7,7 @@
 
 #include "bfloat16.h"
 #include "json.h"
+#include "kernels/parallel.h"
 #include "safetensors.h"
 
 namespace tinytl {
@@ -345,7 +346,13 @@ void Program::place_values(Part& part, uint8_t* place) {
 }
 
 void Program::load_part(Part& part, uint8_t* place) {
-  file_->read_part(*values_[static_cast<size_t>(part.parameter)], part.file_offset, static_cast<size_t>(bytes(part)), place);
+  constexpr int64_t kReadBytes = 8192;  // are worth another thread
+  const TensorEntry& value = *values_[static_cast<size_t>(part.parameter)];
+  const Slices slices(bytes(part), kReadBytes);
+  parallel_shares(slices.count(), [&](int first, int beyond) {
+    const int64_t begin = slices.begin(first), end = slices.begin(beyond);
+    file_->read_part(value, part.file_offset + static_cast<uint64_t>(begin), static_cast<size_t>(end - begin), place + begin);
+  });
   place_values(part, place);
 }
 

@@ -16,7 +16,7 @@ void trace(const Job& job, Events& events) {
   const std::unique_ptr<Program> program = Program::load(job.text("program"), true);
   const Dataset data = Dataset::open(job.text("data"));
   Samples samples(*program, data);
-  Execution execution(*program);
+  Execution execution(*program, 1);
   std::vector<TensorToWrite> tensors;
   std::deque<std::vector<uint8_t>> copies;  // stay where they are
   const auto keep = [&](const char* kind, size_t number, DType dtype, const void* from, size_t bytes) {

@@ -61,7 +61,7 @@ class Training {
         program_(Program::load(job.text("program"), true)),
         dataset_(Dataset::open(job.text("train"))),
         samples_(*program_, dataset_),
-        execution_(*program_),
+        execution_(*program_, options_.threads()),
         rates_(job.rates("learning_rates")),
         batch_size_(job.integer("batch_size", 1, 1 << 20)),
         epochs_(options_.integer("epochs", 1, 1 << 30)),
@@ -212,7 +212,7 @@ class Training {
         .integer("batch_size", batch_size_)
         .begin_object("learning_rates");
     for (const auto& [group, rate] : rates_) event.number(group, rate);
-    event.end_object().integer("threads", 1).integer("peak_rss_bytes", peak_rss());
+    event.end_object().integer("threads", options_.threads()).integer("peak_rss_bytes", peak_rss());
     send();
   }
 
@@ -315,7 +315,7 @@ void evaluate(const Job& job, Events& events) {
   const std::unique_ptr<Program> program = adapted_program(job);
   const Dataset data = Dataset::open(job.text("data"));
   Samples samples(*program, data);
-  Execution execution(*program);
+  Execution execution(*program, job.threads());
   if (data.classes().empty()) fail(kData, "%s has photographs without a label.", data.path().c_str());
   // Of several labels, how often each was right; otherwise the confusion matrix.
   const bool several = program->several_labels;
@@ -352,7 +352,7 @@ void predict(const Job& job, Events& events) {
   const std::unique_ptr<Program> program = adapted_program(job);
   const Dataset data = Dataset::open(job.text("data"));
   Samples samples(*program, data);
-  Execution execution(*program);
+  Execution execution(*program, job.threads());
   for_each_sample(data, samples, execution, [&](uint32_t) {
     json::Writer& event = events.begin("prediction");
     event.begin_array("probabilities");

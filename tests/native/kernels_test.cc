@@ -1,16 +1,20 @@
-// Checks every kernel against a plain double-precision reference; `kernels_test bench` prints rates instead.
+// Checks every kernel against a plain double-precision reference, with one thread and with three, which must give the
+// same bits; `kernels_test bench [threads]` prints rates instead.
 #include "../../runtime/native/kernels/kernels.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <new>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "../../runtime/native/kernels/parallel.h"
 #include "../../runtime/native/kernels/simd.h"
 
 using namespace tinytl;
@@ -34,6 +38,7 @@ using Doubles = std::vector<double>;
 
 std::mt19937 g_random(7);
 int g_cases = 0, g_failures = 0;
+std::vector<uint64_t> g_hashes;  // of what was compared
 
 Floats random_floats(int64_t count, float low = -1, float high = 1) {
   std::uniform_real_distribution<float> distribution(low, high);
@@ -47,9 +52,20 @@ void fail(const std::string& name, const char* what, size_t at, double got, doub
   std::printf("FAIL %s: %s[%zu] = %.9g, not %.9g\n", name.c_str(), what, at, got, wanted);
 }
 
+void remember(const Floats& got) {
+  uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
+  for (float value : got) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    hash = (hash ^ bits) * 0x100000001b3u;
+  }
+  g_hashes.push_back(hash);
+}
+
 // `depth`: how many terms a sum has; rounding grows with its square root.
 void compare(const std::string& name, const char* what, const Floats& got, const Doubles& wanted, double depth = 1) {
   ++g_cases;
+  remember(got);
   const double tolerance = 4e-6 * std::sqrt(depth + 1);
   if (got.size() != wanted.size()) return fail(name, what, 0, double(got.size()), double(wanted.size()));
   for (size_t i = 0; i < got.size(); ++i) {
@@ -1124,11 +1140,8 @@ void bench() {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  if (argc > 1 && std::strcmp(argv[1], "bench") == 0) {
-    bench();
-    return 0;
-  }
+void test_all() {
+  g_random.seed(7);
   test_pointwise_all();
   test_convolutions();
   test_elementwise();
@@ -1142,6 +1155,38 @@ int main(int argc, char** argv) {
   test_rounding();
   test_low_precision_training();
   test_decay();
+}
+
+// A failure on any thread reaches the caller, and the next job runs.
+void test_failing_work() {
+  for (int failing = 0; failing < 3; ++failing) {
+    ++g_cases;
+    bool caught = false;
+    try {
+      parallel(3, [&](int slice) {
+        if (slice == failing) throw failing;
+      });
+    } catch (int number) {
+      caught = number == failing;
+    }
+    if (!caught) fail("failing work", "slice", size_t(failing), 0, 1);
+  }
+}
+
+int main(int argc, char** argv) {
+  if (argc > 1 && std::strcmp(argv[1], "bench") == 0) {
+    start_threads(argc > 2 ? std::atoi(argv[2]) : 1);
+    bench();
+    return 0;
+  }
+  test_all();
+  const std::vector<uint64_t> alone = std::exchange(g_hashes, {});
+  start_threads(3);
+  test_all();
+  test_failing_work();
+  for (size_t i = 0; i < alone.size(); ++i) {
+    if (g_hashes[i] != alone[i]) fail("three threads", "comparison", i, double(g_hashes[i]), double(alone[i]));
+  }
   std::printf("%d checks, %d failures\n", g_cases, g_failures);
   return g_failures ? 1 : 0;
 }

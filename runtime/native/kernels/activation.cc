@@ -13,17 +13,18 @@ typedef uint32_t Bits __attribute__((vector_size(TINYTL_VECTOR_BYTES)));
 // to[i] = f(from[i]...), by whole vectors, so that an element's result does not depend on where it lies.
 template <class Function, class... Floats>
 TINYTL_INLINE void map(int64_t elements, float* to, Function f, const Floats*... from) {
-  int64_t i = 0;
-  for (; i + kLanes <= elements; i += kLanes) store(to + i, Vector(f(load<Vector>(from + i)...)));
-  if (i == elements) return;
-  const size_t rest = static_cast<size_t>(elements - i) * sizeof(float);
-  const auto load_rest = [&](const float* source) {
-    Vector v{};
-    std::memcpy(&v, source + i, rest);
-    return v;
-  };
-  const Vector last = f(load_rest(from)...);
-  std::memcpy(to + i, &last, rest);
+  parallel(Slices(elements, kElementsUnit), [&](int64_t i, int64_t end) {
+    for (; i + kLanes <= end; i += kLanes) store(to + i, Vector(f(load<Vector>(from + i)...)));
+    if (i == end) return;
+    const size_t rest = static_cast<size_t>(end - i) * sizeof(float);
+    const auto load_rest = [&](const float* source) {
+      Vector v{};
+      std::memcpy(&v, source + i, rest);
+      return v;
+    };
+    const Vector last = f(load_rest(from)...);
+    std::memcpy(to + i, &last, rest);
+  });
 }
 
 // exp(x) of x <= 0 to a relative error of 1e-7, as in Cephes: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial for
@@ -69,14 +70,17 @@ void clamp_with_mask(const float* x, float* y, int64_t elements, Activation acti
   const Bounds bounds = bounds_of(activation);
   const Finish finish(Epilogue{.activation = activation, .mask = mask});
   constexpr int64_t kBlock = 4096;  // a block is still in the first-level cache when its mask is made
-  for (int64_t first = 0; first < elements; first += kBlock) {
-    const int64_t count = std::min(kBlock, elements - first);
-    for (int64_t i = first; i < first + count; ++i) {
-      const float v = bounds.low > x[i] ? bounds.low : x[i];  // in this order NaN stays NaN
-      y[i] = bounds.high < v ? bounds.high : v;
+  static_assert(kElementsUnit % kBlock == 0);
+  parallel(Slices(elements, kElementsUnit), [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin; first < end; first += kBlock) {
+      const int64_t count = std::min(kBlock, end - first);
+      for (int64_t i = first; i < first + count; ++i) {
+        const float v = bounds.low > x[i] ? bounds.low : x[i];  // in this order NaN stays NaN
+        y[i] = bounds.high < v ? bounds.high : v;
+      }
+      finish(y, first, count, 1);
     }
-    finish(y, first, count, 1);
-  }
+  });
 }
 
 }  // namespace

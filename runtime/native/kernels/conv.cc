@@ -3,6 +3,7 @@
 
 #include "epilogue.h"
 #include "gemm.h"
+#include "parallel.h"
 
 namespace tinytl {
 namespace {
@@ -67,7 +68,16 @@ struct PackedTaps {
   bool first, last, whole_depth;
 };
 
-void gather_tiles(const Gather& g, const PackedTaps& packed, const TileOutput& output) {
+constexpr int kPixelSlices = Slices::kMost;
+
+// Where a slice of a phase's pixels begins, on whole tiles.
+int64_t pixel_slice(int64_t pixels, int slice) {
+  const int64_t tiles = (pixels + kTileRows - 1) / kTileRows;
+  return std::min(tiles * slice / kPixelSlices * kTileRows, pixels);
+}
+
+// Slices [first, beyond) of the target's pixels, of each phase.
+void gather_tiles(const Gather& g, const PackedTaps& packed, const TileOutput& output, int first, int beyond) {
   const int64_t source_channels = int64_t{g.groups} * g.depth, target_channels = int64_t{g.groups} * g.columns;
   const float* source = g.source + int64_t{packed.group} * g.depth + packed.k0;
   float* target = g.target + int64_t{packed.group} * g.columns + packed.n0;
@@ -81,9 +91,12 @@ void gather_tiles(const Gather& g, const PackedTaps& packed, const TileOutput& o
     const int32_t rows = g.y.pixels(phase_y), width = g.x.pixels(phase_x);
     Axis::Tap taps_y[kMaxTaps], taps_x[kMaxTaps];
     const int count_y = g.y.taps(phase_y, taps_y), count_x = g.x.taps(phase_x, taps_x);
-    int32_t row = 0, column = 0;
-    for (int32_t pixel = 0; pixel < rows * width;) {
-      const int32_t left = rows * width - pixel;
+    if (rows * width == 0) continue;
+    const int64_t end = pixel_slice(rows * width, beyond);
+    int64_t pixel = pixel_slice(rows * width, first);
+    auto row = static_cast<int32_t>(pixel / width), column = static_cast<int32_t>(pixel % width);
+    while (pixel < end) {
+      const int64_t left = end - pixel;
       const int tile_rows = left > kHalfTileRows ? kTileRows : kHalfTileRows;
       int32_t ys[kTileRows], xs[kTileRows];
       float* c_rows[kTileRows];
@@ -142,7 +155,7 @@ void gather_tiles(const Gather& g, const PackedTaps& packed, const TileOutput& o
   }
 }
 
-void gather(const Gather& g) {
+void gather_share(const Gather& g, int first, int beyond) {
   const int32_t taps = g.y.kernel * g.x.kernel;
   const int32_t depth_step = std::min({g.depth, kMaxDepth, kPanelDepth});
   const int32_t tap_step =
@@ -175,13 +188,22 @@ void gather(const Gather& g) {
           bias.fill(packed.last ? g.epilogue.bias : nullptr, group * g.columns + n0, packed.columns);
           gather_tiles(g, packed,
                        TileOutput{g.epilogue.accumulate || !packed.first, bias.values,
-                                  packed.last ? bounds.low : none.low, packed.last ? bounds.high : none.high});
+                                  packed.last ? bounds.low : none.low, packed.last ? bounds.high : none.high},
+                       first, beyond);
         }
       }
       n0 += packed.columns;
     }
   }
-  g.finish(g.target, 0, int64_t{g.y.target} * g.x.target, g.groups * g.columns);
+}
+
+void gather(const Gather& g) {
+  const int64_t pixels = int64_t{g.y.target} * g.x.target;
+  parallel_shares(kPixelSlices, [&](int first, int beyond) { gather_share(g, first, beyond); });
+  const SlicedFinish sliced(g.finish, g.groups * g.columns, 1, pixels, kTileRows);
+  parallel(sliced.slices().count(), [&](int slice) {
+    sliced(slice, g.target, sliced.slices().begin(slice), sliced.slices().end(slice));
+  });
 }
 
 }  // namespace
@@ -207,45 +229,47 @@ void conv_dw(const float* x, const float* dy, float* dw, const Geometry& g) {
   constexpr int kMaxSegments = 64;
   const int32_t depth = g.in_channels / g.groups, columns = g.out_channels / g.groups;
   const int32_t pixels = g.out_height * g.out_width;
-  for (int32_t group = 0; group < g.groups; ++group) {
-    for (int32_t n0 = 0; n0 < columns;) {
-      const int width = panel_width(columns - n0);
-      const int32_t used = std::min<int32_t>(width, columns - n0);
-      const MatrixSource source{.weight = {.f32 = dy + int64_t{group} * columns}, .stride = g.out_channels};
-      for (int32_t p0 = 0; p0 < pixels; p0 += kPixels) {
-        const int32_t p1 = std::min(p0 + kPixels, pixels);
-        float* panel = panel_buffer();
-        pack_panel(source, p0, p1 - p0, n0, used, width, panel);
-        for (int32_t tap = 0; tap < g.kernel_height * g.kernel_width; ++tap) {
-          const int32_t shift_y = tap / g.kernel_width - g.pad_top, shift_x = tap % g.kernel_width - g.pad_left;
-          // Output columns whose source column lies inside the map.
-          const int32_t first = shift_x < 0 ? (-shift_x + g.stride_width - 1) / g.stride_width : 0;
-          const int32_t beyond =
-              g.in_width > shift_x ? std::min(g.out_width, (g.in_width - 1 - shift_x) / g.stride_width + 1) : 0;
-          float* c = dw + (int64_t{tap} * g.groups + group) * depth * columns + n0;
-          TransposedSegment segments[kMaxSegments];
-          int count = 0;
-          auto flush = [&] {
-            multiply_transposed(segments, count, int64_t{g.stride_width} * g.in_channels, width, width, c, columns,
-                                depth, used);
-            count = 0;
-          };
-          for (int32_t row = p0 / g.out_width; row <= (p1 - 1) / g.out_width; ++row) {
-            const int32_t from_y = row * g.stride_height + shift_y;
-            const int32_t x0 = std::max(first, p0 - row * g.out_width);
-            const int32_t x1 = std::min(beyond, p1 - row * g.out_width);
-            if (from_y < 0 || from_y >= g.in_height || x0 >= x1) continue;
-            const int64_t from = int64_t{from_y} * g.in_width + x0 * g.stride_width + shift_x;
-            segments[count++] = {x + from * g.in_channels + int64_t{group} * depth,
-                                 panel + int64_t{row * g.out_width + x0 - p0} * width, x1 - x0};
-            if (count == kMaxSegments) flush();
+  parallel_shares(g.kernel_height * g.kernel_width, [&](int first_tap, int end_tap) {
+    for (int32_t group = 0; group < g.groups; ++group) {
+      for (int32_t n0 = 0; n0 < columns;) {
+        const int width = panel_width(columns - n0);
+        const int32_t used = std::min<int32_t>(width, columns - n0);
+        const MatrixSource source{.weight = {.f32 = dy + int64_t{group} * columns}, .stride = g.out_channels};
+        for (int32_t p0 = 0; p0 < pixels; p0 += kPixels) {
+          const int32_t p1 = std::min(p0 + kPixels, pixels);
+          float* panel = panel_buffer();
+          pack_panel(source, p0, p1 - p0, n0, used, width, panel);
+          for (int tap = first_tap; tap < end_tap; ++tap) {
+            const int32_t shift_y = tap / g.kernel_width - g.pad_top, shift_x = tap % g.kernel_width - g.pad_left;
+            // Output columns whose source column lies inside the map.
+            const int32_t first = shift_x < 0 ? (-shift_x + g.stride_width - 1) / g.stride_width : 0;
+            const int32_t beyond =
+                g.in_width > shift_x ? std::min(g.out_width, (g.in_width - 1 - shift_x) / g.stride_width + 1) : 0;
+            float* c = dw + (int64_t{tap} * g.groups + group) * depth * columns + n0;
+            TransposedSegment segments[kMaxSegments];
+            int count = 0;
+            auto flush = [&] {
+              multiply_transposed(segments, count, int64_t{g.stride_width} * g.in_channels, width, width, c, columns,
+                                  depth, used);
+              count = 0;
+            };
+            for (int32_t row = p0 / g.out_width; row <= (p1 - 1) / g.out_width; ++row) {
+              const int32_t from_y = row * g.stride_height + shift_y;
+              const int32_t x0 = std::max(first, p0 - row * g.out_width);
+              const int32_t x1 = std::min(beyond, p1 - row * g.out_width);
+              if (from_y < 0 || from_y >= g.in_height || x0 >= x1) continue;
+              const int64_t from = int64_t{from_y} * g.in_width + x0 * g.stride_width + shift_x;
+              segments[count++] = {x + from * g.in_channels + int64_t{group} * depth,
+                                   panel + int64_t{row * g.out_width + x0 - p0} * width, x1 - x0};
+              if (count == kMaxSegments) flush();
+            }
+            if (count > 0) flush();
           }
-          if (count > 0) flush();
         }
+        n0 += used;
       }
-      n0 += used;
     }
-  }
+  });
 }
 
 }  // namespace tinytl

@@ -3,6 +3,7 @@
 #include "epilogue.h"
 #include "gemm.h"
 #include "kernels.h"
+#include "parallel.h"
 #include "simd.h"
 
 namespace tinytl {
@@ -226,12 +227,27 @@ void sweep(const Sweep& s, const Finish& finish) {
   const int64_t out_row = int64_t{s.g.out_width} * channels, in_row = int64_t{s.g.in_width} * channels;
   const int32_t step = rows_in_block(s.backward ? in_row + out_row / s.g.stride_height
                                                 : in_row * s.g.stride_height + out_row);
-  for (int32_t y0 = 0; y0 < s.target_height; y0 += step) {
-    const int32_t y1 = std::min(y0 + step, s.target_height);
+  auto sweep_rows = [&](int32_t begin, int32_t end, int32_t y0, int32_t y1) {
     // The last block overlaps the one before where the channels are no multiple of the lanes.
-    for (int32_t c = 0; c < channels; c += lanes) function(s, std::min(c, channels - lanes), y0, y1);
-    finish(s.target, int64_t{y0} * s.target_width, int64_t{y1 - y0} * s.target_width, channels);
+    for (int32_t c = begin; c < end; c += lanes) function(s, std::min(c, channels - lanes), y0, y1);
+  };
+  // As in products of few rows, so that channels stay on one thread.
+  if (s.target_height * s.target_width <= kFewPixels && channels % lanes == 0 && channels % 8 == 0) {
+    return parallel_channels(channels, [&](int32_t begin, int32_t end) {
+      sweep_rows(begin, end, 0, s.target_height);
+      finish.columns(s.target, 0, int64_t{s.target_height} * s.target_width, channels, begin, end);
+    });
   }
+  constexpr int kFewestRows = 3;  // each slice makes vectors of the weights anew
+  const SlicedFinish sliced(finish, channels, s.target_width, s.target_height, 1, kFewestRows);
+  parallel(sliced.slices().count(), [&](int slice) {
+    const auto beyond = static_cast<int32_t>(sliced.slices().end(slice));
+    for (auto y0 = static_cast<int32_t>(sliced.slices().begin(slice)); y0 < beyond; y0 += step) {
+      const int32_t y1 = std::min(y0 + step, beyond);
+      sweep_rows(0, channels, y0, y1);
+      sliced(slice, s.target, y0, y1);
+    }
+  });
 }
 
 // What the weight gradients are made of.
@@ -351,13 +367,15 @@ void depthwise_dw(const float* x, const float* dy, float* dw, const Geometry& g)
   const GradientFunction function = gradient_function(g, lanes);
   const int64_t in_row = int64_t{g.in_width} * channels, out_row = int64_t{g.out_width} * channels;
   const int32_t step = std::min(rows_in_block(in_row * g.stride_height + out_row), kRows);
-  for (int32_t y0 = 0; y0 < g.out_height; y0 += step) {
-    const int32_t y1 = std::min(y0 + step, g.out_height);
-    for (int32_t c = 0; c < channels; c += lanes) {
-      const int32_t channel = std::min(c, channels - lanes);
-      function({x, dy, dw, g}, channel, y0, y1, c - channel);
+  parallel(Slices(channels, lanes), [&](int64_t begin, int64_t end) {
+    for (int32_t y0 = 0; y0 < g.out_height; y0 += step) {
+      const int32_t y1 = std::min(y0 + step, g.out_height);
+      for (auto c = static_cast<int32_t>(begin); c < end; c += lanes) {
+        const int32_t channel = std::min(c, channels - lanes);
+        function({x, dy, dw, g}, channel, y0, y1, c - channel);
+      }
     }
-  }
+  });
 }
 
 }  // namespace tinytl

@@ -113,6 +113,16 @@ TINYTL_INLINE void mask_and_sum(float* dx, const uint8_t* mask, int first_bit, i
   store(db, V(load<V>(db) + (sums[0] + sums[1])));
 }
 
+// Channels [begin, end), multiples of 8, of `count` pixels.
+void mask_and_sum_columns(float* pixels, const uint8_t* mask, int64_t count, int64_t channels, float* db, int32_t begin,
+                          int32_t end) {
+  int32_t c = begin;
+  for (; c + kLanes <= end; c += kLanes) {
+    mask_and_sum<Vector>(pixels + c, mask + c / 8, c % 8, count, channels, db + c);
+  }
+  if (c < end) mask_and_sum<VectorOf<8>::Type>(pixels + c, mask + c / 8, 0, count, channels, db + c);
+}
+
 }  // namespace
 
 void Finish::operator()(float* map, int64_t first, int64_t count, int32_t channels) const {
@@ -120,20 +130,67 @@ void Finish::operator()(float* map, int64_t first, int64_t count, int32_t channe
   float* from = map + first_element;
   if (written_mask_) store_mask(from, first_element, elements, activation_, written_mask_);
   if (mask_ && db_ && channels % 8 == 0) {
-    const uint8_t* mask = mask_ + first_element / 8;
-    int32_t c = 0;
-    for (; c + kLanes <= channels; c += kLanes) {
-      mask_and_sum<Vector>(from + c, mask + c / 8, c % 8, count, channels, db_ + c);
-    }
-    if (c < channels) mask_and_sum<VectorOf<8>::Type>(from + c, mask + c / 8, 0, count, channels, db_ + c);
+    mask_and_sum_columns(from, mask_ + first_element / 8, count, channels, db_, 0, channels);
     return;
   }
   if (mask_) mask_range(from, from, mask_, first_element, elements);
   if (db_) bias_gradient(from, db_, static_cast<int32_t>(count), channels);
 }
 
+void Finish::columns(float* map, int64_t first, int64_t count, int32_t channels, int32_t begin, int32_t end) const {
+  const int64_t first_element = first * channels;
+  if (mask_ && db_) {
+    mask_and_sum_columns(map + first_element, mask_ + first_element / 8, count, channels, db_, begin, end);
+  }
+  for (int64_t at = first_element + begin; at < first_element + count * channels; at += channels) {
+    float* from = map + at;
+    if (written_mask_) store_mask(from, at, end - begin, activation_, written_mask_);
+    if (mask_ && !db_) mask_range(from, from, mask_, at, end - begin);
+    if (db_ && !mask_) bias_gradient(from, db_ + begin, 1, end - begin);
+  }
+}
+
+namespace {
+
+// Sums of db by slice. Few enough slices of many channels keep this small.
+constexpr int64_t kPartialFloats = 16384;
+alignas(64) float g_partial_sums[kPartialFloats];
+
+int most_slices(int32_t channels) {
+  return static_cast<int>(std::clamp<int64_t>(kPartialFloats / std::max(channels, 1), 1, Slices::kMost));
+}
+
+// Slices must not share a byte of a mask that they write.
+int64_t whole_bytes(int64_t unit, int64_t elements_an_item) {
+  while (unit * elements_an_item % 8 != 0) unit *= 2;
+  return unit;
+}
+
+}  // namespace
+
+SlicedFinish::SlicedFinish(const Finish& finish, int32_t channels, int64_t pixels, int64_t items, int64_t unit, int fewest)
+    : finish_(finish), channels_(channels), pixels_(pixels),
+      slices_(items, finish.written_mask_ ? whole_bytes(unit, pixels * channels) : unit, fewest,
+              finish.db_ ? most_slices(channels) : Slices::kMost) {
+  if (finish_.db_ && slices_.count() > 1)
+    std::fill(g_partial_sums, g_partial_sums + int64_t{slices_.count()} * channels_, 0.0f);
+}
+
+SlicedFinish::~SlicedFinish() {
+  if (!finish_.db_ || slices_.count() == 1) return;
+  for (int slice = 0; slice < slices_.count(); ++slice)
+    for (int32_t c = 0; c < channels_; ++c) finish_.db_[c] += g_partial_sums[int64_t{slice} * channels_ + c];
+}
+
+void SlicedFinish::operator()(int slice, float* map, int64_t begin, int64_t end) const {
+  Finish own = finish_;
+  if (finish_.db_ && slices_.count() > 1) own.db_ = g_partial_sums + int64_t{slice} * channels_;
+  own(map, begin * pixels_, (end - begin) * pixels_, channels_);
+}
+
 void mask_gradient(const float* dy, float* dx, const uint8_t* mask, int64_t elements) {
-  mask_range(dy, dx, mask, 0, elements);
+  parallel(Slices(elements, kElementsUnit),
+           [&](int64_t begin, int64_t end) { mask_range(dy + begin, dx + begin, mask, begin, end - begin); });
 }
 
 void bias_gradient(const float* dy, float* db, int32_t pixels, int32_t channels) {
@@ -149,7 +206,9 @@ void bias_gradient(const float* dy, float* db, int32_t pixels, int32_t channels)
 }
 
 void add(const float* a, const float* b, float* y, int64_t elements) {
-  for (int64_t i = 0; i < elements; ++i) y[i] = a[i] + b[i];
+  parallel(Slices(elements, kElementsUnit), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) y[i] = a[i] + b[i];
+  });
 }
 
 }  // namespace tinytl

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "epilogue.h"
+#include "parallel.h"
 #include "simd.h"
 
 namespace tinytl {
@@ -224,6 +225,102 @@ class WholeRows {
   float copy_[kTileRows][kPanelWidth] = {};
 };
 
+// A part of a product, on one thread.
+class PartialProduct {
+ public:
+  PartialProduct(const float* a, const MatrixSource& b, float* c, int32_t k, int32_t n, const Epilogue& epilogue)
+      : a_(a), b_(b), c_(c), k_(k), n_(n), epilogue_(epilogue), bounds_(bounds_of(epilogue.activation)) {}
+
+  // Slices [first, beyond) of the rows, columns [begin, end); finish(slice, row, end row) gets what is done.
+  template <class FinishRows>
+  void multiply(const Slices& rows, int first, int beyond, int32_t begin, int32_t end, const FinishRows& finish) {
+    const int32_t depth_blocks = std::max<int32_t>((k_ + kPanelDepth - 1) / kPanelDepth, 1);
+    const int32_t depth_step = (k_ + depth_blocks - 1) / depth_blocks;
+    const int32_t step = row_step(depth_step);
+    for (int32_t n0 = begin, n1 = begin; n0 < end; n0 = n1) {
+      for (int32_t k0 = 0; k0 < k_; k0 += depth_step) {
+        const int32_t depth = std::min(depth_step, k_ - k0);
+        const bool last = k0 + depth == k_;
+        n1 = pack(n0, end, k0, depth, depth_step, last);
+        for (int slice = first; slice < beyond; ++slice) {
+          const auto end_row = static_cast<int32_t>(rows.end(slice));
+          for (auto m0 = static_cast<int32_t>(rows.begin(slice)); m0 < end_row; m0 += step) {
+            const int32_t m1 = std::min(m0 + step, end_row);
+            multiply_block(m0, m1, k0, depth, last);
+            if (last && n1 == end) finish(slice, m0, m1);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int32_t kMaxPanels = 64, kBlockTiles = 8;
+  struct Panel {
+    const float* packed;
+    int32_t n0, columns;
+    int width;
+    PanelBias bias;
+  };
+
+  // Rows that stay in the first-level cache, if there are any such, while all packed panels pass over them.
+  int32_t row_step(int32_t depth_step) const {
+    constexpr int32_t kBlockFloats = 6144;
+    return std::clamp(kBlockFloats / kTileRows / (depth_step + n_), 1, kBlockTiles) * kTileRows;
+  }
+
+  // Packs rows [k0, k0 + depth) of B and columns [n0, n1), as many as there is room for up to `end`. Returns n1.
+  int32_t pack(int32_t n0, int32_t end, int32_t k0, int32_t depth, int32_t depth_step, bool last) {
+    float* packed = g_panels;
+    for (panel_count_ = 0; n0 < end && panel_count_ < kMaxPanels; ++panel_count_) {
+      Panel& panel = panels_[panel_count_];
+      panel.width = panel_width(end - n0);
+      // Sized by depth_step, so that every block of k splits the columns alike.
+      if (packed + int64_t{depth_step} * panel.width > g_panels + kPanelFloats) break;
+      panel.n0 = n0;
+      panel.columns = std::min<int32_t>(panel.width, end - n0);
+      panel.packed = packed;
+      pack_panel(b_, k0, depth, n0, panel.columns, panel.width, packed);
+      panel.bias.fill(last ? epilogue_.bias : nullptr, n0, panel.columns);
+      packed += int64_t{depth_step} * panel.width;
+      n0 += panel.columns;
+    }
+    return n0;
+  }
+
+  void multiply_block(int32_t m0, int32_t m1, int32_t k0, int32_t depth, bool last) const {
+    const float* a_rows[kBlockTiles * kTileRows];
+    float* c_rows[kBlockTiles * kTileRows];
+    // A last tile repeats the last row, to the same effect.
+    const int32_t rows = (m1 - m0 + kTileRows - 1) / kTileRows * kTileRows;
+    for (int32_t i = 0; i < rows; ++i) {
+      const int64_t row = std::min(m0 + i, m1 - 1);
+      a_rows[i] = a_ + row * k_ + k0;
+      c_rows[i] = c_ + row * n_;
+    }
+    const Bounds bounds = last ? bounds_ : Bounds{};
+    for (int p = 0; p < panel_count_; ++p) {
+      const Panel& panel = panels_[p];
+      const TileOutput output{epilogue_.accumulate || k0 > 0, panel.bias.values, bounds.low, bounds.high};
+      for (int32_t row = 0; m0 + row < m1;) {
+        const int tile_rows = m1 - m0 - row > kHalfTileRows ? kTileRows : kHalfTileRows;
+        multiply_tile(tile_rows, panel.width, a_rows + row, &panel.packed, 1, depth, c_rows + row, panel.n0,
+                      panel.columns, output);
+        row += tile_rows;
+      }
+    }
+  }
+
+  const float* a_;
+  const MatrixSource& b_;
+  float* c_;
+  const int32_t k_, n_;
+  const Epilogue& epilogue_;
+  const Bounds bounds_;
+  Panel panels_[kMaxPanels];
+  int panel_count_ = 0;
+};
+
 }  // namespace
 
 float* panel_buffer() { return g_panels; }
@@ -292,66 +389,19 @@ void multiply_transposed(const TransposedSegment* segments, int segment_count, i
 
 void multiply_rows(const float* a, const MatrixSource& b, float* c, int32_t m, int32_t k, int32_t n,
                    const Epilogue& epilogue, const Finish& finish) {
-  constexpr int32_t kMaxPanels = 64;
-  // Rows that stay in the first-level cache, if there are any such, while all packed panels pass over them.
-  constexpr int32_t kBlockFloats = 6144, kBlockTiles = 8;
-  const int32_t depth_blocks = std::max<int32_t>((k + kPanelDepth - 1) / kPanelDepth, 1);
-  const int32_t depth_step = (k + depth_blocks - 1) / depth_blocks;
-  const int32_t row_step = std::clamp(kBlockFloats / kTileRows / (depth_step + n), 1, kBlockTiles) * kTileRows;
-  const Bounds none, bounds = bounds_of(epilogue.activation);
-  struct Panel {
-    const float* packed;
-    int32_t n0, columns;
-    int width;
-  } panels[kMaxPanels];
-  static thread_local PanelBias biases[kMaxPanels];
-
-  for (int32_t n0 = 0; n0 < n;) {
-    int32_t n1 = n0;
-    for (int32_t k0 = 0, block = 0; block < depth_blocks; ++block, k0 += depth_step) {
-      const int32_t depth = std::min(depth_step, k - k0);
-      const bool last = block + 1 == depth_blocks;
-      int panel_count = 0;
-      float* packed = g_panels;
-      for (n1 = n0; n1 < n && panel_count < kMaxPanels; ++panel_count) {
-        Panel& panel = panels[panel_count];
-        panel.width = panel_width(n - n1);
-        // Sized by depth_step, so that every block of k splits the columns alike.
-        if (packed + int64_t{depth_step} * panel.width > g_panels + kPanelFloats) break;
-        panel.n0 = n1;
-        panel.columns = std::min<int32_t>(panel.width, n - n1);
-        panel.packed = packed;
-        pack_panel(b, k0, depth, n1, panel.columns, panel.width, packed);
-        biases[panel_count].fill(last ? epilogue.bias : nullptr, n1, panel.columns);
-        packed += int64_t{depth_step} * panel.width;
-        n1 += panel.columns;
-      }
-      for (int32_t m0 = 0; m0 < m; m0 += row_step) {
-        const int32_t m1 = std::min(m0 + row_step, m);
-        // A last tile repeats the last row, to the same effect.
-        const float* a_rows[kBlockTiles * kTileRows];
-        float* c_rows[kBlockTiles * kTileRows];
-        for (int32_t i = 0; i < row_step; ++i) {
-          const int64_t row = std::min(m0 + i, m1 - 1);
-          a_rows[i] = a + row * k + k0;
-          c_rows[i] = c + row * n;
-        }
-        for (int p = 0; p < panel_count; ++p) {
-          const Panel& panel = panels[p];
-          const TileOutput output{epilogue.accumulate || block > 0, biases[p].values, last ? bounds.low : none.low,
-                                  last ? bounds.high : none.high};
-          for (int32_t row = 0; m0 + row < m1;) {
-            const int tile_rows = m1 - m0 - row > kHalfTileRows ? kTileRows : kHalfTileRows;
-            multiply_tile(tile_rows, panel.width, a_rows + row, &panel.packed, 1, depth, c_rows + row, panel.n0,
-                          panel.columns, output);
-            row += tile_rows;
-          }
-        }
-        if (last && n1 == n) finish(c, m0, m1 - m0, n);
-      }
-    }
-    n0 = n1;
+  if (m <= kFewPixels && n % 8 == 0) {
+    const Slices rows(m, m);
+    return parallel_channels(n, [&](int32_t begin, int32_t end) {
+      PartialProduct(a, b, c, k, n, epilogue).multiply(rows, 0, 1, begin, end, [&](int, int32_t m0, int32_t m1) {
+        finish.columns(c, m0, m1 - m0, n, begin, end);
+      });
+    });
   }
+  const SlicedFinish sliced(finish, n, 1, m, kTileRows);
+  parallel_shares(sliced.slices().count(), [&](int first, int beyond) {
+    PartialProduct(a, b, c, k, n, epilogue)
+        .multiply(sliced.slices(), first, beyond, 0, n, [&](int slice, int32_t m0, int32_t m1) { sliced(slice, c, m0, m1); });
+  });
 }
 
 }  // namespace tinytl

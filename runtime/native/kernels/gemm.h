@@ -45,7 +45,7 @@ constexpr int kTileRows = 6, kHalfTileRows = 3, kPanelWidth = 16, kNarrowestPane
 constexpr int kTileRows = 6, kHalfTileRows = 3, kPanelWidth = 8, kNarrowestPanel = 4;
 #endif
 
-// Packed panels live here, one buffer a thread.
+// Packed panels live here, one buffer a thread: what one packs for another costs more than to pack it twice.
 constexpr int32_t kPanelFloats = 40960;
 constexpr int32_t kPanelDepth = kPanelFloats / kPanelWidth;
 float* panel_buffer();
@@ -77,7 +77,8 @@ struct TransposedSegment {
 void multiply_transposed(const TransposedSegment* segments, int segment_count, int64_t a_stride, int64_t b_stride,
                          int width, float* c, int64_t c_stride, int32_t rows, int32_t columns);
 
-// C[m][n] = sum_k A[m][k] B[k][n], rows of A and C contiguous; `finish` gets the rows of C when they are done.
+// C[m][n] = sum_k A[m][k] B[k][n], rows of A and C contiguous; `finish` gets the rows of C when they are done. In
+// parallel.
 void multiply_rows(const float* a, const MatrixSource& b, float* c, int32_t m, int32_t k, int32_t n,
                    const Epilogue& epilogue, const Finish& finish);
 

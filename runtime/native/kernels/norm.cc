@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "kernels.h"
+#include "parallel.h"
 
 namespace tinytl {
 namespace {
@@ -22,7 +23,7 @@ void group_norm_forward(const float* x, float* y, int32_t pixels, int32_t channe
                         const float* weight, const float* bias, float* statistics) {
   const int32_t width = channels / groups;
   const double count = static_cast<double>(pixels) * width;
-  for (int32_t group = 0; group < groups; ++group) {
+  parallel(groups, [&](int group) {
     const int32_t first = group * width;
     const double mean =
         group_sum(pixels, channels, first, width, [&](int64_t i, int32_t) { return x[i]; }) / count;
@@ -41,14 +42,14 @@ void group_norm_forward(const float* x, float* y, int32_t pixels, int32_t channe
         y[row + c] = normal * (weight ? weight[c] : 1.0f) + (bias ? bias[c] : 0.0f);
       }
     }
-  }
+  });
 }
 
 void group_norm_backward(const float* x, const float* dy, float* dx, int32_t pixels, int32_t channels,
                          int32_t groups, const float* weight, const float* statistics, float* dweight, float* dbias) {
   const int32_t width = channels / groups;
   const double count = static_cast<double>(pixels) * width;
-  for (int32_t group = 0; group < groups; ++group) {
+  parallel(groups, [&](int group) {
     const int32_t first = group * width;
     const float center = statistics[2 * group], inverse = statistics[2 * group + 1];
     // Before dx is written, which may be dy.
@@ -72,27 +73,31 @@ void group_norm_backward(const float* x, const float* dy, float* dx, int32_t pix
             (scaled(row + c, c) - static_cast<float>(mean) - normal * static_cast<float>(slope)) * inverse;
       }
     }
-  }
+  });
 }
 
 void affine_forward(const float* x, float* y, int32_t pixels, int32_t channels, const float* weight,
                     const float* bias) {
-  for (int32_t p = 0; p < pixels; ++p, x += channels, y += channels) {
-    for (int32_t c = 0; c < channels; ++c) y[c] = x[c] * weight[c] + bias[c];
-  }
+  parallel_channels(channels, [&](int32_t begin, int32_t end) {
+    for (int64_t row = 0; row < int64_t{pixels} * channels; row += channels) {
+      for (int32_t c = begin; c < end; ++c) y[row + c] = x[row + c] * weight[c] + bias[c];
+    }
+  });
 }
 
 void affine_backward(const float* x, const float* dy, float* dx, int32_t pixels, int32_t channels,
                      const float* weight, float* dweight, float* dbias) {
-  for (int32_t p = 0; p < pixels; ++p, x += channels, dy += channels, dx += channels) {
-    if (dweight) {
-      for (int32_t c = 0; c < channels; ++c) dweight[c] += dy[c] * x[c];
+  parallel_channels(channels, [&](int32_t begin, int32_t end) {
+    for (int64_t row = 0; row < int64_t{pixels} * channels; row += channels) {
+      if (dweight) {
+        for (int32_t c = begin; c < end; ++c) dweight[c] += dy[row + c] * x[row + c];
+      }
+      if (dbias) {
+        for (int32_t c = begin; c < end; ++c) dbias[c] += dy[row + c];
+      }
+      for (int32_t c = begin; c < end; ++c) dx[row + c] = dy[row + c] * weight[c];
     }
-    if (dbias) {
-      for (int32_t c = 0; c < channels; ++c) dbias[c] += dy[c];
-    }
-    for (int32_t c = 0; c < channels; ++c) dx[c] = dy[c] * weight[c];
-  }
+  });
 }
 
 }  // namespace tinytl

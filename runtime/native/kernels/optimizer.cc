@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels.h"
+#include "parallel.h"
 #include "simd.h"
 
 namespace tinytl {
@@ -137,30 +138,35 @@ void update(const Trained& trained, const Gradient& gradient, const UpdateRule& 
   const RandomBits value_bits(seed), first_bits(seed + 1), second_bits(seed + 2);
   const Adam adam(rule.rate, static_cast<double>(rule.step));
   const Moment &first = trained.first, &second = trained.second;
-  // What is not float32 passes through these, a block at a time.
-  float values[kMomentBlock], gradients[kMomentBlock], firsts[kMomentBlock], seconds[kMomentBlock];
-  for (int64_t at = 0, block = 0; at < trained.elements; at += kMomentBlock, ++block) {
-    const int count = static_cast<int>(std::min<int64_t>(kMomentBlock, trained.elements - at));
-    float* value = trained.f32 ? trained.f32 + at : widen(trained.bf16 + at, count, values);
-    const float* g = gradient.f32 ? gradient.f32 + at : widen(gradient.bf16 + at, count, gradients);
-    float* m = first.f32 ? first.f32 + at : firsts;
-    float* v = second.f32 ? second.f32 + at : seconds;
-    if (first.codes) FirstCode::decode(first.codes + at, first.scales[block], count, m);
-    if (second.codes) SecondCode::decode(second.codes + at, second.scales[block], count, v);
-    switch (rule.optimizer) {
-      case Optimizer::kSgd: sgd(value, g, count, rule.rate); break;
-      case Optimizer::kMomentum: momentum(value, g, m, count, rule.rate); break;
-      case Optimizer::kAdam: adam.apply(value, g, m, v, count); break;
+  constexpr int64_t kBlocks = 8;  // are worth another thread
+  parallel(Slices(trained.elements, kBlocks * kMomentBlock), [&](int64_t begin, int64_t end) {
+    // What is not float32 passes through these, a block at a time.
+    float values[kMomentBlock], gradients[kMomentBlock], firsts[kMomentBlock], seconds[kMomentBlock];
+    for (int64_t at = begin, block = begin / kMomentBlock; at < end; at += kMomentBlock, ++block) {
+      const int count = static_cast<int>(std::min<int64_t>(kMomentBlock, end - at));
+      float* value = trained.f32 ? trained.f32 + at : widen(trained.bf16 + at, count, values);
+      const float* g = gradient.f32 ? gradient.f32 + at : widen(gradient.bf16 + at, count, gradients);
+      float* m = first.f32 ? first.f32 + at : firsts;
+      float* v = second.f32 ? second.f32 + at : seconds;
+      if (first.codes) FirstCode::decode(first.codes + at, first.scales[block], count, m);
+      if (second.codes) SecondCode::decode(second.codes + at, second.scales[block], count, v);
+      switch (rule.optimizer) {
+        case Optimizer::kSgd: sgd(value, g, count, rule.rate); break;
+        case Optimizer::kMomentum: momentum(value, g, m, count, rule.rate); break;
+        case Optimizer::kAdam: adam.apply(value, g, m, v, count); break;
+      }
+      if (trained.bf16) narrow(value, value_bits, at, count, trained.bf16 + at);
+      if (first.codes) first.scales[block] = FirstCode::encode(m, first_bits, at, count, first.codes + at);
+      if (second.codes) second.scales[block] = SecondCode::encode(v, second_bits, at, count, second.codes + at);
     }
-    if (trained.bf16) narrow(value, value_bits, at, count, trained.bf16 + at);
-    if (first.codes) first.scales[block] = FirstCode::encode(m, first_bits, at, count, first.codes + at);
-    if (second.codes) second.scales[block] = SecondCode::encode(v, second_bits, at, count, second.codes + at);
-  }
+  });
 }
 
 void add_rounded(const float* gradient, uint16_t* sums, int64_t elements, uint64_t seed) {
   const RandomBits random(seed);
-  for (int64_t i = 0; i < elements; ++i) sums[i] = narrowed(widened(sums[i]) + gradient[i], random.at(i));
+  parallel(Slices(elements, kElementsUnit), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) sums[i] = narrowed(widened(sums[i]) + gradient[i], random.at(i));
+  });
 }
 
 }  // namespace tinytl

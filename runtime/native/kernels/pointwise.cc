@@ -2,6 +2,7 @@
 
 #include "epilogue.h"
 #include "gemm.h"
+#include "parallel.h"
 #include "simd.h"
 
 namespace tinytl {
@@ -103,22 +104,26 @@ void pointwise_dw(const float* x, const float* dy, float* dw, int32_t pixels, in
   }
   // What a tile reads stays in the first-level cache for the next one.
   constexpr int32_t kDepth = 128;
-  for (int32_t p0 = 0; p0 < pixels; p0 += kDepth) {
-    const int32_t depth = std::min(kDepth, pixels - p0);
-    for (int32_t n0 = 0; n0 < out;) {
-      const int width = panel_width(out - n0);
-      const int32_t columns = std::min<int32_t>(width, out - n0);
-      TransposedSegment segment{x + int64_t{p0} * in, dy + int64_t{p0} * out + n0, depth};
-      int64_t stride = out;
-      if (columns < width) {  // whole rows are not there to be read
-        pack_panel({.weight = {.f32 = dy}, .stride = out}, p0, depth, n0, columns, width, panel_buffer());
-        segment.b = panel_buffer();
-        stride = width;
+  parallel(Slices(in, kTileRows), [&](int64_t begin, int64_t end) {
+    alignas(64) float panel[kDepth * kPanelWidth];
+    for (int32_t p0 = 0; p0 < pixels; p0 += kDepth) {
+      const int32_t depth = std::min(kDepth, pixels - p0);
+      for (int32_t n0 = 0; n0 < out;) {
+        const int width = panel_width(out - n0);
+        const int32_t columns = std::min<int32_t>(width, out - n0);
+        TransposedSegment segment{x + int64_t{p0} * in + begin, dy + int64_t{p0} * out + n0, depth};
+        int64_t stride = out;
+        if (columns < width) {  // whole rows are not there to be read
+          pack_panel({.weight = {.f32 = dy}, .stride = out}, p0, depth, n0, columns, width, panel);
+          segment.b = panel;
+          stride = width;
+        }
+        multiply_transposed(&segment, 1, in, stride, width, dw + begin * out + n0, out, static_cast<int32_t>(end - begin),
+                            columns);
+        n0 += columns;
       }
-      multiply_transposed(&segment, 1, in, stride, width, dw + n0, out, in, columns);
-      n0 += columns;
     }
-  }
+  });
 }
 
 }  // namespace tinytl

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels.h"
+#include "parallel.h"
 
 namespace tinytl {
 namespace {
@@ -41,84 +42,96 @@ float share_of(const Geometry& g, const Window& w, bool include_pad) {
   return 1.0f / (static_cast<float>(height) * static_cast<float>(width));
 }
 
+// Zeros in channels [begin, end) of the input's gradient.
+void zero_channels(float* dx, const Geometry& g, int32_t begin, int32_t end) {
+  for (int64_t p = 0; p < int64_t{g.in_height} * g.in_width; ++p, dx += g.in_channels) {
+    std::fill(dx + begin, dx + end, 0.0f);
+  }
+}
+
 }  // namespace
 
 void average_pool_forward(const float* x, float* y, const Geometry& g, bool include_pad) {
-  const int32_t channels = g.in_channels;
-  each_window(g, [&](const Window& w) {
-    std::fill(y, y + channels, 0.0f);
-    each_pixel(g, w, [&](int64_t at, int32_t) {
-      for (int32_t c = 0; c < channels; ++c) y[c] += x[at + c];
+  parallel_channels(g.in_channels, [&](int32_t begin, int32_t end) {
+    float* to = y;
+    each_window(g, [&](const Window& w) {
+      std::fill(to + begin, to + end, 0.0f);
+      each_pixel(g, w, [&](int64_t at, int32_t) {
+        for (int32_t c = begin; c < end; ++c) to[c] += x[at + c];
+      });
+      const float share = share_of(g, w, include_pad);
+      for (int32_t c = begin; c < end; ++c) to[c] *= share;
+      to += g.in_channels;
     });
-    const float share = share_of(g, w, include_pad);
-    for (int32_t c = 0; c < channels; ++c) y[c] *= share;
-    y += channels;
   });
 }
 
 void average_pool_dx(const float* dy, float* dx, const Geometry& g, bool include_pad) {
-  const int32_t channels = g.in_channels;
-  std::fill(dx, dx + int64_t{g.in_height} * g.in_width * channels, 0.0f);
-  each_window(g, [&](const Window& w) {
-    const float share = share_of(g, w, include_pad);
-    each_pixel(g, w, [&](int64_t at, int32_t) {
-      for (int32_t c = 0; c < channels; ++c) dx[at + c] += dy[c] * share;
+  parallel_channels(g.in_channels, [&](int32_t begin, int32_t end) {
+    zero_channels(dx, g, begin, end);
+    const float* from = dy;
+    each_window(g, [&](const Window& w) {
+      const float share = share_of(g, w, include_pad);
+      each_pixel(g, w, [&](int64_t at, int32_t) {
+        for (int32_t c = begin; c < end; ++c) dx[at + c] += from[c] * share;
+      });
+      from += g.in_channels;
     });
-    dy += channels;
   });
 }
 
 void max_pool_forward(const float* x, float* y, uint8_t* index, const Geometry& g) {
-  const int32_t channels = g.in_channels;
-  each_window(g, [&](const Window& w) {
-    bool first = true;
-    each_pixel(g, w, [&](int64_t at, int32_t pixel) {
-      const float* from = x + at;
-      const auto number = static_cast<uint8_t>(pixel);
-      if (first) {
-        std::copy(from, from + channels, y);
-        if (index) std::fill(index, index + channels, number);
+  parallel_channels(g.in_channels, [&](int32_t begin, int32_t end) {
+    int64_t to = 0;
+    each_window(g, [&](const Window& w) {
+      bool first = true;
+      each_pixel(g, w, [&](int64_t at, int32_t pixel) {
+        const auto number = static_cast<uint8_t>(pixel);
+        for (int32_t c = begin; c < end; ++c) {
+          const float v = x[at + c];
+          const bool wins = first || v > y[to + c] || v != v;  // NaN is the largest: it must not get lost
+          y[to + c] = wins ? v : y[to + c];
+          if (index) index[to + c] = wins ? number : index[to + c];
+        }
         first = false;
-        return;
-      }
-      for (int32_t c = 0; c < channels; ++c) {
-        const bool wins = from[c] > y[c] || from[c] != from[c];  // NaN is the largest: it must not get lost
-        y[c] = wins ? from[c] : y[c];
-        if (index) index[c] = wins ? number : index[c];
-      }
+      });
+      to += g.in_channels;
     });
-    y += channels;
-    if (index) index += channels;
   });
 }
 
 void max_pool_dx(const float* dy, const uint8_t* index, float* dx, const Geometry& g) {
-  const int32_t channels = g.in_channels;
-  std::fill(dx, dx + int64_t{g.in_height} * g.in_width * channels, 0.0f);
-  each_window(g, [&](const Window& w) {
-    each_pixel(g, w, [&](int64_t at, int32_t pixel) {
-      const auto number = static_cast<uint8_t>(pixel);
-      for (int32_t c = 0; c < channels; ++c) dx[at + c] += index[c] == number ? dy[c] : 0.0f;
+  parallel_channels(g.in_channels, [&](int32_t begin, int32_t end) {
+    zero_channels(dx, g, begin, end);
+    int64_t from = 0;
+    each_window(g, [&](const Window& w) {
+      each_pixel(g, w, [&](int64_t at, int32_t pixel) {
+        const auto number = static_cast<uint8_t>(pixel);
+        for (int32_t c = begin; c < end; ++c) dx[at + c] += index[from + c] == number ? dy[from + c] : 0.0f;
+      });
+      from += g.in_channels;
     });
-    dy += channels;
-    index += channels;
   });
 }
 
 void global_pool_forward(const float* x, float* y, int32_t pixels, int32_t channels) {
-  std::fill(y, y + channels, 0.0f);
-  for (int32_t p = 0; p < pixels; ++p, x += channels) {
-    for (int32_t c = 0; c < channels; ++c) y[c] += x[c];
-  }
   const float share = 1.0f / static_cast<float>(pixels);
-  for (int32_t c = 0; c < channels; ++c) y[c] *= share;
+  parallel_channels(channels, [&](int32_t begin, int32_t end) {
+    std::fill(y + begin, y + end, 0.0f);
+    for (int64_t row = 0; row < int64_t{pixels} * channels; row += channels) {
+      for (int32_t c = begin; c < end; ++c) y[c] += x[row + c];
+    }
+    for (int32_t c = begin; c < end; ++c) y[c] *= share;
+  });
 }
 
 void global_pool_dx(const float* dy, float* dx, int32_t pixels, int32_t channels) {
   const float share = 1.0f / static_cast<float>(pixels);
-  for (int32_t p = 0; p < pixels; ++p, dx += channels) {
-    for (int32_t c = 0; c < channels; ++c) dx[c] = dy[c] * share;
-  }
+  parallel_channels(channels, [&](int32_t begin, int32_t end) {
+    for (int64_t row = 0; row < int64_t{pixels} * channels; row += channels) {
+      for (int32_t c = begin; c < end; ++c) dx[row + c] = dy[c] * share;
+    }
+  });
 }
 
 }  // namespace tinytl
