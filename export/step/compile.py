@@ -98,6 +98,17 @@ class StepPlan:
         return sum(multiply_adds(op) for op in self.graph.ops())
 
 
+def count_multiply_adds(forward: ModelProto, trainable: Iterable[str]) -> int:
+    """Of one sample's step that computes nothing twice: forward and backward, what any runtime has to do.
+
+    Those of convolutions and linear layers: forward, for each gradient of an input that leads to a trainable, and for
+    each gradient of a weight that trains.
+    """
+    graph = import_forward(forward, trainable)
+    differentiate(graph)
+    return sum(multiply_adds(op) for op in graph.ops())
+
+
 def compile_step(
     forward: ModelProto, trainable: Iterable[str], knobs: Knobs | None = None, several: bool = False
 ) -> StepPlan:
