@@ -444,13 +444,13 @@ def inspect(path: Path, bundle: Path | None, plot: Path | None, with_map: bool, 
 @_threads_option
 @_json_option
 def bench(bundle: Path, as_json: bool, **options: Any) -> None:
-    """Measure a BUNDLE's training step on this machine, runtimes side by side.
+    """Measure a BUNDLE on this machine, runtimes side by side.
 
-    Time, memory, and the share of what the machine's arithmetic could do; also the start, and evaluation. Peers other
-    than native need the extras `prepare` and `ort`, which a board does without.
+    Time and memory of a training step, and its share of what the machine could compute; start, and evaluation. Others
+    than native need the extras `prepare` and `ort`: on a board it stands alone.
     """
-    from tinytl_edge.bench import bench as run_bench
-    from tinytl_edge.bench import describe
+    from tinytl_edge.benchmark import bench as run_bench
+    from tinytl_edge.benchmark import describe
 
     say = None if as_json else lambda text: click.echo(f"... {text}", err=True)
     result = run_bench(bundle, on_progress=say, **options)

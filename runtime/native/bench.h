@@ -7,7 +7,7 @@
 namespace tinytl {
 
 // Runs `steps` training steps of `batch_size` samples of noise, and as many evaluations of one; says their times, the time
-// of a sample by kind of operator, and what this core can do at most. tinytl_edge/bench_worker.py does the same elsewhere.
+// of a sample by kind of operator, and what this core can do at most. tinytl_edge/benchmark_worker.py does the same elsewhere.
 void bench(const Job& job, Events& events);
 
 }  // namespace tinytl

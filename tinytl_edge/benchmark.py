@@ -33,16 +33,17 @@ ROUNDS = 10
 
 @dataclass
 class _Contestant:
-    """A runtime: what starts it, its job, and what came of it."""
+    """A runtime: what starts it, its job, and of each round how long it took to start and what it said in the end."""
 
     version: str
     command: list[str]
     job: dict[str, Any]
-    step_ms: list[float] = field(default_factory=list)
-    evaluation_ms: list[float] = field(default_factory=list)
     start_ms: list[float] = field(default_factory=list)
-    peaks: list[int] = field(default_factory=list)
-    last: Event = field(default_factory=dict)
+    done: list[Event] = field(default_factory=list)
+
+    def all(self, name: str) -> list[float]:
+        """The measurements of all rounds."""
+        return [value for event in self.done for value in event[name]]
 
 
 def bench(
@@ -62,11 +63,11 @@ def bench(
         on_progress: called with a few words before each process is started.
 
     Returns:
-        what was measured on what, and `rows`, one for each runtime: step and evaluation (of one photograph) in
-        milliseconds, their medians and tenth percentiles; `ratio`, the native tenth percentile over the row's;
-        `share_of_peak`, of the multiply-adds that this machine can do in that time; `start_ms` from starting the process
-        to the end of its first step; the highest VmHWM behind the last step; the last step's loss, which tells that all
-        did the same. `left_out` says why a runtime is missing.
+        what was measured on what; `rows`, one for each runtime; `native_operator_ms` of one photograph; and `left_out`,
+        why a runtime is missing. In a row: medians and tenth percentiles of a step and of an evaluation (of one
+        photograph) in milliseconds; `ratio`, the native tenth percentile over the row's; `share_of_peak`, of the
+        multiply-adds that this machine can do in that time; `start_ms` from starting the process to the end of its
+        first step; the highest VmHWM behind the last step; the last step's loss: it tells that all did the same.
 
     Raises:
         UsageError: a runtime that was asked for cannot run here, or none can.
@@ -135,7 +136,7 @@ def _contestant(name: str, bundle: Bundle, threads: int, scratch: Path, say: Cal
 
 
 def _worker() -> list[str]:
-    return [sys.executable, "-m", "tinytl_edge.bench_worker"]
+    return [sys.executable, "-m", "tinytl_edge.benchmark_worker"]
 
 
 def _need(runtime: str, *modules: str) -> None:
@@ -197,11 +198,7 @@ def _run(contestant: _Contestant, steps: int) -> None:
         if event["event"] == "step":
             contestant.start_ms.append(1e3 * (time.perf_counter() - begin))
 
-    last = run_worker(contestant.command, {**contestant.job, "steps": steps}, note_start).last
-    contestant.step_ms += last["step_ms"]
-    contestant.evaluation_ms += last["evaluation_ms"]
-    contestant.peaks.append(last["peak_rss_bytes"])
-    contestant.last = last
+    contestant.done.append(run_worker(contestant.command, {**contestant.job, "steps": steps}, note_start).last)
 
 
 def _circumstances(bundle: Bundle, steps: int, threads: int) -> dict[str, Any]:
@@ -226,31 +223,36 @@ def _circumstances(bundle: Bundle, steps: int, threads: int) -> dict[str, Any]:
 
 def _results(bundle: Bundle, contestants: dict[str, _Contestant], threads: int) -> dict[str, Any]:
     native = contestants.get(NATIVE)
-    peak = threads * native.last["peak_multiply_adds_per_s"] if native else None
+    said = native.done if native else []
+    peak = threads * max(event["peak_multiply_adds_per_s"] for event in said) if said else None
     work = bundle.manifest.multiply_adds * bundle.manifest.batch_size or None
-    reference = tenth_percentile(native.step_ms) if native else None
+    reference = tenth_percentile(native.all("step_ms")) if native else None
+    kinds = {kind for event in said for kind in event["operator_ms"]}
     rows = []
     for name, contestant in contestants.items():
-        fastest = tenth_percentile(contestant.step_ms)
+        step_ms, evaluation_ms = contestant.all("step_ms"), contestant.all("evaluation_ms")
+        fastest = tenth_percentile(step_ms)
         row = {
             "runtime": name,
             "version": contestant.version,
-            "step_ms_median": statistics.median(contestant.step_ms),
+            "step_ms_median": statistics.median(step_ms),
             "step_ms_p10": fastest,
             "ratio": reference and reference / fastest,
             "share_of_peak": work and peak and 1e3 * work / fastest / peak,
-            "peak_rss_bytes": max(contestant.peaks),
+            "peak_rss_bytes": max(event["peak_rss_bytes"] for event in contestant.done),
             "start_ms": statistics.median(contestant.start_ms),
-            "evaluation_ms_median": statistics.median(contestant.evaluation_ms),
-            "evaluation_ms_p10": tenth_percentile(contestant.evaluation_ms),
-            "loss": contestant.last["loss"],
+            "evaluation_ms_median": statistics.median(evaluation_ms),
+            "evaluation_ms_p10": tenth_percentile(evaluation_ms),
+            "loss": contestant.done[-1]["loss"],
         }
         rows.append(row)
     return {
         "multiply_adds": work,
         "peak_multiply_adds_per_s": peak,
         "rows": rows,
-        "native_operator_ms": native.last["operator_ms"] if native else None,
+        "native_operator_ms": {
+            kind: statistics.median(event["operator_ms"].get(kind, 0.0) for event in said) for kind in sorted(kinds)
+        },
     }
 
 

@@ -1,13 +1,12 @@
 """The process in which `bench` measures PyTorch or onnxruntime-training: steps on noise, then inference.
 
-Run as `python -m tinytl_edge.bench_worker`; it takes a job and says events as every worker does. The native trainer's
+Run as `python -m tinytl_edge.benchmark_worker`; it takes a job and says events as every worker does. The native trainer's
 own bench (runtime/native/bench.cc) does the same steps on the same noise: the losses agree.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -121,26 +120,25 @@ class _PyTorch:
     """Eager, NCHW, as PyTorch is by default: what is frozen requires no gradient, BatchNorm is folded."""
 
     def __init__(self, job: dict[str, Any], manifest: Manifest) -> None:
-        sys.path.insert(0, os.getcwd())  # where a factory of the user's comes from
         import torch
         from torch.nn import functional
 
         torch.set_num_threads(job["threads"])
         self._torch = torch
-        self._network = torch.load(job["network"], weights_only=False).eval()  # nothing is dropped
+        self._network: Any = torch.load(job["network"], weights_only=False).eval()  # nothing is dropped
         several = manifest.labels == SEVERAL
-        self._loss = functional.binary_cross_entropy_with_logits if several else functional.cross_entropy
+        self._loss: Any = functional.binary_cross_entropy_with_logits if several else functional.cross_entropy
         trained = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
-        self._optimizer: Any = {
-            "adam": lambda: torch.optim.Adam(trained, RATE),
-            "momentum": lambda: torch.optim.SGD(trained, RATE, momentum=0.9),
-            "sgd": lambda: torch.optim.SGD(trained, RATE),
-        }[manifest.optimizer]()
+        self._optimizer: torch.optim.Optimizer
+        if manifest.optimizer == "adam":
+            self._optimizer = torch.optim.Adam(trained, RATE)
+        else:
+            self._optimizer = torch.optim.SGD(trained, RATE, 0.9 if manifest.optimizer == "momentum" else 0)
 
     def step(self, feeds: dict[str, Array]) -> float:
         images, targets = (self._torch.from_numpy(feeds[name]) for name in ("images", "targets"))
         self._optimizer.zero_grad()
-        loss = self._loss(self._network(images), targets)
+        loss: Any = self._loss(self._network(images), targets)
         loss.backward()
         self._optimizer.step()
         return float(loss)
