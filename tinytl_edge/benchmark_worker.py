@@ -1,7 +1,7 @@
 """The process in which `bench` measures PyTorch or onnxruntime-training: steps on noise, then inference.
 
-Run as `python -m tinytl_edge.benchmark_worker`; it takes a job and says events as every worker does. The native trainer's
-own bench (runtime/native/bench.cc) does the same steps on the same noise: the losses agree.
+Run as `python -m tinytl_edge.benchmark_worker`; it takes a job and says events as every worker does. The native
+trainer's own bench (runtime/native/bench.cc) does the same steps on the same noise: the losses agree.
 """
 
 from __future__ import annotations
