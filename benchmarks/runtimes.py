@@ -1,4 +1,4 @@
-"""Step time, memory, start and evaluation of all runtimes, side by side: a table, and a picture.
+"""Step time, memory, start and evaluation of all runtimes, side by side: a short table, a long one, and a picture.
 
     python benchmarks/runtimes.py [--backbones mobilenet-v2,...] [--steps 200] [--threads 1] [--out FOLDER]
                                   [--plot docs/step-time-and-memory.png]
@@ -50,21 +50,35 @@ def measure(workload: Workload, out: Path, resolution: int, steps: int, threads:
 
 
 def words(result: dict[str, Any]) -> str:
-    """'MobileNetV2, biases, SGD'."""
+    """'biases, SGD'."""
     optimizer = {"sgd": "SGD", "adam": "Adam"}.get(result["optimizer"], result["optimizer"])
-    return f"{NETWORKS[result['backbone']]}, {METHODS[result['method']]}, {optimizer}"
+    return f"{METHODS[result['method']]}, {optimizer}"
+
+
+def print_summary(results: list[dict[str, Any]]) -> None:
+    """A row for each workload: memory and tenth percentile of the step."""
+    shown = ("pytorch", "onnxruntime-training-plain", "native")
+    print("| network | trains | " + " | ".join(RUNTIMES[name][0] for name in shown) + " |\n|" + "---|" * 5)
+    for result in results:
+        rows = {row["runtime"]: row for row in result["rows"]}
+        cells = [
+            f"{rows[name]['peak_rss_bytes'] / 1e6:.1f} MB, {rows[name]['step_ms_p10']:.1f} ms" if name in rows else ""
+            for name in shown
+        ]
+        print("| " + " | ".join((NETWORKS[result["backbone"]], words(result), *cells)) + " |")
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
     """A row for each workload and runtime."""
-    columns = ("trains", "runtime", "step: median (ms)", "p10 (ms)", "native / this", "of the peak rate",
+    columns = ("network", "trains", "runtime", "step: median (ms)", "p10 (ms)", "native / this", "of the peak rate",
                "peak memory (MB)", "start (ms)", "evaluation: p10 (ms)")  # fmt: skip
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for result in results:
         for row in result["rows"]:
             cells = (
-                words(result), row["runtime"], f"{row['step_ms_median']:.1f}", f"{row['step_ms_p10']:.1f}",
-                f"{row['ratio']:.2f}", f"{row['share_of_peak']:.0%}", f"{row['peak_rss_bytes'] / 1e6:.1f}",
+                NETWORKS[result["backbone"]], words(result), row["runtime"],
+                f"{row['step_ms_median']:.1f}", f"{row['step_ms_p10']:.1f}", f"{row['ratio']:.2f}",
+                f"{row['share_of_peak']:.0%}", f"{row['peak_rss_bytes'] / 1e6:.1f}",
                 f"{row['start_ms']:.0f}", f"{row['evaluation_ms_p10']:.1f}",
             )  # fmt: skip
             print("| " + " | ".join(cells) + " |")
@@ -75,19 +89,22 @@ def print_table(results: list[dict[str, Any]]) -> None:
         whole = sum(result["native_operator_ms"].values())
         kinds = sorted(result["native_operator_ms"].items(), key=lambda item: -item[1])
         shares = ", ".join(f"{kind} {ms / whole:.0%}" for kind, ms in kinds if ms > 0.03 * whole)
-        print(f"\n{words(result)}, native: {shares}.")
+        print(f"\n{NETWORKS[result['backbone']]}, {words(result)}, native: {shares}.")
 
 
 def draw(results: list[dict[str, Any]], out: Path) -> None:
     """Step time against peak memory: a colour for each runtime, a marker for each workload."""
-    figure = Figure(figsize=(10, 6.4), dpi=140)
-    axes = figure.add_axes((0.075, 0.095, 0.595, 0.76))
+    figure = Figure(figsize=(10, 6.4), dpi=120)
+    axes = figure.add_axes((0.075, 0.095, 0.645, 0.76))
+    axes.axvline(16, color="#888888", linewidth=0.9, linestyle=":", zorder=1)
+    axes.text(16.4, 0.99, "16 MB", fontsize=9, color="#666666", va="top", transform=axes.get_xaxis_transform())
     for result, marker in zip(results, MARKERS):
         dots = {row["runtime"]: (row["peak_rss_bytes"] / 1e6, row["step_ms_p10"]) for row in result["rows"]}
         path = [dots[name] for name in RUNTIMES if name in dots]
-        axes.plot(*zip(*path), color="#BBBBBB", linewidth=0.7, zorder=1)
+        axes.plot(*zip(*path), color="#D5D5D5", linewidth=0.8, zorder=1)
         for name, dot in dots.items():
-            axes.scatter(*dot, s=62, marker=marker, color=RUNTIMES[name][1], edgecolors="white", linewidths=0.7)
+            colour = RUNTIMES[name][1]
+            axes.scatter(*dot, s=62, marker=marker, color=colour, edgecolors="white", linewidths=0.7, zorder=3)
     size, threads = results[0]["resolution"], results[0]["threads"]
     figure.text(0.075, 0.94, "A training step: time and memory", fontsize=16, fontweight="bold", color=INK)
     what = f"{size} px, one photograph a step, {threads} thread{'s' if threads > 1 else ''}, {results[0]['machine']}"
@@ -110,7 +127,7 @@ def _scales(axes: Axes, results: list[dict[str, Any]]) -> None:
         axis.set_major_locator(FixedLocator([n for n in numbers if min(values) / 2 < n < max(values) * 2]))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.grid(color="#EEEEEE", zorder=0)
+    axes.grid(color="#F0F0F0", zorder=0)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -120,19 +137,24 @@ def _scales(axes: Axes, results: list[dict[str, Any]]) -> None:
 def _legend(axes: Axes, results: list[dict[str, Any]]) -> None:
     """Beside the dots: colours are runtimes, markers what trains."""
 
-    def entry(marker: str, colour: str, text: str) -> None:
-        place = axes.transAxes
-        axes.scatter(1.05, y, s=62, marker=marker, color=colour, transform=place, clip_on=False)
-        axes.text(1.08, y, text, fontsize=9.5, color=INK, va="center", transform=place)
+    place, y = axes.transAxes, 0.98
 
-    y = 0.97
+    def write(x: float, text: str, **style: Any) -> None:
+        axes.text(x, y, text, fontsize=9.5, color=INK, va="center", transform=place, **style)
+
     for name, (text, colour) in RUNTIMES.items():
         if any(row["runtime"] == name for result in results for row in result["rows"]):
-            entry("o", colour, text)
+            axes.scatter(1.05, y, s=62, marker="o", color=colour, transform=place, clip_on=False)
+            write(1.08, text)
             y -= 0.055
-    y -= 0.04
+    network = None
     for result, marker in zip(results, MARKERS):
-        entry(marker, "#777777", words(result))
+        if result["backbone"] != network:
+            network, y = result["backbone"], y - 0.045
+            write(1.035, NETWORKS[network], fontweight="bold")
+            y -= 0.055
+        axes.scatter(1.05, y, s=62, marker=marker, color="#777777", transform=place, clip_on=False)
+        write(1.08, words(result))
         y -= 0.055
 
 
@@ -149,6 +171,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = [w for w in WORKLOADS if w.batch == 1 and w.backbone in options.backbones.split(",")]
     results = [measure(w, options.out, options.resolution, options.steps, options.threads) for w in chosen]
+    print_summary(results)
+    print()
     print_table(results)
     if options.plot:
         draw(results, options.plot)
