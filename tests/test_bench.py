@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,14 @@ from small_net import run_onnx
 from tiny_models import Tiny
 from torch import nn
 
+from tinytl_edge import benchmark
 from tinytl_edge.benchmark import ORT, PLAIN, PYTORCH, RUNTIMES, tenth_percentile
 from tinytl_edge.eager import eager_network
 from tinytl_edge.export.forward import export_forward
 from tinytl_edge.export.step.compile import count_multiply_adds
-from tinytl_edge.runtime.bundle import FORWARD, open_bundle
+from tinytl_edge.runtime.bundle import FORWARD, MANIFEST, STEP, open_bundle
+from tinytl_edge.runtime.errors import UsageError
+from tinytl_edge.runtime.worker import run_worker, worker_command
 from tinytl_edge.transfer import choose_trainables, fold_batchnorm
 
 
@@ -69,13 +74,36 @@ def test_every_loss_and_optimizer_is_the_same_everywhere(tmp_path: Path, what: t
 
 
 def test_a_board_has_the_native_trainer_alone(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(benchmark, "version", version)
     for module in ("torch", "onnx", "onnxruntime", "numpy"):
-        monkeypatch.setitem(sys.modules, module, None)  # neither found nor imported
+        monkeypatch.setitem(sys.modules, module, None)  # cannot be imported
     text = ok("bench", bundle, "--steps", 1)
-    rows = [line.split()[0] for line in text.splitlines() if line.startswith(RUNTIMES) and "is left out" not in line]
-    assert rows == ["native"]
+    assert [line.split()[0] for line in text.splitlines() if line.startswith(RUNTIMES)] == ["native"]
+    for name in set(RUNTIMES) - {"native"}:
+        assert f"Without {name}: {name} needs " in text
     assert text.count("which a board does without: pip install 'tinytl-edge[prepare,ort]'") == len(RUNTIMES) - 1
     assert "pytorch needs torch" in fails(2, "bench", bundle, "--runtime", PYTORCH)
+
+
+def test_a_bundle_of_single_photographs_is_not_measured_in_batches(tmp_path: Path) -> None:
+    single = open_bundle(prepare(tmp_path / "bundle", "--classes", 4, "--batch-size", 1))
+    job = {"command": "bench", "program": str(single.file(STEP)), "steps": 1}
+    assert len(run_worker(worker_command("native"), job, lambda event: None).last["step_ms"]) == 1
+    with pytest.raises(UsageError, match="prepared for a batch of 1"):
+        run_worker(worker_command("native"), {**job, "batch_size": 2}, lambda event: None)
+
+
+def test_a_bundle_that_nobody_counted_has_no_share_of_the_peak(bundle: Path, tmp_path: Path) -> None:
+    older = shutil.copytree(bundle, tmp_path / "bundle")
+    manifest = json.loads((older / MANIFEST).read_text())
+    del manifest["multiply_adds"], manifest["checksum"]
+    (older / MANIFEST).write_text(json.dumps(manifest))
+    found = bench(older, "--runtime", "native", "--steps", 1)
+    assert found["native"]["share_of_peak"] is None and found[""]["multiply_adds"] is None
+    assert "a step is" not in ok("bench", older, "--runtime", "native", "--steps", 1)
 
 
 def test_wrong_usage_is_said(bundle: Path) -> None:

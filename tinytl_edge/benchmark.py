@@ -14,11 +14,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tinytl_edge import __version__
 from tinytl_edge.devices.detect import this_machine
 from tinytl_edge.runtime.bundle import FORWARD, ORT_FOLDER, STEP, Bundle, open_bundle, write_manifest
 from tinytl_edge.runtime.errors import UsageError
@@ -117,14 +117,14 @@ def _contestant(name: str, bundle: Bundle, threads: int, scratch: Path, say: Cal
         command = worker_command(choose_runtime(NATIVE, bundle))
         program = os.fspath(bundle.file(STEP).resolve())
         job = {"command": "bench", "program": program, "batch_size": manifest.batch_size, "threads": threads}
-        return _Contestant(f"{version('tinytl-edge')}, {Path(command[0]).name}", command, job)
+        return _Contestant(f"{__version__}, {Path(command[0]).name}", command, job)
     if name == PYTORCH:
-        _need(name, "torch", "onnx")
+        installed = _version(name, "torch", "onnx")
         say("rebuilding the PyTorch network")
         job = {"network": os.fspath(_save_network(bundle, scratch)), "bundle": os.fspath(bundle.path.resolve())}
-        return _Contestant(version("torch"), _worker(), {**job, "threads": threads})
+        return _Contestant(installed, _worker(), {**job, "threads": threads})
     choose_runtime(ORT, bundle)
-    _need(name, "onnxruntime", "onnx")
+    installed = _version(name, "onnxruntime-training", "onnx")
     say(f"exporting for {name}")
     job = {
         "network": None,
@@ -132,19 +132,22 @@ def _contestant(name: str, bundle: Bundle, threads: int, scratch: Path, say: Cal
         "bundle": os.fspath(bundle.path.resolve() if name == ORT else _plain_bundle(bundle, scratch)),
         "rewritten": name == ORT,
     }
-    return _Contestant(version("onnxruntime-training"), _worker(), {**job, "threads": threads})
+    return _Contestant(installed, _worker(), {**job, "threads": threads})
 
 
 def _worker() -> list[str]:
     return [sys.executable, "-m", "tinytl_edge.benchmark_worker"]
 
 
-def _need(runtime: str, *modules: str) -> None:
-    missing = next((module for module in modules if find_spec(module) is None), None)
-    if missing is not None:
+def _version(runtime: str, *packages: str) -> str:
+    """Of the first; all of them are needed."""
+    try:
+        installed = [version(package) for package in packages]
+    except PackageNotFoundError as error:
         raise UsageError(
-            f"Measuring {runtime} needs {missing}, which a board does without: pip install 'tinytl-edge[prepare,ort]'."
-        )
+            f"{runtime} needs {error.name}, which a board does without: pip install 'tinytl-edge[prepare,ort]'."
+        ) from None
+    return installed[0]
 
 
 def _save_network(bundle: Bundle, scratch: Path) -> Path:
@@ -289,5 +292,5 @@ def describe(result: dict[str, Any]) -> str:
         shown = [f"{kind} {ms / whole:.0%}" for kind, ms in kinds if ms >= 0.01 * whole]
         lines += ["", f"The native step's time by operator: {', '.join(shown)}."]
     for name, reason in result["left_out"].items():
-        lines += ["", f"{name} is left out. {reason}"]
+        lines += ["", f"Without {name}: {reason}"]
     return "\n".join(lines)

@@ -441,7 +441,7 @@ def inspect(path: Path, bundle: Path | None, plot: Path | None, with_map: bool, 
               help="native, onnxruntime-training, onnxruntime-training-plain (artifacts as generated) or pytorch; "
               "several with several --runtime.  [default: all that can run here]")  # fmt: skip
 @click.option("--steps", type=int, default=100, show_default=True, help="Measured ones of each runtime.")
-@_threads_option
+@click.option("--threads", type=int, default=1, show_default=True, help="How many compute, in each runtime.")
 @_json_option
 def bench(bundle: Path, as_json: bool, **options: Any) -> None:
     """Measure a BUNDLE on this machine, runtimes side by side.
