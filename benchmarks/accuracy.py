@@ -1,17 +1,18 @@
 """Accuracy of the methods on photographs, each trained with the default recipe.
 
     python benchmarks/accuracy.py DATA [DATA ...] [--methods last,bias] [--seeds 0,1,2] [--resolution 160]
-                                  [--memory-limits none,12MB] [--epochs 10] [--threads 1] [--out FOLDER]
-                                  [-- train options, as --lr-bias 1e-3]
+                                  [--memory-limits none,12MB] [--runtimes auto,pytorch] [--epochs 10] [--threads 1]
+                                  [--out FOLDER] [-- train options, as --lr-bias 1e-3]
 
 DATA is a folder with train/ and test/ of class folders. Bundles, datasets and runs stay in --out, and what is
 there already is not run again. Prints a Markdown table: mean test accuracy, its spread over the seeds, the
-peak memory and the median step.
+peak memory and the median step. The runtime pytorch is benchmarks/pytorch_training.py; it takes no train options.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -26,11 +27,12 @@ def tinytl(*words: object) -> str:
 
 
 def train(
-    data: Path, method: str, limit: str, seed: int, options: argparse.Namespace, more: list[str]
+    data: Path, method: str, limit: str, runtime: str, seed: int, options: argparse.Namespace, more: list[str]
 ) -> dict[str, float]:
     """The `done` event of one training."""
     name = f"{data.name}-{method}-{options.resolution}-{limit}"
-    bundle, run = options.out / f"bundle-{name}", options.out / f"run-{name}-{seed}{'-'.join(['', *more])}"
+    bundle = options.out / f"bundle-{name}"
+    run = options.out / f"run-{name}-{runtime}-{options.epochs}-{seed}{'-'.join(['', *more])}"
     size = ["--resolution", options.resolution, *([] if limit == "none" else ["--memory-limit", limit])]
     if not bundle.exists():
         tinytl("prepare", "--data", data / "train", "--method", method, *size, "--out", bundle, "--json")
@@ -39,10 +41,15 @@ def train(
         packed[part] = options.out / f"{data.name}-{part}-{options.resolution}.safetensors"
         if not packed[part].exists():
             tinytl("pack", data / part, "--bundle", bundle, "--out", packed[part])
+    how = ["--data", packed["train"], "--val", packed["test"], "--out", run]
+    how += ["--epochs", options.epochs, "--threads", options.threads, "--seed", seed]
     record = run / "run.json"
     if not record.exists() or "result" not in json.loads(record.read_text()):
-        common = ["--epochs", options.epochs, "--threads", options.threads, "--seed", seed, "--json"]
-        tinytl("train", bundle, "--data", packed["train"], "--val", packed["test"], "--out", run, *common, *more)
+        if runtime == "pytorch":
+            script = Path(__file__).with_name("pytorch_training.py")
+            subprocess.run([sys.executable, script, bundle, *map(str, how)], check=True)
+        else:
+            tinytl("train", bundle, *how, "--runtime", runtime, "--json", *more)
     return json.loads(record.read_text())["result"]
 
 
@@ -54,23 +61,28 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--resolution", type=int, default=160)
     parser.add_argument("--memory-limits", default="none")
+    parser.add_argument("--runtimes", default="auto")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("build/accuracy"))
     options, more = parser.parse_known_args()
     more = [word for word in more if word != "--"]
-    columns = ("photographs", "method", "memory limit", "test accuracy", "spread", "peak memory (MB)", "step (ms)")
+    columns = ("photographs", "method", "memory limit", "runtime", "test accuracy", "spread", "peak memory (MB)",
+               "step (ms)")  # fmt: skip
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for data in options.data:
-        for method in options.methods.split(","):
-            for limit in options.memory_limits.split(","):
-                results = [train(data, method, limit, int(seed), options, more) for seed in options.seeds.split(",")]
-                accuracy = [100 * result["val_accuracy"] for result in results]
-                peak = max(result["peak_rss_bytes"] for result in results) / 1e6
-                step = statistics.median(result["step_ms_median"] for result in results)
-                mean, spread = statistics.mean(accuracy), max(accuracy) - min(accuracy)
-                cells = (data.name, method, limit, f"{mean:.1f} %", f"{spread:.1f}", f"{peak:.1f}", f"{step:.0f}")
-                print("| " + " | ".join(cells) + " |", flush=True)
+        for method, limit, runtime in itertools.product(
+            options.methods.split(","), options.memory_limits.split(","), options.runtimes.split(",")
+        ):
+            seeds = map(int, options.seeds.split(","))
+            results = [train(data, method, limit, runtime, seed, options, more) for seed in seeds]
+            accuracy = [100 * result["val_accuracy"] for result in results]
+            peak = max(result["peak_rss_bytes"] for result in results) / 1e6
+            step = statistics.median(result["step_ms_median"] for result in results)
+            mean, spread = statistics.mean(accuracy), max(accuracy) - min(accuracy)
+            score = f"{mean:.1f} %", f"{spread:.1f}"
+            cells = (data.name, method, limit, runtime, *score, f"{peak:.1f}", f"{step:.0f}")
+            print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

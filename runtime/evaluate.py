@@ -15,7 +15,7 @@ from .errors import DataError, UsageError
 from .events import Event
 from .run import open_model
 from .source import dataset_for
-from .worker import Measured, OnEvent, choose_runtime, run_worker
+from .worker import Measured, OnEvent, choose_runtime, run_worker, worker_command
 
 _BATCH = 8
 
@@ -134,4 +134,4 @@ def _work(
         "batch_size": min(_BATCH, bundle.manifest.batch_size),
         "threads": threads,
     }
-    return run_worker(chosen, job, watch)
+    return run_worker(worker_command(chosen), job, watch)

@@ -25,7 +25,7 @@ from .options import TrainOptions
 from .run import CHECKPOINTS, EVENTS, RUN, open_run, write_record
 from .source import check_exists, dataset_for
 from .tensors import make_folder
-from .worker import OnEvent, choose_runtime, run_worker
+from .worker import OnEvent, choose_runtime, run_worker, worker_command
 
 TRAIN_FILE = "train.safetensors"
 VAL_FILE = "val.safetensors"
@@ -67,7 +67,7 @@ def train(
         record = plan.record(run)
         write_record(run, opened, status="running", **record)
         try:
-            measured = run_worker(plan.runtime, plan.job(run, opened, resume), log.write)
+            measured = run_worker(worker_command(plan.runtime), plan.job(run, opened, resume), log.write)
         except TinyTLError as error:
             status = "interrupted" if isinstance(error, InterruptedTrainingError) else "failed"
             with contextlib.suppress(StorageError):  # the first error tells more

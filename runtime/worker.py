@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -55,8 +55,16 @@ class Measured:
     curve: list[tuple[float, int]]
 
 
-def run_worker(runtime: str, job: Mapping[str, Any], on_event: OnEvent) -> Measured:
-    """Run a runtime's worker on a job until it ends.
+def worker_command(runtime: str) -> list[str]:
+    """What starts a runtime's worker."""
+    trainer = find_trainer()
+    if runtime == "native" and trainer is not None:
+        return [str(trainer)]
+    return [sys.executable, "-m", "tinytl_edge.runtime.ort_worker"]
+
+
+def run_worker(command: Sequence[str], job: Mapping[str, Any], on_event: OnEvent) -> Measured:
+    """Run a worker on a job until it ends.
 
     Every event but the last goes to `on_event`, with `rss_bytes` as seen from outside. SIGINT and SIGTERM to
     this process ask the worker to end between two steps.
@@ -64,7 +72,7 @@ def run_worker(runtime: str, job: Mapping[str, Any], on_event: OnEvent) -> Measu
     Raises:
         TinyTLError: the error with which the worker ended, of its exit code's kind.
     """
-    with tempfile.TemporaryFile() as complaints, _started(runtime, complaints) as process:
+    with tempfile.TemporaryFile() as complaints, _started(command, complaints) as process:
         watch = MemoryWatch(process.pid)
         last: Event = {}
         try:
@@ -88,11 +96,9 @@ def run_worker(runtime: str, job: Mapping[str, Any], on_event: OnEvent) -> Measu
     return Measured(last, max(watch.peak, int(last.get("peak_rss_bytes") or 0)), watch.curve)
 
 
-def _started(runtime: str, complaints: IO[bytes]) -> subprocess.Popen[bytes]:
-    trainer = find_trainer()
-    native = runtime == "native" and trainer is not None
+def _started(command: Sequence[str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [str(trainer)] if native else [sys.executable, "-m", "tinytl_edge.runtime.ort_worker"],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=complaints,

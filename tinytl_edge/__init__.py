@@ -1,7 +1,7 @@
 """tinytl-edge: adapt an image classifier on the board it runs on.
 
 The verbs of the command line, as functions: `prepare` (workstation), `pack`, `train`, `evaluate`, `predict`,
-`export`, `inspect`. Importing this module imports none of them; each comes when it is first used.
+`export`, `inspect`, `bench`. Importing this module imports none of them; each comes when it is first used.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tinytl_edge.runtime.train import train as train
 
     from . import export as export
+    from .benchmark import bench as bench
     from .inspection import inspect as inspect
     from .preparation import prepare as prepare
 
@@ -31,6 +32,7 @@ _HOMES = {
     "evaluate": ".runtime.evaluate",
     "predict": ".runtime.evaluate",
     "inspect": ".inspection",
+    "bench": ".benchmark",
     "TinyTLError": ".runtime.errors",
 }
 __all__ = [*_HOMES, "export", "__version__"]

@@ -435,6 +435,28 @@ def inspect(path: Path, bundle: Path | None, plot: Path | None, with_map: bool, 
         click.echo(f"\n{plot}: the memory of a training step")
 
 
+@command("tinytl-edge bench bundle --runtime native --runtime pytorch")
+@click.argument("bundle", type=_PATH)
+@click.option("--runtime", "runtimes", multiple=True, metavar="NAME",
+              help="native, onnxruntime-training, onnxruntime-training-plain (artifacts as generated) or pytorch; "
+              "several with several --runtime.  [default: all that can run here]")  # fmt: skip
+@click.option("--steps", type=int, default=100, show_default=True, help="Measured ones of each runtime.")
+@click.option("--threads", type=int, default=1, show_default=True, help="How many compute, in each runtime.")
+@_json_option
+def bench(bundle: Path, as_json: bool, **options: Any) -> None:
+    """Measure a BUNDLE on this machine, runtimes side by side.
+
+    Time and memory of a training step, and its share of what the machine could compute; start, and evaluation. Others
+    than native need the extras `prepare` and `ort`: on a board it stands alone.
+    """
+    from tinytl_edge.benchmark import bench as run_bench
+    from tinytl_edge.benchmark import describe
+
+    say = None if as_json else lambda text: click.echo(f"... {text}", err=True)
+    result = run_bench(bundle, on_progress=say, **options)
+    click.echo(json.dumps(result, ensure_ascii=False) if as_json else describe(result))
+
+
 @command("tinytl-edge devices raspberry-pi-4")
 @click.argument("name", required=False)
 @_json_option

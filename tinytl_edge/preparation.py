@@ -15,7 +15,7 @@ from tinytl_edge import __version__
 from tinytl_edge.export.forward import export_forward
 from tinytl_edge.export.ort_training import OPTIMIZERS as ORT_OPTIMIZERS
 from tinytl_edge.export.ort_training import export_ort_training
-from tinytl_edge.export.step.compile import StepPlan, compile_step
+from tinytl_edge.export.step.compile import StepPlan, compile_step, count_multiply_adds
 from tinytl_edge.export.step.fit import fit
 from tinytl_edge.export.step.program import write_program
 from tinytl_edge.runtime.bundle import (
@@ -187,6 +187,7 @@ def prepare(
                 knobs=asdict(step.knobs) if step else {},
                 segments=step.segments if step else 0,
                 labels=SEVERAL if several else ONE,
+                multiply_adds=count_multiply_adds(forward, trainable) if step else 0,
             )
             if step:
                 write_program(folder / STEP, step, manifest)

@@ -24,8 +24,8 @@ from .verify import verify
 
 MOMENT_BLOCK = 128  # elements of 8-bit optimizer state that share a scale
 _MOMENTS = {"sgd": 0, "momentum": 1, "adam": 2}
-# The trainer beside what is planned, fitted to measured peaks (benchmarks/runtimes.py): the pages of code that run,
-# stack and heap; what the heap holds for an operator and for a parameter; what page bounds cost a mapped weight.
+# The trainer beside what is planned, fitted to measured peaks (benchmarks/native_memory.py): the pages of code that
+# run, stack and heap; what the heap holds for an operator and for a parameter; what page bounds cost a mapped weight.
 PROCESS_BYTES = 1_200_000
 OPERATOR_BYTES = 450
 PARAMETER_BYTES = 1_300
@@ -96,6 +96,17 @@ class StepPlan:
     def multiply_adds(self) -> int:
         """Of one sample's step."""
         return sum(multiply_adds(op) for op in self.graph.ops())
+
+
+def count_multiply_adds(forward: ModelProto, trainable: Iterable[str]) -> int:
+    """Of one sample's step that computes nothing twice: forward and backward, what any runtime has to do.
+
+    Those of convolutions and linear layers: forward, for each gradient of an input that leads to a trainable, and for
+    each gradient of a weight that trains.
+    """
+    graph = import_forward(forward, trainable)
+    differentiate(graph)
+    return sum(multiply_adds(op) for op in graph.ops())
 
 
 def compile_step(

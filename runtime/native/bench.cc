@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "clock.h"
+#include "errors.h"
 #include "execute.h"
 #include "footprint.h"
 #include "program.h"
@@ -26,35 +27,61 @@ void fill_with_noise(Execution& execution, const Program& program, uint64_t numb
     execution.targets()[i] = i == static_cast<int>(number % static_cast<uint64_t>(program.classes)) ? 1.0f : 0.0f;
 }
 
+void write_array(json::Writer& event, const char* name, const std::vector<double>& values) {
+  event.begin_array(name);
+  for (const double value : values) event.number(value);
+  event.end_array();
+}
+
 }  // namespace
 
 void bench(const Job& job, Events& events) {
   const int64_t steps = job.integer("steps", 1, 1 << 20);
+  const int64_t batch = job.is_null("batch_size") ? 1 : job.integer("batch_size", 1, 1 << 20);
   const std::unique_ptr<Program> program = Program::load(job.text("program"), true);
   for (Parameter& parameter : program->parameters) parameter.rate = 1e-5;  // any but zero: a step does all its work
+  if (batch > 1 && !program->sums) fail(kUsage, "This bundle is prepared for a batch of 1.");
   Execution execution(*program, job.threads());
   give_back_unused();
   const Execution::MaskFiller no_dropout = [](int32_t, int64_t elements, float* out) { std::fill(out, out + elements, 1.0f); };
-  std::vector<double> step_ms, forward_ms;
+  std::vector<double> step_ms, forward_ms, evaluation_ms;
   Sample sample;
+  sample.scale = 1 / static_cast<float>(batch);
+  double loss = 0;  // the last step's
   for (int64_t i = -2; i < steps; ++i) {  // the first two touch the memory
-    fill_with_noise(execution, *program, static_cast<uint64_t>(i + 2));
     sample.step = i + 3;
-    const double begin = now();
-    execution.forward(&no_dropout);
-    const double middle = now();
-    execution.backward(sample);
+    double whole = 0, forward = 0;
+    loss = 0;
+    for (int64_t position = 0; position < batch; ++position) {
+      fill_with_noise(execution, *program, static_cast<uint64_t>((i + 2) * batch + position));
+      sample.ends_batch = position + 1 == batch;
+      const double begin = now();
+      execution.forward(&no_dropout);
+      forward += now() - begin;
+      loss += execution.backward(sample) / static_cast<double>(batch);
+      whole += now() - begin;
+    }
+    if (i == -2) {  // who started us learns how long that took
+      events.begin("step").integer("step", 1).number("loss", loss).number("ms", 1e3 * whole);
+      events.send();
+    }
     if (i < 0) continue;
-    step_ms.push_back(1e3 * (now() - begin));
-    forward_ms.push_back(1e3 * (middle - begin));
+    step_ms.push_back(1e3 * whole);
+    forward_ms.push_back(1e3 * forward);
   }
   const int64_t peak = peak_rss();
+  for (int64_t i = 0; i < steps; ++i) {
+    fill_with_noise(execution, *program, static_cast<uint64_t>(i));
+    const double begin = now();
+    execution.forward(nullptr);
+    evaluation_ms.push_back(1e3 * (now() - begin));
+  }
   OperatorTimes times{};
   execution.time_operators(&times);
   const int64_t profiled = std::min<int64_t>(steps, 20);
   for (int64_t i = 0; i < profiled; ++i) {
+    fill_with_noise(execution, *program, static_cast<uint64_t>(i));
     ++sample.step;
-    fill_with_noise(execution, *program, static_cast<uint64_t>(sample.step));  // the last step wrote over it
     execution.forward(&no_dropout);
     execution.backward(sample);
   }
@@ -70,7 +97,10 @@ void bench(const Job& job, Events& events) {
       .begin_object("operator_ms");
   for (size_t i = 0; i < times.size(); ++i)
     if (times[i] > 0) event.number(opcode_name(static_cast<Opcode>(i)), 1e3 * times[i] / static_cast<double>(profiled));
-  event.end_object().integer("peak_rss_bytes", peak);
+  event.end_object();
+  write_array(event, "step_ms", step_ms);
+  write_array(event, "evaluation_ms", evaluation_ms);
+  event.number("loss", loss).integer("peak_rss_bytes", peak);
   events.send();
 }
 
