@@ -1,3 +1,7 @@
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -8,8 +12,18 @@
 namespace tinytl {
 namespace {
 
-// Vectors of at most 32 bytes: wider comparisons go through mask registers, which takes longer here.
-constexpr int kMaskLanes = std::min(kLanes, 8);
+#if defined(__AVX512F__)
+// The bits of 32 activated elements, which a comparison leaves in a register of bits. What is strictly between 0 and
+// `high` is so as an integer, too; zero wraps round to the largest.
+TINYTL_INLINE uint32_t mask_word(const float* y, float high) {
+  const __m512i limit = _mm512_set1_epi32(static_cast<int>(std::bit_cast<uint32_t>(high) - 1)), one = _mm512_set1_epi32(1);
+  const auto half = [&](const float* from) -> uint32_t {
+    return _mm512_cmplt_epu32_mask(_mm512_sub_epi32(_mm512_loadu_si512(from), one), limit);
+  };
+  return half(y) | half(y + 16) << 16;
+}
+#else
+constexpr int kMaskLanes = kLanes;
 typedef VectorOf<kMaskLanes>::Bits Bits;
 typedef VectorOf<4>::Bits Bits4;
 
@@ -38,6 +52,7 @@ TINYTL_INLINE uint32_t mask_word(const float* y, float high) {
   }
   return or_of_lanes(joined);
 }
+#endif
 
 // Writes the mask bits of elements [first, first + count), whose activated values lie at y; a clamped value is
 // strictly inside the range exactly when the value before was. Ranges must be written in ascending order: the bits of a
@@ -66,6 +81,13 @@ void store_mask(const float* y, int64_t first, int64_t count, Activation activat
 // The elements of a vector, or zero where their bit of the mask is; the first has bit 0 or, of 4 lanes, maybe bit 4.
 template <class V>
 TINYTL_INLINE V masked(V v, const uint8_t* mask, int first_bit) {
+#if defined(__AVX512F__)
+  if constexpr (lanes_of<V> == 16) {
+    uint16_t bits;
+    std::memcpy(&bits, mask, sizeof(bits));
+    return reinterpret_cast<V>(_mm512_maskz_mov_ps(bits, reinterpret_cast<__m512>(v)));
+  }
+#endif
   using Bits = typename VectorOf<lanes_of<V>>::Bits;
   uint32_t bits = mask[0];
   if (lanes_of<V> > 8) bits |= static_cast<uint32_t>(mask[1]) << 8;
