@@ -112,10 +112,12 @@ void pack_transposed(const Element* from, int64_t stride, const float* scale, in
   }
 }
 
-template <class V, int Rows, int Vectors>
+// `Last`: how many lanes of the last vector there is room for in c.
+template <class V, int Rows, int Vectors, int Last = lanes_of<V>>
 __attribute__((noinline)) void tile(const float* const* a, const float* const* panels, int segments, int32_t depth,
                                     float* const* c, int32_t n0, const TileOutput& output) {
   constexpr int kL = lanes_of<V>;
+  using End = typename VectorOf<Last>::Type;
   V sums[Rows][Vectors];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
@@ -143,14 +145,31 @@ __attribute__((noinline)) void tile(const float* const* a, const float* const* p
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) sums[i][j] += load<V>(c[i] + n0 + j * kL);
+      for (int j = 0; j < Vectors; ++j) {
+        const float* from = c[i] + n0 + j * kL;
+        sums[i][j] += Last == kL || j + 1 < Vectors ? load<V>(from) : V(load_first<V, End>(from));
+      }
     }
   }
-  const V low = broadcast<V>(output.low), high = broadcast<V>(output.high);
+  if (output.clamps()) {
+    const V low = broadcast<V>(output.low), high = broadcast<V>(output.high);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) sums[i][j] = clamp<V>(sums[i][j], low, high);
+    }
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) store(c[i] + n0 + j * kL, clamp<V>(sums[i][j], low, high));
+    for (int j = 0; j < Vectors; ++j) {
+      float* to = c[i] + n0 + j * kL;
+      if (Last == kL || j + 1 < Vectors) {
+        store(to, sums[i][j]);
+      } else {
+        __builtin_memcpy(to, &sums[i][j], sizeof(End));
+      }
+    }
   }
 }
 
@@ -185,6 +204,16 @@ using TileFunction = void (*)(const float* const*, const float* const*, int, int
 using TransposedFunction = void (*)(const TransposedSegment*, int, int64_t, int64_t, float* const*);
 
 constexpr int kFullVectors = kPanelWidth / kLanes;
+
+// Three quarters of a panel, as 24 channels are of AVX-512's, take one tile and not two.
+constexpr bool kQuarters = kPanelWidth == 2 * kLanes && kNarrowestPanel == kLanes / 2;
+constexpr int kThreeQuarters = kPanelWidth / 4 * 3;
+
+template <int Rows>
+TileFunction three_quarters_tile() {
+  if constexpr (kQuarters) return tile<Vector, Rows, 2, kLanes / 2>;
+  return nullptr;
+}
 
 template <int Rows>
 TileFunction tile_function(int width) {
@@ -274,7 +303,7 @@ class PartialProduct {
     float* packed = g_panels;
     for (panel_count_ = 0; n0 < end && panel_count_ < kMaxPanels; ++panel_count_) {
       Panel& panel = panels_[panel_count_];
-      panel.width = panel_width(end - n0);
+      panel.width = kQuarters && end - n0 == kThreeQuarters ? kPanelWidth : panel_width(end - n0);
       // Sized by depth_step, so that every block of k splits the columns alike.
       if (packed + int64_t{depth_step} * panel.width > g_panels + kPanelFloats) break;
       panel.n0 = n0;
@@ -351,6 +380,10 @@ void multiply_tile(int tile_rows, int width, const float* const* a, const float*
   const TileFunction function = tile_rows == kTileRows ? tile_function<kTileRows>(width)
                                                        : tile_function<kHalfTileRows>(width);
   if (columns == width) return function(a, panels, segments, depth, c, n0, output);
+  if (kQuarters && width == kPanelWidth && columns == kThreeQuarters) {
+    return (tile_rows == kTileRows ? three_quarters_tile<kTileRows>() : three_quarters_tile<kHalfTileRows>())(
+        a, panels, segments, depth, c, n0, output);
+  }
   function(a, panels, segments, depth, WholeRows(c, tile_rows, n0, columns).pointers(), 0, output);
 }
 

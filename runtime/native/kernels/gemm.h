@@ -32,6 +32,7 @@ struct TileOutput {
   bool accumulate;
   const float* start;  // [panel width]
   float low, high;
+  bool clamps() const { return low == 0; }
 };
 
 // A pass over a panel multiplies rows of A with `width` packed columns; a tile has at most kTileRows rows.

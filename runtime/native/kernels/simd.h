@@ -40,6 +40,14 @@ TINYTL_INLINE V load(const float* from) {
   return v;
 }
 
+// The first lanes of a vector, as many as Part has; the others are zero.
+template <class V, class Part>
+TINYTL_INLINE V load_first(const float* from) {
+  V v{};
+  __builtin_memcpy(&v, from, sizeof(Part));
+  return v;
+}
+
 template <class V>
 TINYTL_INLINE void store(float* to, V v) {
   __builtin_memcpy(to, &v, sizeof(V));
