@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tinytl_edge.devices.board import GIB, KIB, MIB, Board, CoreCluster, table
-from tinytl_edge.devices.detect import available_memory_bytes, find_board, this_machine, usable_cores
+from tinytl_edge.devices.detect import available_memory_bytes, find_board, performance_cores, this_machine, usable_cores
 from tinytl_edge.devices.profiles import BOARDS
 from tinytl_edge.devices.thermal import read_temperature, throttled
 from tinytl_edge.runtime.errors import UsageError
@@ -197,6 +197,58 @@ def test_the_real_machine_is_readable() -> None:
 def test_usable_cores_are_online_and_allowed(pi_4: Path) -> None:
     make_root(pi_4, {"proc/self/status": "Cpus_allowed_list:\t0,2-127\n"})
     assert usable_cores(pi_4) == 3
+
+
+def of_each_core(name: str, values: list[int] | list[str]) -> dict[str, str]:
+    return {f"sys/devices/system/cpu/cpu{i}/{name}": f"{value}\n" for i, value in enumerate(values)}
+
+
+def cores_of(root: Path, count: int, *files: dict[str, str], allowed: str = "0-31") -> int:
+    content = {"proc/cpuinfo": arm_processors(count, "0xd08", "asimd")}
+    content["proc/self/status"] = f"Cpus_allowed_list:\t{allowed}\n"
+    for more in files:
+        content.update(more)
+    return performance_cores(make_root(root, content))
+
+
+def test_alike_cores_all_compute(pi_4: Path) -> None:
+    assert performance_cores(pi_4) == 4
+
+
+def test_of_two_kinds_the_fast_cores_compute(tmp_path: Path) -> None:
+    assert cores_of(tmp_path, 6, of_each_core("cpu_capacity", [485, 485, 485, 485, 1024, 1024])) == 2
+
+
+def test_capacity_goes_before_the_clock(tmp_path: Path) -> None:
+    capacity = of_each_core("cpu_capacity", [446, 446, 1024, 1024])
+    assert cores_of(tmp_path, 4, capacity, clocks(range(2), 2_000_000), clocks(range(2, 4), 1_500_000)) == 2
+
+
+def test_without_capacities_the_clock_decides(tmp_path: Path) -> None:
+    assert cores_of(tmp_path, 6, clocks(range(4), 1_416_000), clocks(range(4, 6), 1_800_000)) == 2
+
+
+def test_a_core_that_clocks_a_little_higher_is_no_other_kind(tmp_path: Path) -> None:
+    assert cores_of(tmp_path, 8, clocks(range(2), 5_200_000), clocks(range(2, 8), 5_100_000)) == 8
+
+
+def test_affinity_bounds_the_cores_that_compute(tmp_path: Path) -> None:
+    capacity = of_each_core("cpu_capacity", [485, 485, 485, 485, 1024, 1024])
+    assert cores_of(tmp_path, 6, capacity, allowed="0-4") == 1
+    assert cores_of(tmp_path, 6, capacity, allowed="1-3") == 3, "the fastest of those it may use"
+
+
+def test_hardware_threads_of_a_core_count_once(tmp_path: Path) -> None:
+    siblings = of_each_core("topology/thread_siblings_list", ["0,2", "1,3", "0,2", "1,3"])
+    assert cores_of(tmp_path, 4, clocks(range(4), 3_400_000), siblings) == 2
+
+
+def test_where_some_cores_do_not_tell_their_speed_all_compute(tmp_path: Path) -> None:
+    assert cores_of(tmp_path, 3, clocks(range(2), 1_000_000)) == 3
+
+
+def test_an_unknown_machine_has_one_core_that_computes(tmp_path: Path) -> None:
+    assert performance_cores(tmp_path) == 1
 
 
 def test_control_group_version_2_limits_from_any_level(pi_4: Path) -> None:
