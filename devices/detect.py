@@ -13,6 +13,7 @@ from ..runtime.errors import UsageError
 from .board import GIB, KIB, MIB, Board, CoreCluster
 from .linux import ROOT, fields, read_fields, read_int, read_text
 from .profiles import BOARDS, core_cluster, profile_of
+from .thermal import read_temperature, throttled
 
 THIS_MACHINE = "this-machine"
 
@@ -103,6 +104,9 @@ def this_machine(root: Path = ROOT) -> Board:
         "features": _features(processors),
         "usable_cores": usable_cores(root),
         "available_memory_bytes": available_memory_bytes(root),
+        "performance_cores": performance_cores(root) if processors else None,
+        "temperature_celsius": read_temperature(root),
+        "throttled": throttled(root),
     }
     known: dict[str, Any] = {name: fact for name, fact in seen.items() if fact not in (None, (), "")}
     return replace(profile, **known)

@@ -47,7 +47,8 @@ class Manifest:
     `knobs` how that step trades time and precision for memory (export/step/compile.py), `segments` how many of its
     segments could be recomputed; `memory_limit` the bytes it was to fit; `frozen_weights` is float32, or int8 where
     both runtimes take the weights rounded to 8 bits; `labels` a photograph: "one" of the classes (softmax), or
-    "several" (a sigmoid each).
+    "several" (a sigmoid each); `device` names the board that it was prepared for, if one was named; `work` is what a
+    step of the native trainer does, by kind (export/step/work.py).
     """
 
     backbone: str
@@ -72,6 +73,8 @@ class Manifest:
     knobs: dict[str, Any] = field(default_factory=dict)
     segments: int = 0
     labels: str = "one"
+    device: str | None = None
+    work: dict[str, int] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -180,7 +183,8 @@ def _read_manifest(path: Path) -> Manifest:
     checksum = content.pop("checksum", None)
     if checksum not in (None, _checksum(content)):
         raise DamagedFileError(f"{path} is damaged (its checksum differs): copy the bundle again.")
-    content.setdefault("labels", "one")  # bundles that were prepared before there were several
+    # Bundles that were prepared before there were these.
+    content = {"labels": "one", "device": None, "work": {}, **content}
     try:
         known = {name: content[name] for name in Manifest.__dataclass_fields__}
         known["dropouts"] = tuple(

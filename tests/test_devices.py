@@ -71,7 +71,7 @@ def test_raspberry_pi_4(pi_4: Path) -> None:
         title="Raspberry Pi 4 Model B Rev 1.4",
         soc="Broadcom BCM2711",
         architectures=("aarch64",),
-        cores=(CoreCluster("Cortex-A72", 4, 1800, 4),),
+        cores=(CoreCluster("Cortex-A72", 4, 1800, 4, 3),),
         ram_bytes=(3_884_364 * KIB,),
         l1d_bytes=32 * KIB,
         l2_bytes=1 * MIB,
@@ -79,6 +79,7 @@ def test_raspberry_pi_4(pi_4: Path) -> None:
         notes=find_board("raspberry-pi-4").notes,
         usable_cores=4,
         available_memory_bytes=3_400_000 * KIB,
+        performance_cores=4,
     )
     assert "4 × Cortex-A72" in board.describe()
     assert "1.8 GHz" in board.describe()
@@ -98,7 +99,7 @@ def test_raspberry_pi_zero_2_w_with_a_32_bit_kernel_and_without_cache_files(tmp_
     board = this_machine(root)
     assert board.name == "raspberry-pi-zero-2-w"
     assert board.architectures == ("armv7l",)
-    assert board.cores == (CoreCluster("Cortex-A53", 4, 1000, 4),)
+    assert board.cores == (CoreCluster("Cortex-A53", 4, 1000, 4, 1),)
     assert board.features == ("neon",)
     assert board.l2_bytes == 512 * KIB, "the profile knows what the kernel does not show"
     assert board.usable_cores == 4
@@ -117,7 +118,7 @@ def test_jetson_orin_nano(tmp_path: Path) -> None:
     )
     board = this_machine(root)
     assert board.name == "jetson-orin-nano"
-    assert board.cores == (CoreCluster("Cortex-A78AE", 6, 1728, 8),)
+    assert board.cores == (CoreCluster("Cortex-A78AE", 6, 1728, 8, 6),)
     assert board.features == ("neon", "dotprod", "fp16")
     assert (board.l1d_bytes, board.l2_bytes, board.l3_bytes) == (64 * KIB, 256 * KIB, 2 * MIB)
     assert board.memory_bandwidth == 68_000_000_000
@@ -147,7 +148,7 @@ def test_two_kinds_of_cores(tmp_path: Path) -> None:
     big = arm_processors(2, "0xd08", "fp asimd").replace("processor\t: ", "processor\t: 1")
     frequencies = {**clocks(range(4), 1_416_000), **clocks(range(10, 12), 1_800_000)}
     board = this_machine(make_root(tmp_path, {"proc/cpuinfo": little + big, **frequencies}))
-    assert board.cores == (CoreCluster("Cortex-A53", 4, 1416, 4), CoreCluster("Cortex-A72", 2, 1800, 4))
+    assert board.cores == (CoreCluster("Cortex-A53", 4, 1416, 4, 1), CoreCluster("Cortex-A72", 2, 1800, 4, 3))
     assert board.core_count == 6
     assert board.multiply_adds_per_second == (4 * 1416 + 2 * 1800) * 1_000_000 * 4
     assert "1.416 GHz + 1.8 GHz" in board.describe()
@@ -372,6 +373,14 @@ def zones(**temperatures: int) -> dict[str, str]:
 def test_the_hottest_zone_of_the_chip_counts(tmp_path: Path) -> None:
     jetson_nano = {"AO_therm": 41_500, "CPU_therm": 34_000, "GPU_therm": 36_500, "PMIC_Die": 100_000}
     assert read_temperature(make_root(tmp_path, zones(**jetson_nano))) == 36.5
+
+
+def test_a_board_tells_its_temperature_and_that_it_is_throttled(pi_4: Path) -> None:
+    board = this_machine(make_root(pi_4, {**zones(cpu_thermal=81_400), FIRMWARE: "0x4\n"}))
+    assert (board.temperature_celsius, board.throttled) == (81.4, True)
+    assert "81 °C" in board.describe()
+    assert "now, by heat or supply" in board.describe()
+    assert Board.from_json(board.to_json()) == board
 
 
 def test_other_zones_count_where_the_chip_has_none(tmp_path: Path) -> None:
