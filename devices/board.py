@@ -105,7 +105,7 @@ class Board:
             "cores": _cores_text(self.cores),
             "clock": _clocks_text(self.cores),
             "usable cores": self.usable_cores,
-            "fast ones": self.performance_cores,
+            "fastest cores": self.performance_cores,
             "RAM": _sizes_text(self.ram_bytes),
             "available RAM": _size_text(self.available_memory_bytes),
             "caches": ", ".join(f"{level} {_size_text(size)}" for level, size in caches if size),

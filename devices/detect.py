@@ -95,6 +95,7 @@ def this_machine(root: Path = ROOT) -> Board:
     total = _meminfo_bytes(root, "MemTotal")
     seen = {
         "title": model,
+        "soc": profile.soc or _soc(root),
         "architectures": _architectures(processors),
         "cores": _clusters(root, processors),
         "ram_bytes": (total,) if total else (),
@@ -175,6 +176,12 @@ def _processors(root: Path) -> list[dict[str, str]]:
     """What /proc/cpuinfo says of each processor that is online."""
     blocks = map(fields, (read_text(root / "proc/cpuinfo") or "").split("\n\n"))
     return [block for block in blocks if block.get("processor", "").isdecimal()]
+
+
+def _soc(root: Path) -> str | None:
+    """The last, most general of the names that the device tree has for what the board is compatible with."""
+    names = (read_text(root / "proc/device-tree/compatible") or "").split("\0")
+    return names[-1] or None
 
 
 def _clusters(root: Path, processors: list[dict[str, str]]) -> tuple[CoreCluster, ...]:

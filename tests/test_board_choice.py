@@ -57,7 +57,7 @@ def prepared(out: Path, **options: object) -> Prepared:
     )  # type: ignore[arg-type]
 
 
-BACKBONE = {"backbone": "mobilenet-v2-0.35"}
+BACKBONE = {"backbone": "mobilenet-v2-0.1"}
 
 
 def test_a_board_is_told_what_was_picked_for_it(tmp_path: Path) -> None:

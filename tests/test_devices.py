@@ -124,6 +124,15 @@ def test_jetson_orin_nano(tmp_path: Path) -> None:
     assert board.memory_bandwidth == 68_000_000_000
 
 
+def test_an_unknown_board_names_its_chip(tmp_path: Path) -> None:
+    tree = {
+        "proc/device-tree/model": "Pine64 RockPro64\0",
+        "proc/device-tree/compatible": "pine64,rockpro64\0rockchip,rk3399\0",
+    }
+    board = this_machine(make_root(tmp_path, tree))
+    assert (board.name, board.title, board.soc) == ("this-machine", "Pine64 RockPro64", "rockchip,rk3399")
+
+
 def test_jetson_nano_is_not_an_orin_nano(tmp_path: Path) -> None:
     root = make_root(tmp_path, {"proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0"})
     assert this_machine(root).name == "jetson-nano"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
+from onnx import ModelProto
 from small_net import SPEC, smooth_network
 
 from tinytl_edge.devices import prediction
@@ -61,10 +64,15 @@ def test_a_bundle_without_work_is_not_predicted() -> None:
     assert predicted_step_seconds({}, 8, BOARDS[0]) is None
 
 
-def compiled(method: str, knobs: Knobs) -> StepPlan:
+@functools.cache
+def exported(method: str) -> tuple[ModelProto, list[str]]:
     network = smooth_network(method)
     trainable = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-    return compile_step(export_forward(network, SPEC.resolution)[0], trainable, knobs)
+    return export_forward(network, SPEC.resolution)[0], trainable
+
+
+def compiled(method: str, knobs: Knobs) -> StepPlan:
+    return compile_step(*exported(method), knobs)
 
 
 def work(step: StepPlan, optimizer: str = "adam") -> dict[str, int]:
