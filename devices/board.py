@@ -14,14 +14,15 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 class CoreCluster:
     """Cores that are alike, counted as Linux counts them: a hardware thread is one.
 
-    `clock_mhz` is the highest clock. `multiply_adds_per_cycle` is the peak of one core in float32.
-    None: not known.
+    `clock_mhz` is the highest clock. `multiply_adds_per_cycle` is the peak of one core in float32,
+    `instructions_per_cycle` how many it takes up at once beside them. None: not known.
     """
 
     model: str
     count: int
     clock_mhz: int | None = None
     multiply_adds_per_cycle: int | None = None
+    instructions_per_cycle: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Board:
         memory_bandwidth: in bytes a second, as the maker publishes it.
         usable_cores: how many this process may run on; None in a profile.
         available_memory_bytes: how much this process can still get; None in a profile.
+        performance_cores: how many threads are worth it there (`detect.performance_cores`); None in a profile.
+        temperature_celsius: of the hottest place of its chip; None in a profile, or without a sensor.
+        throttled: whether heat or supply holds its clock down; None in a profile, or if nothing says so.
     """
 
     name: str
@@ -54,6 +58,9 @@ class Board:
     notes: str = ""
     usable_cores: int | None = None
     available_memory_bytes: int | None = None
+    performance_cores: int | None = None
+    temperature_celsius: float | None = None
+    throttled: bool | None = None
 
     @property
     def core_count(self) -> int:
@@ -98,12 +105,15 @@ class Board:
             "cores": _cores_text(self.cores),
             "clock": _clocks_text(self.cores),
             "usable cores": self.usable_cores,
+            "fastest cores": self.performance_cores,
             "RAM": _sizes_text(self.ram_bytes),
             "available RAM": _size_text(self.available_memory_bytes),
             "caches": ", ".join(f"{level} {_size_text(size)}" for level, size in caches if size),
             "vector features": ", ".join(self.features),
             "float32 peak": f"{peak / 1e9:.3g} G multiply-adds/s" if peak else None,
             "RAM bandwidth": f"{bandwidth / 1e9:.3g} GB/s" if bandwidth else None,
+            "temperature": f"{self.temperature_celsius:.0f} °C" if self.temperature_celsius is not None else None,
+            "throttled": {True: "now, by heat or supply", False: "no", None: None}[self.throttled],
             "notes": self.notes,
         }
         known = [f"  {label:<15}  {fact}" for label, fact in facts.items() if fact]

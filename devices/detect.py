@@ -13,6 +13,7 @@ from ..runtime.errors import UsageError
 from .board import GIB, KIB, MIB, Board, CoreCluster
 from .linux import ROOT, fields, read_fields, read_int, read_text
 from .profiles import BOARDS, core_cluster, profile_of
+from .thermal import read_temperature, throttled
 
 THIS_MACHINE = "this-machine"
 
@@ -46,6 +47,9 @@ _FEATURES = {
     "avx2": {"avx2"},
     "avx512f": {"avx512f"},
 }
+
+# Cores of one kind may differ a little in their highest clock; two kinds differ by more.
+_ALIKE = 0.9
 
 
 class _ControlGroupFiles(NamedTuple):
@@ -91,6 +95,7 @@ def this_machine(root: Path = ROOT) -> Board:
     total = _meminfo_bytes(root, "MemTotal")
     seen = {
         "title": model,
+        "soc": profile.soc or _soc(root),
         "architectures": _architectures(processors),
         "cores": _clusters(root, processors),
         "ram_bytes": (total,) if total else (),
@@ -100,6 +105,9 @@ def this_machine(root: Path = ROOT) -> Board:
         "features": _features(processors),
         "usable_cores": usable_cores(root),
         "available_memory_bytes": available_memory_bytes(root),
+        "performance_cores": performance_cores(root) if processors else None,
+        "temperature_celsius": read_temperature(root),
+        "throttled": throttled(root),
     }
     known: dict[str, Any] = {name: fact for name, fact in seen.items() if fact not in (None, (), "")}
     return replace(profile, **known)
@@ -107,11 +115,43 @@ def this_machine(root: Path = ROOT) -> Board:
 
 def usable_cores(root: Path = ROOT) -> int | None:
     """How many cores this process may run on: those online that its affinity allows. None: not known."""
+    return len(_usable(root)) or None
+
+
+def performance_cores(root: Path = ROOT) -> int:
+    """How many threads are worth computing in: one for each of the fastest cores that this process may run on.
+
+    Of a board with two kinds of cores the fast ones: a step would wait for its slowest thread. Of a core's hardware
+    threads one: they share its multipliers. Where all cores are alike, or nothing is known, all there are; at least 1.
+    """
+    cores = {_siblings(root, number): _speed(root, number) for number in sorted(_usable(root))}
+    kinds = {kind for kind, _ in cores.values()}
+    if len(kinds) > 1 or kinds == {None}:
+        return max(1, len(cores))
+    fastest = max((speed for _, speed in cores.values()), default=0)
+    return max(1, sum(speed >= _ALIKE * fastest for _, speed in cores.values()))
+
+
+def _usable(root: Path) -> set[int]:
     online = {int(processor["processor"]) for processor in _processors(root)}
     allowed = read_fields(root / "proc/self/status").get("Cpus_allowed_list")
     # That list also has processors that could be plugged in: alone it counts too many.
-    usable = online & set(_numbers(allowed)) if allowed else online
-    return len(usable) or None
+    return online & set(_numbers(allowed)) if allowed else online
+
+
+def _speed(root: Path, number: int) -> tuple[str | None, int]:
+    """What tells a fast core from a slow one, and its number: on Arm a capacity, which knows more than the clock."""
+    core = root / f"sys/devices/system/cpu/cpu{number}"
+    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        speed = read_int(core / name)
+        if speed:
+            return name, speed
+    return None, 0
+
+
+def _siblings(root: Path, number: int) -> str:
+    """The hardware threads of a core, which share this text; its own number where the kernel does not say."""
+    return read_text(root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list") or str(number)
 
 
 def available_memory_bytes(root: Path = ROOT) -> int | None:
@@ -136,6 +176,12 @@ def _processors(root: Path) -> list[dict[str, str]]:
     """What /proc/cpuinfo says of each processor that is online."""
     blocks = map(fields, (read_text(root / "proc/cpuinfo") or "").split("\n\n"))
     return [block for block in blocks if block.get("processor", "").isdecimal()]
+
+
+def _soc(root: Path) -> str | None:
+    """The last, most general of the names that the device tree has for what the board is compatible with."""
+    names = (read_text(root / "proc/device-tree/compatible") or "").split("\0")
+    return names[-1] or None
 
 
 def _clusters(root: Path, processors: list[dict[str, str]]) -> tuple[CoreCluster, ...]:

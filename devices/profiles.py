@@ -18,11 +18,23 @@ _MULTIPLY_ADDS_PER_CYCLE = {
     "Cortex-A76": 8,
     "Cortex-A78AE": 8,
 }
+# Instructions a cycle and core, of code that works on vectors.
+#   A53: takes two, but a load of 128 bits goes alone, and what is not a multiply-add is mostly loads: one.
+#        github.com/Tencent/ncnn, docs/developer-guide/arm-a53-a55-dual-issue.md
+#   A57, A72: three are decoded, Arm's software optimization guides UAN 0015 and UAN 0016.
+#   A76, A78AE: four and six are dispatched, the guides above.
+_INSTRUCTIONS_PER_CYCLE = {
+    "Cortex-A53": 1,
+    "Cortex-A57": 3,
+    "Cortex-A72": 3,
+    "Cortex-A76": 4,
+    "Cortex-A78AE": 6,
+}
 
 
 def core_cluster(model: str, count: int, clock_mhz: int | None) -> CoreCluster:
-    """Alike cores, with the multiply-adds a cycle that their model is known for."""
-    return CoreCluster(model, count, clock_mhz, _MULTIPLY_ADDS_PER_CYCLE.get(model))
+    """Alike cores, with what their model is known to do in a cycle."""
+    return CoreCluster(model, count, clock_mhz, _MULTIPLY_ADDS_PER_CYCLE.get(model), _INSTRUCTIONS_PER_CYCLE.get(model))
 
 
 # Clocks, memory and caches: raspberrypi.com/documentation/computers/processors.html, Linux' bcm2837.dtsi and

@@ -47,7 +47,9 @@ class Manifest:
     `knobs` how that step trades time and precision for memory (export/step/compile.py), `segments` how many of its
     segments could be recomputed; `memory_limit` the bytes it was to fit; `frozen_weights` is float32, or int8 where
     both runtimes take the weights rounded to 8 bits; `labels` a photograph: "one" of the classes (softmax), or
-    "several" (a sigmoid each); `multiply_adds` what a step of one photograph has to compute (0: nobody counted).
+    "several" (a sigmoid each); `multiply_adds` what a step of one photograph has to compute (0: nobody counted), `work`
+    what the native trainer's does, by kind (export/step/work.py); `device` names the board that it was prepared for, if
+    one was named.
     """
 
     backbone: str
@@ -73,6 +75,8 @@ class Manifest:
     segments: int = 0
     labels: str = "one"
     multiply_adds: int = 0
+    work: dict[str, int] = field(default_factory=dict)
+    device: str | None = None
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -181,8 +185,8 @@ def _read_manifest(path: Path) -> Manifest:
     checksum = content.pop("checksum", None)
     if checksum not in (None, _checksum(content)):
         raise DamagedFileError(f"{path} is damaged (its checksum differs): copy the bundle again.")
-    content.setdefault("labels", "one")  # bundles that were prepared before there were several
-    content.setdefault("multiply_adds", 0)
+    # Bundles that were prepared before there were these.
+    content = {"labels": "one", "multiply_adds": 0, "work": {}, "device": None, **content}
     try:
         known = {name: content[name] for name in Manifest.__dataclass_fields__}
         known["dropouts"] = tuple(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tinytl_edge.devices.board import GIB, KIB, MIB, Board, CoreCluster, table
-from tinytl_edge.devices.detect import available_memory_bytes, find_board, this_machine, usable_cores
+from tinytl_edge.devices.detect import available_memory_bytes, find_board, performance_cores, this_machine, usable_cores
 from tinytl_edge.devices.profiles import BOARDS
 from tinytl_edge.devices.thermal import read_temperature, throttled
 from tinytl_edge.runtime.errors import UsageError
@@ -71,7 +71,7 @@ def test_raspberry_pi_4(pi_4: Path) -> None:
         title="Raspberry Pi 4 Model B Rev 1.4",
         soc="Broadcom BCM2711",
         architectures=("aarch64",),
-        cores=(CoreCluster("Cortex-A72", 4, 1800, 4),),
+        cores=(CoreCluster("Cortex-A72", 4, 1800, 4, 3),),
         ram_bytes=(3_884_364 * KIB,),
         l1d_bytes=32 * KIB,
         l2_bytes=1 * MIB,
@@ -79,6 +79,7 @@ def test_raspberry_pi_4(pi_4: Path) -> None:
         notes=find_board("raspberry-pi-4").notes,
         usable_cores=4,
         available_memory_bytes=3_400_000 * KIB,
+        performance_cores=4,
     )
     assert "4 × Cortex-A72" in board.describe()
     assert "1.8 GHz" in board.describe()
@@ -98,7 +99,7 @@ def test_raspberry_pi_zero_2_w_with_a_32_bit_kernel_and_without_cache_files(tmp_
     board = this_machine(root)
     assert board.name == "raspberry-pi-zero-2-w"
     assert board.architectures == ("armv7l",)
-    assert board.cores == (CoreCluster("Cortex-A53", 4, 1000, 4),)
+    assert board.cores == (CoreCluster("Cortex-A53", 4, 1000, 4, 1),)
     assert board.features == ("neon",)
     assert board.l2_bytes == 512 * KIB, "the profile knows what the kernel does not show"
     assert board.usable_cores == 4
@@ -117,10 +118,19 @@ def test_jetson_orin_nano(tmp_path: Path) -> None:
     )
     board = this_machine(root)
     assert board.name == "jetson-orin-nano"
-    assert board.cores == (CoreCluster("Cortex-A78AE", 6, 1728, 8),)
+    assert board.cores == (CoreCluster("Cortex-A78AE", 6, 1728, 8, 6),)
     assert board.features == ("neon", "dotprod", "fp16")
     assert (board.l1d_bytes, board.l2_bytes, board.l3_bytes) == (64 * KIB, 256 * KIB, 2 * MIB)
     assert board.memory_bandwidth == 68_000_000_000
+
+
+def test_an_unknown_board_names_its_chip(tmp_path: Path) -> None:
+    tree = {
+        "proc/device-tree/model": "Pine64 RockPro64\0",
+        "proc/device-tree/compatible": "pine64,rockpro64\0rockchip,rk3399\0",
+    }
+    board = this_machine(make_root(tmp_path, tree))
+    assert (board.name, board.title, board.soc) == ("this-machine", "Pine64 RockPro64", "rockchip,rk3399")
 
 
 def test_jetson_nano_is_not_an_orin_nano(tmp_path: Path) -> None:
@@ -147,7 +157,7 @@ def test_two_kinds_of_cores(tmp_path: Path) -> None:
     big = arm_processors(2, "0xd08", "fp asimd").replace("processor\t: ", "processor\t: 1")
     frequencies = {**clocks(range(4), 1_416_000), **clocks(range(10, 12), 1_800_000)}
     board = this_machine(make_root(tmp_path, {"proc/cpuinfo": little + big, **frequencies}))
-    assert board.cores == (CoreCluster("Cortex-A53", 4, 1416, 4), CoreCluster("Cortex-A72", 2, 1800, 4))
+    assert board.cores == (CoreCluster("Cortex-A53", 4, 1416, 4, 1), CoreCluster("Cortex-A72", 2, 1800, 4, 3))
     assert board.core_count == 6
     assert board.multiply_adds_per_second == (4 * 1416 + 2 * 1800) * 1_000_000 * 4
     assert "1.416 GHz + 1.8 GHz" in board.describe()
@@ -197,6 +207,58 @@ def test_the_real_machine_is_readable() -> None:
 def test_usable_cores_are_online_and_allowed(pi_4: Path) -> None:
     make_root(pi_4, {"proc/self/status": "Cpus_allowed_list:\t0,2-127\n"})
     assert usable_cores(pi_4) == 3
+
+
+def of_each_core(name: str, values: list[int] | list[str]) -> dict[str, str]:
+    return {f"sys/devices/system/cpu/cpu{i}/{name}": f"{value}\n" for i, value in enumerate(values)}
+
+
+def cores_of(root: Path, count: int, *files: dict[str, str], allowed: str = "0-31") -> int:
+    content = {"proc/cpuinfo": arm_processors(count, "0xd08", "asimd")}
+    content["proc/self/status"] = f"Cpus_allowed_list:\t{allowed}\n"
+    for more in files:
+        content.update(more)
+    return performance_cores(make_root(root, content))
+
+
+def test_alike_cores_all_compute(pi_4: Path) -> None:
+    assert performance_cores(pi_4) == 4
+
+
+def test_of_two_kinds_the_fast_cores_compute(tmp_path: Path) -> None:
+    assert cores_of(tmp_path, 6, of_each_core("cpu_capacity", [485, 485, 485, 485, 1024, 1024])) == 2
+
+
+def test_capacity_goes_before_the_clock(tmp_path: Path) -> None:
+    capacity = of_each_core("cpu_capacity", [446, 446, 1024, 1024])
+    assert cores_of(tmp_path, 4, capacity, clocks(range(2), 2_000_000), clocks(range(2, 4), 1_500_000)) == 2
+
+
+def test_without_capacities_the_clock_decides(tmp_path: Path) -> None:
+    assert cores_of(tmp_path, 6, clocks(range(4), 1_416_000), clocks(range(4, 6), 1_800_000)) == 2
+
+
+def test_a_core_that_clocks_a_little_higher_is_no_other_kind(tmp_path: Path) -> None:
+    assert cores_of(tmp_path, 8, clocks(range(2), 5_200_000), clocks(range(2, 8), 5_100_000)) == 8
+
+
+def test_affinity_bounds_the_cores_that_compute(tmp_path: Path) -> None:
+    capacity = of_each_core("cpu_capacity", [485, 485, 485, 485, 1024, 1024])
+    assert cores_of(tmp_path, 6, capacity, allowed="0-4") == 1
+    assert cores_of(tmp_path, 6, capacity, allowed="1-3") == 3, "the fastest of those it may use"
+
+
+def test_hardware_threads_of_a_core_count_once(tmp_path: Path) -> None:
+    siblings = of_each_core("topology/thread_siblings_list", ["0,2", "1,3", "0,2", "1,3"])
+    assert cores_of(tmp_path, 4, clocks(range(4), 3_400_000), siblings) == 2
+
+
+def test_where_some_cores_do_not_tell_their_speed_all_compute(tmp_path: Path) -> None:
+    assert cores_of(tmp_path, 3, clocks(range(2), 1_000_000)) == 3
+
+
+def test_an_unknown_machine_has_one_core_that_computes(tmp_path: Path) -> None:
+    assert performance_cores(tmp_path) == 1
 
 
 def test_control_group_version_2_limits_from_any_level(pi_4: Path) -> None:
@@ -320,6 +382,14 @@ def zones(**temperatures: int) -> dict[str, str]:
 def test_the_hottest_zone_of_the_chip_counts(tmp_path: Path) -> None:
     jetson_nano = {"AO_therm": 41_500, "CPU_therm": 34_000, "GPU_therm": 36_500, "PMIC_Die": 100_000}
     assert read_temperature(make_root(tmp_path, zones(**jetson_nano))) == 36.5
+
+
+def test_a_board_tells_its_temperature_and_that_it_is_throttled(pi_4: Path) -> None:
+    board = this_machine(make_root(pi_4, {**zones(cpu_thermal=81_400), FIRMWARE: "0x4\n"}))
+    assert (board.temperature_celsius, board.throttled) == (81.4, True)
+    assert "81 °C" in board.describe()
+    assert "now, by heat or supply" in board.describe()
+    assert Board.from_json(board.to_json()) == board
 
 
 def test_other_zones_count_where_the_chip_has_none(tmp_path: Path) -> None:

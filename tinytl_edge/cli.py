@@ -153,6 +153,8 @@ def _class_list(ctx: click.Context, param: click.Parameter, value: str | None) -
     callback=_size,
     help="What the native trainer may take in all: 16MB (10^6), 15MiB, bytes.  [default: as fast as it goes]",
 )
+@click.option("--device", metavar="NAME",
+              help="Pick what fits this board: a memory limit and a resolution, if not given.")  # fmt: skip
 @click.option("--frozen-weights", type=click.Choice(["float32", "int8"]),
               help="int8: rounded to 8 bits, a quarter of the memory in the native trainer.  "
               "[default: float32, or what --memory-limit needs]")  # fmt: skip

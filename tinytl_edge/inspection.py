@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tinytl_edge.devices.prediction import predicted_step_seconds
+from tinytl_edge.devices.profiles import BOARDS
 from tinytl_edge.runtime.bundle import Bundle, Manifest, is_bundle, open_bundle
 from tinytl_edge.runtime.dataset import SEVERAL, open_dataset
 from tinytl_edge.runtime.errors import DamagedFileError
 from tinytl_edge.runtime.memory import megabytes
 from tinytl_edge.runtime.run import is_run, open_run
 from tinytl_edge.runtime.tensors import open_tensors
+
+from .board_choice import seconds_text
 
 
 def inspect(path: str | os.PathLike[str], *, bundle: str | os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -81,6 +85,7 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "labels": manifest.labels,
         "resolution": manifest.resolution,
         "batch_size": manifest.batch_size,
+        "device": manifest.device,
         "optimizer": manifest.optimizer,
         "parameters": manifest.parameter_count,
         "trainable": manifest.trainable_count,
@@ -100,11 +105,13 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
 
 def _describe_step(manifest: Manifest) -> dict[str, Any]:
     planned = manifest.planned_memory
+    predicted = {board.name: predicted_step_seconds(manifest.work, manifest.batch_size, board) for board in BOARDS}
     return {
         "planned_bytes": {**planned, "total": sum(planned.values())},
         "memory_limit_bytes": manifest.memory_limit,
         "knobs": manifest.knobs,
         "segments": manifest.segments,
+        "predicted_step_seconds": {name: seconds for name, seconds in predicted.items() if seconds is not None},
     }
 
 
@@ -151,6 +158,7 @@ def _describe_bundle_text(content: dict[str, Any]) -> str:
             _row("backbone", content["backbone"]),
             _row("method", content["method"]),
             _row("classes", names),
+            *([_row("prepared for", content["device"])] if content["device"] else []),
             *([_row("labels", "several a photograph")] if content["labels"] == SEVERAL else []),
             _row("input", f"{content['resolution']} x {content['resolution']} px"),
             _row("optimizer", f"{content['optimizer']}, batch {batch}"),
@@ -190,7 +198,11 @@ def _describe_step_text(step: dict[str, Any]) -> list[str]:
         _row(f"  {names.get(kind, kind)}", f"{megabytes(planned[kind]):<9} {words}")
         for kind, words in explained.items()
     ]
-    return ["memory of the native trainer, planned", *rows]
+    times = [_row(f"  {board}", seconds_text(seconds)) for board, seconds in step["predicted_step_seconds"].items()]
+    prediction = (
+        ["time of a step of the native trainer on one core, predicted and not measured", *times] if times else []
+    )
+    return ["memory of the native trainer, planned", *rows, *prediction]
 
 
 def _row(name: str, value: object) -> str:

@@ -12,12 +12,16 @@ import onnx
 import torch
 
 from tinytl_edge import __version__
+from tinytl_edge.devices.board import Board
+from tinytl_edge.devices.detect import find_board
+from tinytl_edge.devices.prediction import predicted_step_seconds
 from tinytl_edge.export.forward import export_forward
 from tinytl_edge.export.ort_training import OPTIMIZERS as ORT_OPTIMIZERS
 from tinytl_edge.export.ort_training import export_ort_training
 from tinytl_edge.export.step.compile import StepPlan, compile_step, count_multiply_adds
 from tinytl_edge.export.step.fit import fit
 from tinytl_edge.export.step.program import write_program
+from tinytl_edge.export.step.work import count_work
 from tinytl_edge.runtime.bundle import (
     FORWARD,
     ORT_FOLDER,
@@ -34,6 +38,7 @@ from tinytl_edge.runtime.errors import DataError, StorageError, UsageError
 from tinytl_edge.runtime.label_table import TABLE, has_table, read_table
 from tinytl_edge.runtime.photographs import find_photographs
 
+from .board_choice import choose_memory_limit, explain_resolution, explain_threads, explain_time, smaller_resolution
 from .lite_residual import attach_lite_residuals
 from .model_source import Classifier, from_backbone, from_factory
 from .paper_memory import paper_memory
@@ -77,6 +82,7 @@ def prepare(
     std: tuple[float, float, float] | None = None,
     frozen_weights: str | None = None,
     memory_limit: int | None = None,
+    device: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -100,6 +106,8 @@ def prepare(
             float32, unless `memory_limit` asks for less.
         memory_limit: bytes that the native trainer's process may take in all; what it gives up for that, it gives up
             in the order of the time that it costs.
+        device: a board's name, as `tinytl-edge devices` lists them: picks a memory limit, and of a backbone the
+            resolution, where none are given, to fit the board; notes say what and why.
         seed: of what is initialised at random (classifier, lite residual modules).
         on_progress: called with a few words before each part of the work.
 
@@ -110,51 +118,42 @@ def prepare(
     _check(method, optimizer, batch_size, resolution, backbone, model, residual, mean, std)
     if frozen_weights not in (None, "float32", "int8"):
         raise UsageError(f"'{frozen_weights}' is no kind of frozen weights: choose float32 or int8.")
+    board = find_board(device) if device is not None else None
     names, count, several = _classes(classes, data, several_labels)
+    choices: list[str] = []
+    if board is not None and memory_limit is None:
+        memory_limit, why = choose_memory_limit(board)
+        choices.append(why)
+    limited_by = "--device" if choices else "--memory-limit"
+    options = _StepOptions(
+        method, tuple(train), optimizer, batch_size, frozen_weights, memory_limit, limited_by, several, seed
+    )
+
+    def at(resolution: int | None) -> _Compiled:
+        say("building the model")
+        if model is not None:
+            classifier = from_factory(model, weights, count, resolution, tuple(residual), seed, mean, std)
+        else:
+            classifier = from_backbone(backbone or DEFAULT_BACKBONE, weights, count, resolution, seed)
+        return _compile(classifier, options, say)
+
     try:
         with new_bundle(Path(out), overwrite) as folder:
-            say("building the model")
-            if model is not None:
-                classifier = from_factory(model, weights, count, resolution, tuple(residual), seed, mean, std)
-            else:
-                classifier = from_backbone(backbone or DEFAULT_BACKBONE, weights, count, resolution, seed)
-            paper = transform(classifier, method, tuple(train), seed)
-            network = classifier.model
-            trainable = {
-                name: parameter_group(name, classifier.head)
-                for name, parameter in network.named_parameters()
-                if parameter.requires_grad
-            }
-
-            say(f"exporting {FORWARD}")
-            if frozen_weights == "int8":
-                round_frozen_weights(network)
-            forward, dropouts = export_forward(network, classifier.resolution)
-            present = {tensor.name for tensor in forward.graph.initializer}
-            unused = [name for name in trainable if name not in present]
-            if unused:
-                raise UsageError(
-                    f"The parameter '{unused[0]}' does not take part in the model's output: it cannot train."
-                )
-
-            say("compiling the native step")
-            step: StepPlan | None = None
-            refusal: tuple[str, ...] = ()
-            try:
-                step = fit(forward, trainable, optimizer, batch_size, frozen_weights, memory_limit, several)
-            except UsageError as error:
-                if memory_limit is not None:
-                    raise UsageError(f"--memory-limit is for the native trainer. {error}") from None
-                refusal = (f"For onnxruntime-training only. {error}",)
-            if step and step.knobs.frozen_weights != (frozen_weights or "float32"):
-                round_frozen_weights(network)
-                forward, dropouts = export_forward(network, classifier.resolution)
-                step = compile_step(forward, trainable, step.knobs, several)
+            compiled = at(resolution)
+            if board is not None and resolution is None and model is None:
+                compiled, why = _fast_enough(compiled, at, batch_size, board)
+                choices.append(why)
+            if board is not None:
+                choices += [explain_threads(board), explain_time(board, compiled.work, batch_size)]
+            classifier, forward, step = compiled.classifier, compiled.forward, compiled.step
+            network, trainable = classifier.model, compiled.trainable
+            refusal = compiled.refusal
             onnx.save(forward, folder / FORWARD)
 
             runtimes = ["native"] if step else []
             if optimizer in ORT_OPTIMIZERS:
                 say("differentiating for onnxruntime-training")
+                present = {tensor.name for tensor in forward.graph.initializer}
                 frozen = [n for n, _ in network.named_parameters() if n in present and n not in trainable]
                 (folder / ORT_FOLDER).mkdir()
                 export_ort_training(forward, list(trainable), frozen, optimizer, folder / ORT_FOLDER, several=several)
@@ -174,11 +173,11 @@ def prepare(
                 std=classifier.std,
                 optimizer=optimizer,
                 batch_size=batch_size,
-                dropouts=tuple(Dropout(d.name, d.shape, d.rate) for d in dropouts),
+                dropouts=compiled.dropouts,
                 trainable=trainable,
                 parameter_count=sum(p.numel() for p in network.parameters()),
                 trainable_count=sum(p.numel() for p in network.parameters() if p.requires_grad),
-                paper_memory=paper,
+                paper_memory=compiled.paper_memory,
                 runtimes=tuple(runtimes),
                 created_by=__version__,
                 frozen_weights=step.knobs.frozen_weights if step else frozen_weights or "float32",
@@ -188,13 +187,98 @@ def prepare(
                 segments=step.segments if step else 0,
                 labels=SEVERAL if several else ONE,
                 multiply_adds=count_multiply_adds(forward, trainable) if step else 0,
+                work=compiled.work,
+                device=board.name if board else None,
             )
             if step:
                 write_program(folder / STEP, step, manifest)
             write_manifest(folder, manifest)
     except MemoryError:
         raise StorageError("There is not enough memory to prepare this model: use a smaller --resolution.") from None
-    return Prepared(open_bundle(out), (*classifier.notes, *refusal))
+    return Prepared(open_bundle(out), (*classifier.notes, *choices, *refusal))
+
+
+@dataclass(frozen=True)
+class _StepOptions:
+    """What of `prepare`'s arguments its step depends on, besides the classifier."""
+
+    method: str
+    also_train: tuple[str, ...]
+    optimizer: str
+    batch_size: int
+    frozen_weights: str | None
+    memory_limit: int | None
+    limited_by: str  # the option that set it
+    several: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A transformed classifier, its forward graph, and the native step, or why there is none."""
+
+    classifier: Classifier
+    trainable: dict[str, str]
+    paper_memory: dict[str, float]
+    forward: onnx.ModelProto
+    dropouts: tuple[Dropout, ...]
+    step: StepPlan | None
+    work: dict[str, int]
+    refusal: tuple[str, ...]
+
+
+def _compile(classifier: Classifier, options: _StepOptions, say: Callable[[str], None]) -> _Compiled:
+    paper = transform(classifier, options.method, options.also_train, options.seed)
+    network = classifier.model
+    trainable = {
+        name: parameter_group(name, classifier.head)
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+
+    say(f"exporting {FORWARD}")
+    if options.frozen_weights == "int8":
+        round_frozen_weights(network)
+    forward, dropouts = export_forward(network, classifier.resolution)
+    present = {tensor.name for tensor in forward.graph.initializer}
+    unused = [name for name in trainable if name not in present]
+    if unused:
+        raise UsageError(f"The parameter '{unused[0]}' does not take part in the model's output: it cannot train.")
+
+    say("compiling the native step")
+    optimizer, frozen_weights, limit = options.optimizer, options.frozen_weights, options.memory_limit
+    step: StepPlan | None = None
+    work: dict[str, int] = {}
+    refusal: tuple[str, ...] = ()
+    try:
+        step = fit(forward, trainable, optimizer, options.batch_size, frozen_weights, limit, options.several)
+    except UsageError as error:
+        if limit is not None:
+            raise UsageError(f"{options.limited_by} is for the native trainer. {error}") from None
+        refusal = (f"For onnxruntime-training only. {error}",)
+    if step and step.knobs.frozen_weights != (frozen_weights or "float32"):
+        round_frozen_weights(network)
+        forward, dropouts = export_forward(network, classifier.resolution)
+        step = compile_step(forward, trainable, step.knobs, options.several)
+    if step:
+        work = count_work(step.graph, step.graph.ops(), step.knobs, optimizer)
+    masks = tuple(Dropout(d.name, d.shape, d.rate) for d in dropouts)
+    return _Compiled(classifier, trainable, paper, forward, masks, step, work, refusal)
+
+
+def _fast_enough(
+    compiled: _Compiled, at: Callable[[int], _Compiled], batch_size: int, board: Board
+) -> tuple[_Compiled, str]:
+    """The same at the largest resolution that is fast enough for the board, and why it is that one."""
+
+    def seconds_a_photograph() -> float | None:
+        seconds = predicted_step_seconds(compiled.work, batch_size, board)
+        return seconds and seconds / batch_size
+
+    own, own_seconds = compiled.classifier.resolution, seconds_a_photograph()
+    while resolution := smaller_resolution(compiled.classifier.resolution, seconds_a_photograph()):
+        compiled = at(resolution)
+    return compiled, explain_resolution(compiled.classifier.resolution, own, seconds_a_photograph(), own_seconds)
 
 
 def transform(classifier: Classifier, method: str, also: tuple[str, ...] = (), seed: int = 0) -> dict[str, float]:

@@ -1,0 +1,23 @@
+"""Instructions that the native trainer takes for a unit of each kind of work, as counted by
+
+    python devices/emulated/count_instructions.py dist/*_aarch64.whl dist/*_x86_64.whl
+
+x86_64 is the executable for vectors of 128 bits, as wide as the boards'. export/step/work.py says what the kinds are.
+"""
+
+from __future__ import annotations
+
+# Kinds whose unit is a multiply-add, and the least each can take: four in a vector, and x86-64 without AVX has to
+# multiply and add apart.
+MULTIPLY_ADDS = ("pointwise", "conv", "depthwise")
+INSTRUCTIONS_PER_MULTIPLY_ADD = {"aarch64": 0.25, "x86_64": 0.5}
+
+# fmt: off
+INSTRUCTIONS = {
+    "aarch64": {
+        "conv": 0.25, "depthwise": 1.17, "elements": 5.69, "outputs": 4.71, "pointwise": 0.332,
+        "streamed": 2.03, "summed_bfloat16": 0, "updated_8bit": 6.09, "updated_adam": 10.1,
+        "updated_bfloat16": 15.8, "updated_momentum": 0.0278, "updated_sgd": 1.64, "weights": 3.53,
+    },
+}
+# fmt: on

@@ -1,0 +1,71 @@
+"""What `prepare --device` picks to fit a board, and why: each choice is a sentence for the user."""
+
+from __future__ import annotations
+
+from tinytl_edge.devices.board import Board
+from tinytl_edge.devices.prediction import predicted_step_seconds
+from tinytl_edge.runtime.memory import megabytes
+
+# Adapting is a guest: what the board is there for keeps nearly all of its RAM. The paper's 16 MB it may always have.
+RAM_SHARE = 16
+LEAST_MEMORY = 16_000_000
+# A hundred photographs in less than a minute, on one core.
+SECONDS_A_PHOTOGRAPH = 0.5
+RESOLUTIONS = (224, 192, 160, 128, 96)
+
+
+def choose_memory_limit(board: Board) -> tuple[int | None, str]:
+    """A share of the smallest RAM that the board is sold with."""
+    if not board.ram_bytes:
+        return None, f"Memory limit: none, as the RAM of {board.title} is not known."
+    ram = min(board.ram_bytes)
+    limit = max(LEAST_MEMORY, ram // RAM_SHARE)
+    why = f"a {RAM_SHARE}th of {'the least' if len(board.ram_bytes) > 1 else 'its'} RAM ({megabytes(ram)})"
+    if limit == LEAST_MEMORY:
+        why = f"the paper's, as a {RAM_SHARE}th of its RAM ({megabytes(ram)}) is less"
+    return limit, f"Memory limit: {megabytes(limit)}, {why}, so that what else runs on {board.title} has the rest."
+
+
+def smaller_resolution(resolution: int, seconds_a_photograph: float | None) -> int | None:
+    """The resolution to try next; None: this one is fast enough, or there is no smaller one, or no prediction."""
+    if seconds_a_photograph is None or seconds_a_photograph <= SECONDS_A_PHOTOGRAPH:
+        return None
+    smaller = [px for px in RESOLUTIONS if px < resolution]
+    # Time goes with the number of pixels, nearly.
+    enough = [px for px in smaller if seconds_a_photograph * (px / resolution) ** 2 <= SECONDS_A_PHOTOGRAPH]
+    return max(enough, default=min(smaller, default=None))
+
+
+def explain_resolution(resolution: int, own: int, seconds: float | None, own_seconds: float | None) -> str:
+    """Why it is this one; `seconds` a photograph, as predicted, at this resolution and at the network's own."""
+    if seconds is None or own_seconds is None:
+        return f"Resolution: {resolution} px, the network's own: there is no prediction by which to pick another."
+    wanted = f"at most {SECONDS_A_PHOTOGRAPH:g} s a photograph are wanted"
+    if resolution == own:
+        return f"Resolution: {resolution} px, the network's own: {seconds:.2f} s a photograph, by prediction; {wanted}."
+    slow = f"at the network's own {own} px it would be {own_seconds:.2f}"
+    smallest = ", the smallest" if seconds > SECONDS_A_PHOTOGRAPH else ""
+    return f"Resolution: {resolution} px{smallest}: {seconds:.2f} s a photograph, by prediction; {slow}, and {wanted}."
+
+
+def explain_threads(board: Board) -> str:
+    """`train` counts them where it runs; a profile knows how many it will find."""
+    fastest = max(board.cores, key=lambda core: core.clock_mhz or 0, default=None)
+    count = board.performance_cores or (fastest.count if fastest else None)
+    if count is None:
+        return f"Threads: the fastest cores of {board.title}, whose number is not known here."
+    return f"Threads: {count}, the fastest cores of {board.title}: for `train` there, which counts them itself."
+
+
+def explain_time(board: Board, work: dict[str, int], batch_size: int) -> str:
+    """What a step will take there."""
+    seconds = predicted_step_seconds(work, batch_size, board)
+    if seconds is None:
+        return f"Time: not predicted, as too little is known of {board.title} or of the step."
+    what = f"a step of {batch_size} photographs" if batch_size > 1 else "a step"
+    return f"Time: {what} takes {seconds_text(seconds)} on one core of {board.title}: a prediction, not a measurement."
+
+
+def seconds_text(seconds: float) -> str:
+    """'4.2 s', '420 ms': two digits are more than a prediction is worth."""
+    return f"{float(f'{seconds:.2g}'):g} s" if seconds >= 1 else f"{float(f'{1e3 * seconds:.2g}'):g} ms"
