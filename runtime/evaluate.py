@@ -15,6 +15,7 @@ from .errors import DataError, UsageError
 from .events import Event
 from .run import open_model
 from .source import dataset_for
+from .threads import threads_for
 from .worker import Measured, OnEvent, choose_runtime, run_worker, worker_command
 
 _BATCH = 8
@@ -26,7 +27,7 @@ def evaluate(
     *,
     bundle: str | os.PathLike[str] | None = None,
     runtime: str = "auto",
-    threads: int = 1,
+    threads: int | None = None,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
     """Accuracy, loss and confusion of a run (or of a bundle as prepared) on photographs.
@@ -38,6 +39,7 @@ def evaluate(
         model: a run's or a bundle's folder.
         data: a folder with one sub-folder of photographs a class or with labels.csv, or a packed dataset.
         bundle: the run's bundle, if it has moved.
+        threads: how many compute; default: the machine's fastest cores.
 
     Returns:
         images, loss, accuracy, classes, per_class (accuracy or None), confusion[label][guess],
@@ -80,7 +82,7 @@ def predict(
     *,
     bundle: str | os.PathLike[str] | None = None,
     runtime: str = "auto",
-    threads: int = 1,
+    threads: int | None = None,
 ) -> list[dict[str, Any]]:
     """What the classifier sees in pictures.
 
@@ -121,7 +123,7 @@ def _work(
     adapter: Adapter | None,
     data: Path,
     runtime: str,
-    threads: int,
+    threads: int | None,
     watch: OnEvent,
 ) -> Measured:
     chosen = choose_runtime(runtime, bundle)
@@ -132,6 +134,6 @@ def _work(
         "adapter": os.fspath(adapter.tensors.path.resolve()) if adapter else None,
         "data": os.fspath(data.resolve()),
         "batch_size": min(_BATCH, bundle.manifest.batch_size),
-        "threads": threads,
+        "threads": threads_for(bundle, threads),
     }
     return run_worker(worker_command(chosen), job, watch)

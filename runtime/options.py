@@ -22,9 +22,9 @@ class TrainOptions:
     """Options of a run; the defaults suit a few dozen to a few thousand photographs.
 
     `lr` is the classifier's rate, `lr_bias`, `lr_lite_residual` and `lr_weight` the other groups'; None
-    stands for the default of the optimizer and batch size. `batch_size` None is the bundle's.
-    `dropout` None is the model's own rate. `min_area` is the smallest share of a picture that a random
-    crop takes (1 and no `flip`: no augmentation).
+    stands for the default of the optimizer and batch size. `batch_size` None is the bundle's, `threads` None
+    the machine's fastest cores, `dropout` None the model's own rate. `min_area` is the smallest share of a
+    picture that a random crop takes (1 and no `flip`: no augmentation).
     """
 
     epochs: int = 10
@@ -38,7 +38,7 @@ class TrainOptions:
     dropout: float | None = None
     min_area: float = 0.22
     flip: bool = True
-    threads: int = 1
+    threads: int | None = None
     log_every: int = 10
 
     def check(self) -> TrainOptions:

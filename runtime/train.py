@@ -25,6 +25,7 @@ from .options import TrainOptions
 from .run import CHECKPOINTS, EVENTS, RUN, open_run, write_record
 from .source import check_exists, dataset_for
 from .tensors import make_folder
+from .threads import THREAD_BYTES, threads_for
 from .worker import OnEvent, choose_runtime, run_worker, worker_command
 
 TRAIN_FILE = "train.safetensors"
@@ -60,6 +61,7 @@ def train(
     try:
         opened = open_bundle(bundle)
         options = (options or TrainOptions()).check()
+        options = replace(options, threads=threads_for(opened, options.threads))
         if resume:
             plan = _resumed_plan(run, opened, options, log)
         else:
@@ -130,7 +132,9 @@ class _Plan:
     def planned_bytes(self, bundle: Bundle) -> int | None:
         """What the native trainer's plan takes; onnxruntime plans at run time."""
         planned = bundle.manifest.planned_memory
-        return sum(planned.values()) if self.runtime == "native" and planned else None
+        if self.runtime != "native" or not planned:
+            return None
+        return sum(planned.values()) + ((self.options.threads or 1) - 1) * THREAD_BYTES
 
 
 def _new_plan(

@@ -8,7 +8,7 @@ import pytest
 
 import tinytl_edge
 from tinytl_edge import board_choice
-from tinytl_edge.board_choice import choose_memory_limit, explain_threads, seconds_text, smaller_resolution
+from tinytl_edge.board_choice import choose_memory_limit, choose_threads, seconds_text, smaller_resolution
 from tinytl_edge.devices.board import GIB, MIB, Board, CoreCluster
 from tinytl_edge.devices.detect import find_board
 from tinytl_edge.preparation import Prepared
@@ -41,9 +41,11 @@ def test_below_the_smallest_there_is_none() -> None:
 
 def test_threads_are_the_fast_cores() -> None:
     big_little = Board("b", "B", cores=(CoreCluster("s", 4, 1400), CoreCluster("f", 2, 1800)))
-    assert explain_threads(big_little).startswith("Threads: 2,")
-    assert explain_threads(find_board("raspberry-pi-4")).startswith("Threads: 4,")
-    assert "not known" in explain_threads(Board("b", "B"))
+    assert choose_threads(big_little)[0] == 2
+    assert choose_threads(find_board("raspberry-pi-4"))[0] == 4
+    count, why = choose_threads(Board("b", "B"))
+    assert count == 1
+    assert "not known" in why
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.23, "4.2 s"), (0.0423, "42 ms"), (0.00512, "5.1 ms"), (12.3, "12 s")])
@@ -66,8 +68,8 @@ def test_a_board_is_told_what_was_picked_for_it(tmp_path: Path) -> None:
     assert (manifest.device, manifest.memory_limit, manifest.resolution) == ("raspberry-pi-4", 64 * MIB, 224)
     assert [note.split(":")[0] for note in result.notes if ":" in note][-4:] == [
         "Memory limit",
-        "Resolution",
         "Threads",
+        "Resolution",
         "Time",
     ]
     assert all("prediction" in note for note in result.notes if note.startswith(("Resolution", "Time")))

@@ -22,6 +22,7 @@ from tinytl_edge.export.ort_training import OPTIMIZERS as ORT_OPTIMIZERS
 from tinytl_edge.export.ort_training import export_ort_training
 from tinytl_edge.export.step.compile import Knobs, compile_step
 from tinytl_edge.export.step.program import write_program
+from tinytl_edge.runtime import threads
 from tinytl_edge.runtime.batches import Batches
 from tinytl_edge.runtime.bundle import FORWARD, ORT_FOLDER, STEP, Bundle, Dropout, Manifest, new_bundle, open_bundle
 from tinytl_edge.runtime.bundle import write_manifest as write
@@ -232,6 +233,33 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, data: Path) -> None:
         np.testing.assert_array_equal(adapter(tmp_path / "parts")[name], value, err_msg=name)
 
 
+@pytest.mark.parametrize("method", ["lite-residual+bias", "full"])
+def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, data: Path, method: str) -> None:
+    knobs = Knobs("int8", streamed=True, moments="8bit", sums="float32", scratch_bytes=8_192)
+    bundle = make_bundle(tmp_path / "bundle", smooth_network(method), "adam", knobs)
+    runs = []
+    for count in (1, 2, 5):
+        run = tmp_path / f"run-{count}"
+        options = TrainOptions(epochs=2, batch_size=4, log_every=1, threads=count)
+        train(bundle.path, data / "train.safetensors", data / "val.safetensors", run, runtime="native", options=options)
+        start = json.loads((run / "events.jsonl").read_text().splitlines()[0])
+        assert start["threads"] == count
+        runs.append((run / "adapter.safetensors").read_bytes())
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_threads_are_the_cores_that_a_limit_has_room_for(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle", smooth_network("bias"))
+    monkeypatch.setattr(threads, "performance_cores", lambda: 6)
+    planned = sum(bundle.manifest.planned_memory.values())
+    for limit, expected in ((None, 6), (planned, 1), (planned + 2 * threads.THREAD_BYTES, 3), (10**9, 6)):
+        limited = replace(bundle, manifest=replace(bundle.manifest, memory_limit=limit))
+        assert threads.threads_for(limited, None) == expected
+        assert threads.threads_for(limited, 2) == 2
+
+
 def test_evaluate_and_predict_agree_with_onnxruntime(tmp_path: Path, data: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", smooth_network("bias"))
     train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime="native", options=OPTIONS)
@@ -252,7 +280,8 @@ def test_evaluate_and_predict_agree_with_onnxruntime(tmp_path: Path, data: Path)
 def test_memory_stays_small_and_near_the_plan(tmp_path: Path, data: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", smooth_network("bias"))
     source = data / "train.safetensors"
-    done = train(bundle.path, source, None, tmp_path / "run", runtime="native", options=OPTIONS)
+    options = replace(OPTIONS, threads=1)
+    done = train(bundle.path, source, None, tmp_path / "run", runtime="native", options=options)
     assert done["planned_peak_bytes"] == sum(bundle.manifest.planned_memory.values())
     assert done["peak_rss_bytes"] < done["planned_peak_bytes"] + 4_000_000
 

@@ -48,13 +48,13 @@ def explain_resolution(resolution: int, own: int, seconds: float | None, own_sec
     return f"Resolution: {resolution} px{smallest}: {seconds:.2f} s a photograph, by prediction; {slow}, and {wanted}."
 
 
-def explain_threads(board: Board) -> str:
-    """`train` counts them where it runs; a profile knows how many it will find."""
+def choose_threads(board: Board) -> tuple[int, str]:
+    """The board's fastest cores, as `train` will count them there."""
     fastest = max(board.cores, key=lambda core: core.clock_mhz or 0, default=None)
     count = board.performance_cores or (fastest.count if fastest else None)
     if count is None:
-        return f"Threads: the fastest cores of {board.title}, whose number is not known here."
-    return f"Threads: {count}, the fastest cores of {board.title}: for `train` there, which counts them itself."
+        return 1, f"Threads: 1, as the cores of {board.title} are not known."
+    return count, f"Threads: {count}, the fastest cores of {board.title}; the memory limit has room for them."
 
 
 def explain_time(board: Board, work: dict[str, int], batch_size: int) -> str:

@@ -89,7 +89,7 @@ _runtime_option = click.option(
     "--runtime", type=click.Choice(["auto", "native", "onnxruntime-training"]), default="auto", show_default=True,
     help="What computes.",
 )  # fmt: skip
-_threads_option = click.option("--threads", type=int, default=1, show_default=True, help="How many compute.")
+_threads_option = click.option("--threads", type=int, help="How many compute.  [default: the fastest cores]")
 _bundle_option = click.option("--bundle", type=_PATH, help="The run's bundle, if it has moved.")
 
 
@@ -155,6 +155,7 @@ def _class_list(ctx: click.Context, param: click.Parameter, value: str | None) -
 )
 @click.option("--device", metavar="NAME",
               help="Pick what fits this board: a memory limit and a resolution, if not given.")  # fmt: skip
+@click.option("--threads", type=int, help="How many --memory-limit has room for.  [default: 1, or --device's cores]")
 @click.option("--frozen-weights", type=click.Choice(["float32", "int8"]),
               help="int8: rounded to 8 bits, a quarter of the memory in the native trainer.  "
               "[default: float32, or what --memory-limit needs]")  # fmt: skip
@@ -486,7 +487,7 @@ def devices(name: str | None, as_json: bool) -> None:
               show_default=True, help="auto: the native trainer where there is one.")  # fmt: skip
 @click.option("--epochs", type=int, default=10, show_default=True, help="Rounds through the photographs.")
 @click.option("--resolution", type=int, metavar="PX", default=96, show_default=True, help="Size of the input.")
-@click.option("--threads", type=int, help="How many compute.  [default: all cores]")
+@_threads_option
 @click.option("--out", type=_PATH, default=Path("demo"), show_default=True, help="Bundles and runs stay here.")
 @_json_option
 def demo(out: Path, as_json: bool, **options: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from tinytl_edge.devices.detect import performance_cores
 from tinytl_edge.runtime.dataset import pack
 from tinytl_edge.runtime.errors import DataError, UsageError
 from tinytl_edge.runtime.label_table import TABLE, has_table
@@ -21,6 +22,7 @@ from .export_run import export
 from .preparation import prepare
 
 MEMORY_LIMIT = 16_000_000  # bytes of the native trainer's process: what the paper promises
+BOARD_CORES = 4  # that share it
 METHODS = ("last", "lite-residual+bias")
 TRAIN_DIGITS, TEST_DIGITS = 30, 50  # of each class: a few dozen, and enough to tell methods apart
 
@@ -63,7 +65,7 @@ def demo(
     pack(held_out, test_file, resolution, classes, say)
     options = TrainOptions(
         epochs=epochs,
-        threads=threads or os.cpu_count() or 1,
+        threads=threads or min(BOARD_CORES, performance_cores()),
         flip=data is not None,  # a mirrored digit is another one
         min_area=0.22 if data is not None else 0.6,
     )
@@ -78,6 +80,7 @@ def demo(
             method=method,
             resolution=resolution,
             memory_limit=MEMORY_LIMIT if data is None and runtime != "onnxruntime-training" else None,
+            threads=options.threads,
         )
         begin = time.monotonic()
         if watch is None:

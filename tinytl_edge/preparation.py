@@ -38,7 +38,7 @@ from tinytl_edge.runtime.errors import DataError, StorageError, UsageError
 from tinytl_edge.runtime.label_table import TABLE, has_table, read_table
 from tinytl_edge.runtime.photographs import find_photographs
 
-from .board_choice import choose_memory_limit, explain_resolution, explain_threads, explain_time, smaller_resolution
+from .board_choice import choose_memory_limit, choose_threads, explain_resolution, explain_time, smaller_resolution
 from .lite_residual import attach_lite_residuals
 from .model_source import Classifier, from_backbone, from_factory
 from .paper_memory import paper_memory
@@ -82,6 +82,7 @@ def prepare(
     std: tuple[float, float, float] | None = None,
     frozen_weights: str | None = None,
     memory_limit: int | None = None,
+    threads: int | None = None,
     device: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -106,8 +107,9 @@ def prepare(
             float32, unless `memory_limit` asks for less.
         memory_limit: bytes that the native trainer's process may take in all; what it gives up for that, it gives up
             in the order of the time that it costs.
-        device: a board's name, as `tinytl-edge devices` lists them: picks a memory limit, and of a backbone the
-            resolution, where none are given, to fit the board; notes say what and why.
+        threads: how many of the native trainer's `memory_limit` has room for; default: 1.
+        device: a board's name, as `tinytl-edge devices` lists them: picks memory limit, threads and, of a backbone,
+            resolution to fit the board, where they are not given; notes say what and why.
         seed: of what is initialised at random (classifier, lite residual modules).
         on_progress: called with a few words before each part of the work.
 
@@ -115,7 +117,7 @@ def prepare(
         TinyTLError: of the kind that says what is wrong; nothing is left behind.
     """
     say = on_progress or (lambda text: None)
-    _check(method, optimizer, batch_size, resolution, backbone, model, residual, mean, std)
+    _check(method, optimizer, batch_size, threads, resolution, backbone, model, residual, mean, std)
     if frozen_weights not in (None, "float32", "int8"):
         raise UsageError(f"'{frozen_weights}' is no kind of frozen weights: choose float32 or int8.")
     board = find_board(device) if device is not None else None
@@ -124,9 +126,21 @@ def prepare(
     if board is not None and memory_limit is None:
         memory_limit, why = choose_memory_limit(board)
         choices.append(why)
+    if board is not None and threads is None:
+        threads, why = choose_threads(board)
+        choices.append(why)
     limited_by = "--device" if choices else "--memory-limit"
     options = _StepOptions(
-        method, tuple(train), optimizer, batch_size, frozen_weights, memory_limit, limited_by, several, seed
+        method,
+        tuple(train),
+        optimizer,
+        batch_size,
+        frozen_weights,
+        memory_limit,
+        threads or 1,
+        limited_by,
+        several,
+        seed,
     )
 
     def at(resolution: int | None) -> _Compiled:
@@ -144,7 +158,7 @@ def prepare(
                 compiled, why = _fast_enough(compiled, at, batch_size, board)
                 choices.append(why)
             if board is not None:
-                choices += [explain_threads(board), explain_time(board, compiled.work, batch_size)]
+                choices.append(explain_time(board, compiled.work, batch_size))
             classifier, forward, step = compiled.classifier, compiled.forward, compiled.step
             network, trainable = classifier.model, compiled.trainable
             refusal = compiled.refusal
@@ -208,6 +222,7 @@ class _StepOptions:
     batch_size: int
     frozen_weights: str | None
     memory_limit: int | None
+    threads: int
     limited_by: str  # the option that set it
     several: bool
     seed: int
@@ -251,7 +266,9 @@ def _compile(classifier: Classifier, options: _StepOptions, say: Callable[[str],
     work: dict[str, int] = {}
     refusal: tuple[str, ...] = ()
     try:
-        step = fit(forward, trainable, optimizer, options.batch_size, frozen_weights, limit, options.several)
+        step = fit(
+            forward, trainable, optimizer, options.batch_size, frozen_weights, limit, options.threads, options.several
+        )
     except UsageError as error:
         if limit is not None:
             raise UsageError(f"{options.limited_by} is for the native trainer. {error}") from None
@@ -306,6 +323,7 @@ def _check(
     method: str,
     optimizer: str,
     batch_size: int,
+    threads: int | None,
     resolution: int | None,
     backbone: str | None,
     model: str | None,
@@ -319,6 +337,8 @@ def _check(
         raise UsageError(f"'{optimizer}' is no optimizer: choose one of {', '.join(OPTIMIZERS)}.")
     if not 1 <= batch_size <= 4096:
         raise UsageError(f"--batch-size {batch_size} is out of range: 1 to 4096.")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UsageError(f"--threads {threads} is out of range: 1 to 1024.")
     if resolution is not None and not 32 <= resolution <= 1024:
         raise UsageError(f"--resolution {resolution} is out of range: 32 to 1024.")
     if backbone is not None and model is not None:

@@ -14,6 +14,7 @@ from onnx import ModelProto
 
 from tinytl_edge.runtime.errors import MemoryLimitError
 from tinytl_edge.runtime.memory import megabytes
+from tinytl_edge.runtime.threads import THREAD_BYTES
 
 from .compile import Knobs, StepPlan, compile_step
 from .fuse import SCRATCH_BYTES
@@ -33,9 +34,10 @@ def fit(
     batch_size: int,
     frozen_weights: str | None,
     limit: int | None,
+    threads: int = 1,
     several: bool = False,
 ) -> StepPlan:
-    """Compile a training step into `limit` bytes of memory (None: as fast and exact as it goes).
+    """Compile a training step into `limit` bytes of memory (None: as fast and exact as it goes) for so many threads.
 
     `frozen_weights` None lets the limit decide: float32 where it fits. `several` labels a photograph have another loss.
 
@@ -43,7 +45,7 @@ def fit(
         UsageError: the graph cannot be compiled.
         MemoryLimitError: no setting fits; names the smallest limit that would do.
     """
-    compiler = _Compiler(forward, tuple(trainable), optimizer, several)
+    compiler = _Compiler(forward, tuple(trainable), optimizer, threads, several)
     sums = "none" if batch_size == 1 else "float32"
     exact = Knobs(frozen_weights=frozen_weights or "float32", sums=sums)
     plain = compiler.step(exact)
@@ -85,8 +87,11 @@ def _settings(exact: Knobs, may_round: bool, sums_gradients: bool) -> Iterator[K
 class _Compiler:
     """Compiles one training step with different knobs; those that change no program share one."""
 
-    def __init__(self, forward: ModelProto, trainable: tuple[str, ...], optimizer: str, several: bool) -> None:
+    def __init__(
+        self, forward: ModelProto, trainable: tuple[str, ...], optimizer: str, threads: int, several: bool
+    ) -> None:
         self._forward, self._trainable, self._optimizer, self._several = forward, trainable, optimizer, several
+        self._other_threads = (threads - 1) * THREAD_BYTES
         self._compiled: dict[Knobs, StepPlan] = {}
 
     def step(self, knobs: Knobs) -> StepPlan:
@@ -111,7 +116,7 @@ class _Compiler:
         return best
 
     def bytes(self, step: StepPlan) -> int:
-        return sum(step.memory(self._optimizer).values())
+        return sum(step.memory(self._optimizer).values()) + self._other_threads
 
     def time(self, step: StepPlan) -> float:
         """In multiply-adds."""
