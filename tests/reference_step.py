@@ -96,6 +96,11 @@ class ReferenceStep:
     def _add_rounded(self, op: Op, reads: Tensors) -> Tensors:
         return {"y": reads["x"]}
 
+    def _compress(self, op: Op, reads: Tensors) -> Tensors:
+        return {"y": reads["x"]}  # exact: rounding is what the trainer's own tests are for
+
+    _decompress = _compress
+
     def _load(self, op: Op, reads: Tensors) -> Tensors:
         return {"y": torch.zeros(0)}
 

@@ -146,13 +146,13 @@ def test_other_operators_agree_with_onnxruntime(tmp_path: Path, data: Path, reco
         np.testing.assert_allclose(value, others[name], atol=2e-3, err_msg=name)
 
 
-LOW = Knobs("int8", True, "bfloat16", "8bit", "none", 1000, 4_096)
+LOW = Knobs("int8", True, "bfloat16", "8bit", "none", "bfloat16", 1000, 4_096)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "momentum", "sgd"])
 @pytest.mark.parametrize(
     "knobs",
-    [LOW, replace(LOW, sums="bfloat16", scratch_bytes=16_384), Knobs(streamed=True, scratch_bytes=2_048)],
+    [LOW, replace(LOW, sums="bfloat16", kept="8bit", scratch_bytes=16_384), Knobs(streamed=True, scratch_bytes=2_048)],
     ids=["one sample a step", "sums in bfloat16", "streamed"],
 )
 def test_with_every_knob_it_learns_and_resumes(tmp_path: Path, data: Path, knobs: Knobs, optimizer: str) -> None:

@@ -15,11 +15,12 @@ from torch import nn
 from torch.nn import functional
 
 from tinytl_edge.export.forward import export_forward
-from tinytl_edge.export.step.compile import Knobs, compile_step
+from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.fuse import SCRATCH_BYTES
 from tinytl_edge.export.step.ir import Graph, Op, Parameter, Value
 from tinytl_edge.export.step.plan import ALIGNMENT, plan
 from tinytl_edge.export.step.quantise import quantise
+from tinytl_edge.export.step.recompute import kept_values
 from tinytl_edge.export.step.verify import PlanError, verify
 from tinytl_edge.runtime.errors import UsageError
 from tinytl_edge.transfer import METHODS
@@ -40,7 +41,8 @@ def test_gradients_against_autograd_in_float64(method: str, scratch_bytes: int, 
     network = smooth_network(method)
     forward, _ = export_forward(network, SPEC.resolution)
     sums = ("none", "float32", "bfloat16")[SCRATCH.index(scratch_bytes)]
-    knobs = Knobs(scratch_bytes=scratch_bytes, recomputed=recomputed, sums=sums, streamed=recomputed > 0)
+    kept = ("float32", "8bit", "bfloat16")[SCRATCH.index(scratch_bytes)]  # the reference rounds nothing
+    knobs = Knobs(scratch_bytes=scratch_bytes, recomputed=recomputed, sums=sums, streamed=recomputed > 0, kept=kept)
     step = compile_step(forward, trainables(network), knobs)
     exact = network.double()
     x = images(1, seed=3).double()
@@ -69,6 +71,29 @@ def test_frozen_weights_keep_nothing_but_bits() -> None:
     assert len(floats) == 3 and sum(graph.values[name].bytes for name in floats) <= 4 * (
         2 * SPEC.head_channels + CLASSES
     )
+
+
+@pytest.mark.parametrize(("kept", "bytes_an_element"), [("bfloat16", 2), ("8bit", 1 + 4 / 64)])
+@pytest.mark.parametrize("recomputed", [0, 1000])
+def test_what_waits_for_the_backward_pass_takes_fewer_bits(kept: str, bytes_an_element: float, recomputed: int) -> None:
+    network = smooth_network("full")
+    forward = export_forward(network, SPEC.resolution)[0]
+
+    def waiting(kept: str) -> tuple[dict[str, Value], StepPlan]:
+        step = compile_step(forward, trainables(network), Knobs(kept=kept, recomputed=recomputed, sums="none"))
+        values = (step.graph.values[name] for name in kept_values(step.graph))
+        return {v.name.removeprefix("kept/"): v for v in values if v.dtype != "bit"}, step
+
+    (exact, whole), (rounded, small) = waiting("float32"), waiting(kept)
+    assert rounded.keys() == exact.keys()
+    compressed = [name for name in exact if rounded[name].dtype != "float32"]
+    assert {name for name in exact if exact[name].bytes >= 4096} == set(compressed) != set()
+    for name in compressed:
+        elements = exact[name].bytes / 4
+        assert bytes_an_element * elements <= rounded[name].bytes <= bytes_an_element * elements + 8
+    assert small.plan.floor < whole.plan.floor
+    # The forward pass reads no map that was rounded.
+    assert not {op.kind for op in small.graph.forward if any(n.startswith("kept/") for n in op.reads.values())}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -183,6 +183,8 @@ def _describe_step_text(step: dict[str, Any]) -> list[str]:
     planned, limit, knobs = step["planned_bytes"], step["memory_limit_bytes"], step["knobs"]
     strips = f"wide maps in strips and chunks of {megabytes(knobs['scratch_bytes'])}"
     some = f"{knobs['recomputed']} of {step['segments']} segments recomputed"
+    if knobs["kept"] != "float32":
+        some += f"; kept maps in {'8 bits' if knobs['kept'] == '8bit' else knobs['kept']}"
     sums = "updates right behind them" if knobs["sums"] == "none" else f"of a batch summed up, {knobs['sums']}"
     explained = {
         "arena": f"{strips}; {some if step['segments'] else 'nothing to recompute'}",

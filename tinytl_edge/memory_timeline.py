@@ -33,6 +33,7 @@ _PASSES = (
     ("scratch_bytes", "strips and chunks of wide maps"),
     ("sums", "updates right behind gradients"),
     ("recomputed", "recomputation"),
+    ("kept", "kept maps in fewer bits"),
     ("frozen_weights", "frozen weights in 8 bits"),
     ("streamed", "frozen weights streamed"),
     ("trained_weights", "trained weights in 16 bits"),

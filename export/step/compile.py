@@ -1,5 +1,5 @@
-"""The passes in order: import, fuse, differentiate, fold, recompute, update, stream, plan, verify; and what the result
-takes in memory."""
+"""The passes in order: import, fuse, differentiate, fold, recompute, compress, update, stream, plan, verify; and what
+the result takes in memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from onnx import ModelProto
 
 from tinytl_edge.runtime.dataset import stored_size
 
+from .compress import compress_kept
 from .differentiate import differentiate
 from .fold import fold
 from .fuse import SCRATCH_BYTES, fuse
@@ -41,6 +42,7 @@ class Knobs:
     trained_weights: str = "float32"  # or 'bfloat16', with stochastic rounding
     moments: str = "float32"  # of the optimizer; or '8bit', block-wise
     sums: str = "float32"  # of a batch's gradients; 'bfloat16', or 'none': one sample a step
+    kept: str = "float32"  # maps that wait for the backward pass; or 'bfloat16', '8bit'
     recomputed: int = 0  # how many of the segments, the most worthwhile first
     scratch_bytes: int = SCRATCH_BYTES  # for the wide maps of an inverted residual
 
@@ -93,6 +95,10 @@ class StepPlan:
         """What a step reads from the program's file."""
         return sum(self.graph.values[op.writes["y"]].bytes for op in self.graph.ops() if op.kind == "load")
 
+    def compressed_bytes(self) -> int:
+        """What waits for the backward pass in fewer bits."""
+        return sum(self.graph.values[op.writes["y"]].bytes for op in self.graph.ops() if op.kind == "compress")
+
     def multiply_adds(self) -> int:
         """Of one sample's step."""
         return sum(multiply_adds(op) for op in self.graph.ops())
@@ -127,6 +133,7 @@ def compile_step(
     fold(graph)
     segments = [candidate.segment for candidate in candidates(graph)]
     recompute(graph, segments[: knobs.recomputed])
+    compress_kept(graph, knobs.kept)
     add_updates(graph, knobs.sums)
     if knobs.streamed:
         stream(graph, knobs.frozen_weights)

@@ -24,7 +24,9 @@ _A_STREAMED_BYTE = 6.0  # read once in the forward and once in the backward pass
 _AN_8_BIT_MOMENT = 15.0
 _A_BFLOAT16_WEIGHT = 5.0
 _A_BFLOAT16_SUM = 10.0
+_A_COMPRESSED_BYTE = 2.0
 _SCRATCH = (SCRATCH_BYTES, SCRATCH_BYTES // 2)
+_KEPT = (("float32", "bfloat16"), ("8bit",))  # 8 bits only where nothing else fits
 
 
 def fit(
@@ -52,15 +54,18 @@ def fit(
     if limit is None or compiler.bytes(plain) <= limit:
         return plain
     best, smallest = None, compiler.bytes(plain)
-    for knobs in _settings(exact, frozen_weights is None, batch_size > 1):
-        step = compiler.step(knobs)
-        if best is not None and compiler.time(step) >= compiler.time(best):
-            continue
-        if compiler.bytes(step) > limit:
-            step = compiler.with_recomputation(step, limit)
-        smallest = min(smallest, compiler.bytes(step))
-        if compiler.bytes(step) <= limit and (best is None or compiler.time(step) < compiler.time(best)):
-            best = step
+    for kept in _KEPT:
+        for knobs in _settings(exact, frozen_weights is None, batch_size > 1, kept):
+            step = compiler.step(knobs)
+            if best is not None and compiler.time(step) >= compiler.time(best):
+                continue
+            if compiler.bytes(step) > limit:
+                step = compiler.with_recomputation(step, limit)
+            smallest = min(smallest, compiler.bytes(step))
+            if compiler.bytes(step) <= limit and (best is None or compiler.time(step) < compiler.time(best)):
+                best = step
+        if best is not None:
+            break
     if best is None:
         needed = -(-smallest // 100_000) / 10
         raise MemoryLimitError(
@@ -70,7 +75,7 @@ def fit(
     return best
 
 
-def _settings(exact: Knobs, may_round: bool, sums_gradients: bool) -> Iterator[Knobs]:
+def _settings(exact: Knobs, may_round: bool, sums_gradients: bool, kept: tuple[str, ...]) -> Iterator[Knobs]:
     """All knobs but recomputation."""
     choices = itertools.product(
         (exact.frozen_weights, "int8") if may_round else (exact.frozen_weights,),
@@ -78,10 +83,11 @@ def _settings(exact: Knobs, may_round: bool, sums_gradients: bool) -> Iterator[K
         ("float32", "bfloat16"),
         ("float32", "8bit"),
         (exact.sums, "bfloat16") if sums_gradients else (exact.sums,),
+        kept,
         _SCRATCH,
     )
-    for frozen, streamed, trained, moments, sums, scratch in choices:
-        yield Knobs(frozen, streamed, trained, moments, sums, 0, scratch)
+    for frozen, streamed, trained, moments, sums, bits, scratch in choices:
+        yield Knobs(frozen, streamed, trained, moments, sums, bits, 0, scratch)
 
 
 class _Compiler:
@@ -125,6 +131,8 @@ class _Compiler:
         time = float(step.multiply_adds())
         if knobs.streamed:
             time += _A_STREAMED_BYTE * step.streamed_bytes()
+        if knobs.kept != "float32":
+            time += _A_COMPRESSED_BYTE * step.compressed_bytes()
         if knobs.moments == "8bit":
             time += _AN_8_BIT_MOMENT * memory["optimizer"]
         if knobs.trained_weights == "bfloat16":

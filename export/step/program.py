@@ -67,6 +67,8 @@ class Opcode(IntEnum):
     MULTIPLY_DOTHER = 34
     MAX_POOL = 35
     MAX_POOL_DX = 36
+    COMPRESS = 37
+    DECOMPRESS = 38
 
 
 class Word(IntEnum):
@@ -86,7 +88,7 @@ class Word(IntEnum):
     BIAS = 11
     ADDS = 12  # 1: y or dx is added to
     ACTIVATION = 13
-    NUMBER = 14  # a dropout's layer, a GroupNorm's groups, or an attribute that is true (`_NUMBERS`)
+    NUMBER = 14  # a dropout's layer, a GroupNorm's groups, a kept map's bits, or an attribute that is true (`_NUMBERS`)
     EPSILON = 15  # float32 bits
     IN_HEIGHT = 16
     IN_WIDTH = 17
@@ -106,7 +108,7 @@ class Word(IntEnum):
 WORDS = len(Word)
 _ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "hard_swish": 3, "hard_sigmoid": 4, "sigmoid": 5, "silu": 6}
 _WORDS = {"targets": Word.OTHER, "index": Word.MASK}  # roles without a word of their own
-_NUMBERS = ("layer", "groups", "rounded", "include_pad", "per_channel", "several")
+_NUMBERS = ("layer", "groups", "bits", "rounded", "include_pad", "per_channel", "several")
 
 
 def write_program(path: Path, step: StepPlan, manifest: Manifest) -> None:

@@ -244,6 +244,14 @@ class Checker {
         place(op.x, 4 * in, "input");
         place(op.y, 2 * in, "output");
         return;
+      case Opcode::kCompress:
+        place(op.x, 4 * in, "input");
+        place(op.y, compressed_bytes(op.number, in), "output");
+        return;
+      case Opcode::kDecompress:
+        place(op.x, compressed_bytes(op.number, out), "input");
+        place(op.y, 4 * out, "output");
+        return;
       case Opcode::kLoad: {
         const Part& wanted = part(op.weight, in);
         if (!program_.streamed || parameter_of(wanted).trains()) bad("parameter");
@@ -260,6 +268,12 @@ class Checker {
         (g.in_height != g.out_height || g.in_width != g.out_width || g.kernel_height * g.kernel_width != 1 ||
          g.groups != 1))
       bad("size");
+  }
+
+  int64_t compressed_bytes(int32_t bits, int64_t elements) const {
+    if (bits == 16) return 2 * elements;
+    if (bits != 8) bad("number of bits");
+    return (elements + 3) / 4 * 4 + 4 * ((elements + kCompressedBlock - 1) / kCompressedBlock);
   }
 
   void same(const Geometry& g) const {

@@ -184,6 +184,14 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
     case Opcode::kAddRounded:
       return add_rounded(at(op.x), reinterpret_cast<uint16_t*>(arena_ + op.y), elements,
                          sample_.seed + static_cast<uint64_t>(op.y));
+    case Opcode::kCompress:
+      return op.number == 16 ? compress_16(at(op.x), reinterpret_cast<uint16_t*>(arena_ + op.y), elements)
+                             : compress_8(at(op.x), arena_ + op.y, elements);
+    case Opcode::kDecompress: {
+      const int64_t made = int64_t{out_pixels} * g.out_channels;
+      return op.number == 16 ? decompress_16(reinterpret_cast<const uint16_t*>(arena_ + op.x), at(op.y), made)
+                             : decompress_8(arena_ + op.x, at(op.y), made);
+    }
     case Opcode::kLoad:
       return program_.load_part(program_.parts[static_cast<size_t>(op.weight)], arena_ + op.y);
   }

@@ -130,7 +130,8 @@ const char* opcode_name(Opcode opcode) {
       "conv_dw", "activate", "mask_gradient", "bias_gradient", "add", "average_pool", "average_pool_dx", "global_pool",
       "global_pool_dx", "upsample", "upsample_dx", "group_norm", "group_norm_backward", "affine", "affine_backward",
       "dropout", "dropout_dx", "loss", "zero", "update", "add_rounded", "load",
-      "activation_dx", "multiply", "multiply_dx", "multiply_dother", "max_pool", "max_pool_dx"};
+      "activation_dx", "multiply", "multiply_dx", "multiply_dother", "max_pool", "max_pool_dx", "compress",
+      "decompress"};
   return names[static_cast<size_t>(opcode)];
 }
 

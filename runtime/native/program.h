@@ -50,8 +50,10 @@ enum class Opcode : int32_t {
   kMultiplyDother,
   kMaxPool,
   kMaxPoolDx,
+  kCompress,
+  kDecompress,
 };
-constexpr size_t kOpcodes = 37;  // and 0, which is none
+constexpr size_t kOpcodes = 39;  // and 0, which is none
 const char* opcode_name(Opcode opcode);
 
 // Places are byte offsets in the arena, weight and bias parts of parameters; -1 is none.

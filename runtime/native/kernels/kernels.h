@@ -77,6 +77,14 @@ void mask_gradient(const float* dy, float* dx, const uint8_t* mask, int64_t elem
 // db[c] += sum_p dy[p][c].
 void bias_gradient(const float* dy, float* db, int32_t pixels, int32_t channels);
 
+// A map in fewer bits while nobody reads it: as bfloat16, or as int8 codes [elements, up to a multiple of 4] and behind
+// them the scales of blocks, the largest magnitude / 127.
+constexpr int kCompressedBlock = 64;
+void compress_16(const float* x, uint16_t* y, int64_t elements);
+void decompress_16(const uint16_t* x, float* y, int64_t elements);
+void compress_8(const float* x, uint8_t* y, int64_t elements);
+void decompress_8(const uint8_t* x, float* y, int64_t elements);
+
 // y = activation(x), y may be x; mask, or none, is a clamp's.
 void activate(const float* x, float* y, int64_t elements, Activation activation, uint8_t* mask);
 // dx = dy * slope of the curve at x; dx may be dy.
