@@ -19,5 +19,10 @@ INSTRUCTIONS = {
         "summed_bfloat16": 0.31, "updated_8bit": 3.79, "updated_adam": 8.58, "updated_bfloat16": 20.59,
         "updated_momentum": 0.25, "updated_sgd": 1.85, "weights": 3.57,
     },
+    "x86_64": {
+        "conv": 0.83, "depthwise": 1.71, "elements": 4.25, "outputs": 5.66, "pointwise": 0.98, "streamed": 4.87,
+        "summed_bfloat16": 6.29, "updated_8bit": 15.10, "updated_adam": 10.35, "updated_bfloat16": 27.09,
+        "updated_momentum": 0.25, "updated_sgd": 4.34, "weights": 4.54,
+    },
 }
 # fmt: on
