@@ -15,9 +15,14 @@ INSTRUCTIONS_PER_MULTIPLY_ADD = {"aarch64": 0.25, "x86_64": 0.5}
 # fmt: off
 INSTRUCTIONS = {
     "aarch64": {
-        "conv": 0.25, "depthwise": 1.17, "elements": 5.69, "outputs": 4.71, "pointwise": 0.332,
-        "streamed": 2.03, "summed_bfloat16": 0, "updated_8bit": 6.09, "updated_adam": 10.1,
-        "updated_bfloat16": 15.8, "updated_momentum": 0.0278, "updated_sgd": 1.64, "weights": 3.53,
+        "conv": 0.28, "depthwise": 0.95, "elements": 5.16, "outputs": 4.50, "pointwise": 0.36, "streamed": 1.37,
+        "summed_bfloat16": 0.31, "updated_8bit": 3.79, "updated_adam": 8.58, "updated_bfloat16": 20.59,
+        "updated_momentum": 0.25, "updated_sgd": 1.85, "weights": 3.57,
+    },
+    "x86_64": {
+        "conv": 0.83, "depthwise": 1.71, "elements": 4.25, "outputs": 5.66, "pointwise": 0.98, "streamed": 4.87,
+        "summed_bfloat16": 6.29, "updated_8bit": 15.10, "updated_adam": 10.35, "updated_bfloat16": 27.09,
+        "updated_momentum": 0.25, "updated_sgd": 4.34, "weights": 4.54,
     },
 }
 # fmt: on

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from test_backbones import description, written
 
 import tinytl_edge
 from tinytl_edge import board_choice
@@ -53,17 +56,21 @@ def test_predictions_have_two_digits(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
 
 
-def prepared(out: Path, **options: object) -> Prepared:
-    return tinytl_edge.prepare(
-        out, weights="random", classes=3, method="bias", optimizer="sgd", batch_size=2, **options
-    )  # type: ignore[arg-type]
+@pytest.fixture
+def prepared(tmp_path: Path) -> Callable[..., Prepared]:
+    """Prepare a network of three blocks whose own resolution is 224."""
+    (tmp_path / "network").mkdir()
+    backbone = written(tmp_path / "network", description(), "net-r224.json")
+
+    def prepare(name: str, **options: Any) -> Prepared:
+        what = {"backbone": backbone, "weights": "random", "classes": 3, "method": "bias", "optimizer": "sgd"}
+        return tinytl_edge.prepare(tmp_path / name, **what, batch_size=2, **options)
+
+    return prepare
 
 
-BACKBONE = {"backbone": "mobilenet-v2-0.1"}
-
-
-def test_a_board_is_told_what_was_picked_for_it(tmp_path: Path) -> None:
-    result = prepared(tmp_path / "bundle", **BACKBONE, device="Raspberry Pi 4")
+def test_a_board_is_told_what_was_picked_for_it(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
+    result = prepared("bundle", device="Raspberry Pi 4")
     manifest = result.bundle.manifest
     assert (manifest.device, manifest.memory_limit, manifest.resolution) == ("raspberry-pi-4", 64 * MIB, 224)
     assert [note.split(":")[0] for note in result.notes if ":" in note][-4:] == [
@@ -78,25 +85,39 @@ def test_a_board_is_told_what_was_picked_for_it(tmp_path: Path) -> None:
 
 
 def test_a_smaller_resolution_where_the_networks_own_is_too_slow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Callable[..., Prepared]
 ) -> None:
-    own = prepared(tmp_path / "own", **BACKBONE, resolution=224, device="raspberry-pi-zero-2-w")
+    own = prepared("own", resolution=224, device="raspberry-pi-zero-2-w")
     seconds = tinytl_edge.inspect(tmp_path / "own")["native_step"]["predicted_step_seconds"]["raspberry-pi-zero-2-w"]
     monkeypatch.setattr(board_choice, "SECONDS_A_PHOTOGRAPH", 0.35 * seconds / 2)
-    picked = prepared(tmp_path / "picked", **BACKBONE, device="raspberry-pi-zero-2-w")
+    picked = prepared("picked", device="raspberry-pi-zero-2-w")
     assert own.bundle.manifest.resolution == 224
     assert picked.bundle.manifest.resolution in (96, 128)
     assert any(note.startswith(f"Resolution: {picked.bundle.manifest.resolution} px") for note in picked.notes)
 
 
-def test_what_is_given_wins(tmp_path: Path) -> None:
+def test_what_is_given_wins(prepared: Callable[..., Prepared]) -> None:
     limit = 50_000_000
-    result = prepared(tmp_path / "b", **BACKBONE, device="raspberry-pi-4", memory_limit=limit, resolution=64)
+    result = prepared("b", device="raspberry-pi-4", memory_limit=limit, resolution=64)
     assert (result.bundle.manifest.memory_limit, result.bundle.manifest.resolution) == (limit, 64)
     assert not any(note.startswith(("Memory limit", "Resolution")) for note in result.notes)
 
 
-def test_an_unknown_board_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_model_of_the_users_keeps_its_resolution(tmp_path: Path) -> None:
+    options = {"model": "tiny_models:Tiny", "classes": 10, "method": "bias", "device": "raspberry-pi-zero-2-w"}
+    result = tinytl_edge.prepare(tmp_path / "b", **options)
+    assert result.bundle.manifest.resolution == 224
+    assert result.bundle.manifest.memory_limit == 32 * MIB
+    assert not any(note.startswith("Resolution") for note in result.notes)
+
+
+def test_a_model_that_the_native_trainer_cannot_train_is_for_no_board(tmp_path: Path) -> None:
+    options = {"model": "tiny_models:RunningSum", "classes": 10, "method": "bias", "device": "raspberry-pi-4"}
+    with pytest.raises(UsageError, match=r"^--device is for the native trainer\. "):
+        tinytl_edge.prepare(tmp_path / "b", **options)
+
+
+def test_an_unknown_board_leaves_nothing_behind(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
     with pytest.raises(UsageError, match="No board is called 'toaster'"):
-        prepared(tmp_path / "b", **BACKBONE, device="toaster")
-    assert not list(tmp_path.iterdir())
+        prepared("b", device="toaster")
+    assert [path.name for path in tmp_path.iterdir()] == ["network"]

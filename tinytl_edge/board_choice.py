@@ -17,13 +17,13 @@ RESOLUTIONS = (224, 192, 160, 128, 96)
 def choose_memory_limit(board: Board) -> tuple[int | None, str]:
     """A share of the smallest RAM that the board is sold with."""
     if not board.ram_bytes:
-        return None, f"Memory limit: none, as the RAM of {board.title} is not known."
+        return None, f"Memory limit: none, as the RAM of {_place(board)} is not known."
     ram = min(board.ram_bytes)
     limit = max(LEAST_MEMORY, ram // RAM_SHARE)
     why = f"a {RAM_SHARE}th of {'the least' if len(board.ram_bytes) > 1 else 'its'} RAM ({megabytes(ram)})"
     if limit == LEAST_MEMORY:
         why = f"the paper's, as a {RAM_SHARE}th of its RAM ({megabytes(ram)}) is less"
-    return limit, f"Memory limit: {megabytes(limit)}, {why}, so that what else runs on {board.title} has the rest."
+    return limit, f"Memory limit: {megabytes(limit)}, {why}, so that what else runs on {_place(board)} has the rest."
 
 
 def smaller_resolution(resolution: int, seconds_a_photograph: float | None) -> int | None:
@@ -53,17 +53,24 @@ def choose_threads(board: Board) -> tuple[int, str]:
     fastest = max(board.cores, key=lambda core: core.clock_mhz or 0, default=None)
     count = board.performance_cores or (fastest.count if fastest else None)
     if count is None:
-        return 1, f"Threads: 1, as the cores of {board.title} are not known."
-    return count, f"Threads: {count}, the fastest cores of {board.title}; the memory limit has room for them."
+        return 1, f"Threads: 1, as the cores of {_place(board)} are not known."
+    return count, f"Threads: {count}, the fastest cores of {_place(board)}; the memory limit has room for them."
 
 
 def explain_time(board: Board, work: dict[str, int], batch_size: int) -> str:
     """What a step will take there."""
     seconds = predicted_step_seconds(work, batch_size, board)
     if seconds is None:
-        return f"Time: not predicted, as too little is known of {board.title} or of the step."
+        return f"Time: not predicted, as too little is known of {_place(board)} or of the step."
     what = f"a step of {batch_size} photographs" if batch_size > 1 else "a step"
-    return f"Time: {what} takes {seconds_text(seconds)} on one core of {board.title}: a prediction, not a measurement."
+    return (
+        f"Time: {what} takes {seconds_text(seconds)} on one core of {_place(board)}: a prediction, not a measurement."
+    )
+
+
+def _place(board: Board) -> str:
+    """Its name within a sentence."""
+    return "this machine" if board.title == "This machine" else board.title
 
 
 def seconds_text(seconds: float) -> str:
