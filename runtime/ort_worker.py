@@ -84,7 +84,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
     classes = list(manifest.classes or batches.dataset.classes)
     checkpoint = run / CHECKPOINTS["onnxruntime-training"]
     resuming = bool(job["resume"]) and checkpoint.is_file()
-    session = OrtSession(bundle, options.threads, checkpoint if resuming else None)
+    session = OrtSession(bundle, options.threads or 1, checkpoint if resuming else None)
     step = int(session.get_property("step", 0))
     # Of the epoch under way: the sum of losses, right guesses, photographs seen.
     losses, correct, seen = json.loads(session.get_property("epoch_sums", "[0.0, 0, 0]"))
