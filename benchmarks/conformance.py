@@ -1,10 +1,12 @@
 """How far the native trainer's losses are from onnxruntime-training's, step by step, on real backbones.
 
     python benchmarks/conformance.py DATA [--backbones mobilenet-v2,...] [--methods bias,...] [--optimizers adam,sgd]
-                                     [--resolution 96] [--batch-size 4] [--steps 50] [--out FOLDER]
+                                     [--resolution 96] [--batch-size 4] [--steps 50] [--rates 1] [--out FOLDER]
 
 DATA is a folder of class folders. Both train the same bundle with the same photographs, seed and options; float32
-trainables. Prints, for each, the largest relative difference of a step's loss.
+trainables. Prints, for each, the largest relative difference of a step's loss. `--rates` multiplies the default
+learning rates: where a loss jumps up and down, a rounding in one step becomes a digit some steps later, in any two
+runtimes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from pathlib import Path
 
 from tinytl_edge.backbones.pretrained import has_imagenet_weights
 from tinytl_edge.runtime.dataset import open_dataset
+from tinytl_edge.runtime.options import TrainOptions
+
+RATES = {"--lr": "classifier", "--lr-bias": "bias", "--lr-lite-residual": "lite_residual", "--lr-weight": "weight"}
 
 
 def tinytl(*words: object) -> None:
@@ -42,6 +47,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rates", type=float, default=1)
     parser.add_argument("--out", type=Path, default=Path("build/conformance"))
     options = parser.parse_args()
     packed = options.out / f"data-{options.resolution}.safetensors"
@@ -61,12 +67,15 @@ def main() -> None:
                 what = ["--backbone", backbone, "--weights", weights, "--method", method]
                 tinytl("prepare", *what, *size, "--optimizer", optimizer, "--classes", classes, "--out", bundle,
                        "--overwrite")  # fmt: skip
+                rates = TrainOptions().learning_rates(optimizer, options.batch_size)
+                how = ["--epochs", epochs, "--log-every", 1]
+                for flag, group in RATES.items():
+                    how += [flag, options.rates * rates[group]]
                 found = {}
                 for runtime in ("native", "onnxruntime-training"):
                     run = options.out / f"{name}-{runtime}"
                     shutil.rmtree(run, ignore_errors=True)
-                    how = ["--epochs", epochs, "--log-every", 1, "--runtime", runtime]
-                    tinytl("train", bundle, "--data", packed, *how, "--out", run)
+                    tinytl("train", bundle, "--data", packed, *how, "--runtime", runtime, "--out", run)
                     found[runtime] = losses(run)[: options.steps]
                 ours, theirs = found.values()
                 apart = [abs(a - b) / abs(b) for a, b in zip(ours, theirs)]
