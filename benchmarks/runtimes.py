@@ -23,7 +23,7 @@ from workloads import WORKLOADS, Workload, tinytl
 RUNTIMES = {
     "pytorch": ("PyTorch, eager", "#D55E00"),
     "onnxruntime-training-plain": ("onnxruntime-training", "#E69F00"),
-    "onnxruntime-training": ("onnxruntime-training, our artifacts", "#0072B2"),
+    "onnxruntime-training": ("onnxruntime-training, rewritten", "#0072B2"),
     "native": ("tinytl-edge, native", "#009E73"),
 }
 NETWORKS = {
