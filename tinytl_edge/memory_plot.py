@@ -39,6 +39,7 @@ _KIND_OF = {
     "scratch_bytes": "transient",
     "sums": "gradients",
     "recomputed": "kept",
+    "kept": "kept",
     "frozen_weights": "frozen",
     "streamed": "frozen",
     "trained_weights": "trainable",
