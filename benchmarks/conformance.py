@@ -4,7 +4,8 @@
                                      [--resolution 96] [--batch-size 4] [--steps 50] [--rates 1] [--out FOLDER]
 
 DATA is a folder of class folders. Both train the same bundle with the same photographs, seed and options; float32
-trainables. Prints, for each, the largest relative difference of a step's loss. `--rates` multiplies the default
+trainables. Prints, for each, the largest relative difference of a step's loss; and as a yardstick that of
+onnxruntime-training in two threads against itself in one. `--rates` multiplies the default
 learning rates: where a loss jumps up and down, a rounding in one step becomes a digit some steps later, in any two
 runtimes.
 """
@@ -56,7 +57,8 @@ def main() -> None:
     with open_dataset(packed) as dataset:
         classes, count = ",".join(dataset.classes), dataset.count
     epochs = math.ceil(options.steps / math.ceil(count / options.batch_size))
-    print(f"| backbone | method | optimizer | first {options.steps} steps | first 10 |\n|---|---|---|---|---|")
+    print(f"| backbone | method | optimizer | first {options.steps} steps | first 10 | onnxruntime's own |")
+    print("|---|---|---|---|---|---|")
     for backbone in options.backbones.split(","):
         weights = "imagenet" if has_imagenet_weights(backbone) else "random"
         for method in options.methods.split(","):
@@ -71,15 +73,21 @@ def main() -> None:
                 how = ["--epochs", epochs, "--log-every", 1]
                 for flag, group in RATES.items():
                     how += [flag, options.rates * rates[group]]
-                found = {}
-                for runtime in ("native", "onnxruntime-training"):
-                    run = options.out / f"{name}-{runtime}"
+                found = []
+                for runtime, threads in (("native", 1), ("onnxruntime-training", 1), ("onnxruntime-training", 2)):
+                    run = options.out / f"{name}-{runtime}-{threads}"
                     shutil.rmtree(run, ignore_errors=True)
-                    tinytl("train", bundle, "--data", packed, *how, "--runtime", runtime, "--out", run)
-                    found[runtime] = losses(run)[: options.steps]
-                ours, theirs = found.values()
-                apart = [abs(a - b) / abs(b) for a, b in zip(ours, theirs)]
-                print(f"| {backbone} | {method} | {optimizer} | {max(apart):.1e} | {max(apart[:10]):.1e} |", flush=True)
+                    tinytl("train", bundle, "--data", packed, *how, "--runtime", runtime, "--threads", threads,
+                           "--out", run)  # fmt: skip
+                    found.append(losses(run)[: options.steps])
+                ours, theirs, again = found
+                apart = [f"{gap(ours, theirs):.1e}", f"{gap(ours[:10], theirs[:10]):.1e}", f"{gap(again, theirs):.1e}"]
+                print("| " + " | ".join([backbone, method, optimizer, *apart]) + " |", flush=True)
+
+
+def gap(ours: list[float], theirs: list[float]) -> float:
+    """The largest relative difference."""
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs))
 
 
 if __name__ == "__main__":
