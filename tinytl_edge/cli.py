@@ -154,7 +154,7 @@ def _class_list(ctx: click.Context, param: click.Parameter, value: str | None) -
     help="What the native trainer may take in all: 16MB (10^6), 15MiB, bytes.  [default: as fast as it goes]",
 )
 @click.option("--device", metavar="NAME",
-              help="Pick what fits this board: a memory limit and a resolution, if not given.")  # fmt: skip
+              help="Pick what fits this board: memory limit, threads, resolution, if not given.")  # fmt: skip
 @click.option("--threads", type=int, help="How many --memory-limit has room for.  [default: 1, or --device's cores]")
 @click.option("--frozen-weights", type=click.Choice(["float32", "int8"]),
               help="int8: rounded to 8 bits, a quarter of the memory in the native trainer.  "

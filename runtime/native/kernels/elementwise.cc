@@ -175,7 +175,7 @@ void Finish::columns(float* map, int64_t first, int64_t count, int32_t channels,
 namespace {
 
 // Sums of db by slice. Few enough slices of many channels keep this small.
-constexpr int64_t kPartialFloats = 16384;
+constexpr int64_t kPartialFloats = 8192;
 alignas(64) float g_partial_sums[kPartialFloats];
 
 int most_slices(int32_t channels) {
