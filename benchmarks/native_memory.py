@@ -52,8 +52,8 @@ def main() -> None:
                 within = ["--memory-limit", limit] if limit else ["--frozen-weights", "int8"]
                 named = ["--data", folder / f"photographs-{workload.classes}"]
                 workload.prepare(bundle, options.resolution, *named, *within)
-                how = ["--data", data, "--val", data, "--epochs", epochs, "--runtime", "native", "--threads", 1, "--json"]
-                done = json.loads(tinytl("train", bundle, *how, "--out", run).splitlines()[-1])
+                how = ["--data", data, "--val", data, "--epochs", epochs, "--runtime", "native", "--threads", 1]
+                done = json.loads(tinytl("train", bundle, *how, "--json", "--out", run).splitlines()[-1])
                 rows.append(
                     {
                         "backbone": workload.backbone,
