@@ -209,7 +209,8 @@ def layers(graph: Graph) -> list[str]:
         for part in (*op.parameters.values(), *(part_of[name] for name in values if name in part_of)):
             return graph.part(part).parameter.name.rpartition(".")[0]
         # A value is named as its ONNX node: 'blocks/blocks.3/expand/conv/Conv'; the last is the operator's type.
-        path = re.sub(r"^(again/|gradient/)*|/masked|/mask|/statistics|\[.*\]|~\d+", "", values[0]).split("/")[:-1]
+        node = re.sub(r"^((again|gradient|kept)/)*|/masked|/mask|/statistics|\[.*\]|~\d+", "", values[0])
+        path = node.split("/")[:-1]
         return ".".join(outer for outer, inner in zip(path, [*path[1:], ""]) if not inner.startswith(f"{outer}."))
 
     return [layer(op) for op in graph.ops()]
