@@ -33,32 +33,32 @@ for file in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/ssl/certs/ca-certific
   [ ! -e "$file" ] || cp -L "$file" "$root$file"
 done
 
-mkdir -p "$root/work/photographs"
-cp "$wheel" "$root/work/"
-rm -rf "$root/work/bundle" "$root/work/run"
-cp -r "$bundle" "$root/work/bundle"
-mounts=("$root/proc" "$root/work/photographs")
+mkdir -p "$root/board/photographs"
+cp "$wheel" "$root/board/"
+rm -rf "$root/board/bundle" "$root/board/run"
+cp -r "$bundle" "$root/board/bundle"
+mounts=("$root/proc" "$root/board/photographs")
 trap 'umount "${mounts[@]}" 2>/dev/null || true' EXIT
 mount -t proc proc "$root/proc"
-mount --bind -o ro "$photographs" "$root/work/photographs"
+mount --bind -o ro "$photographs" "$root/board/photographs"
 
-inside() { chroot "$root" /usr/bin/env -i HOME=/root PATH=/work/venv/bin:/usr/bin:/bin LANG=C.UTF-8 "$@"; }
+inside() { chroot "$root" /usr/bin/env -i HOME=/root PATH=/board/venv/bin:/usr/bin:/bin LANG=C.UTF-8 "$@"; }
 
 said "inside"
 inside uname -m
 if inside sh -c 'command -v cc gcc g++ c++ clang make cmake'; then echo "there is a compiler"; exit 1; fi
 echo "no compiler"
-rm -rf "$root/work/venv"
-inside python3 -m venv /work/venv
+rm -rf "$root/board/venv"
+inside python3 -m venv /board/venv
 
 said "pip install"
-time inside pip install --no-cache-dir --only-binary :all: "/work/$(basename "$wheel")"
+time inside pip install --no-cache-dir --only-binary :all: "/board/$(basename "$wheel")"
 inside pip list
 
 said "train"
-time inside tinytl-edge train /work/bundle --data /work/photographs/train --val /work/photographs/test \
-  --out /work/run "$@"
-inside tinytl-edge evaluate /work/run --data /work/photographs/test
+time inside tinytl-edge train /board/bundle --data /board/photographs/train --val /board/photographs/test \
+  --out /board/run "$@"
+inside tinytl-edge evaluate /board/run --data /board/photographs/test
 photograph=$(cd "$photographs" && find test -type f | sort | head -1)
-inside tinytl-edge predict /work/run "/work/photographs/$photograph"
-ls -l "$root/work/run"
+inside tinytl-edge predict /board/run "/board/photographs/$photograph"
+ls -l "$root/board/run"

@@ -1,6 +1,7 @@
-// The arithmetic of a training step on one sample: float32, NHWC, one thread.
+// The arithmetic of a training step on one sample: float32, NHWC.
 //
-// Every kernel is a plain function over pointers into the arena; who calls it has checked every size.
+// Every kernel is a plain function over pointers into the arena; who calls it has checked every size. Threads share the
+// work of a kernel within it (parallel.h); the caller is one thread.
 #pragma once
 
 #include <cstdint>

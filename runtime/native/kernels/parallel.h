@@ -31,7 +31,8 @@ void parallel(int slices, const Work& work) {
   });
 }
 
-// [0, items) in about equal slices of whole units, `fewest` or more; two and four threads get the same number of slices.
+// [0, items) in about equal slices of whole units, of which each has `fewest` or more; so many slices that two threads, or
+// four where there are that many, get the same number.
 class Slices {
  public:
   static constexpr int kMost = 16;
