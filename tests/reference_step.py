@@ -52,7 +52,11 @@ class ReferenceStep:
         value = self._graph.values[name]
         if value.base is None:
             return self._values[name]
-        return self._values[value.base][:, :, value.first_row : value.first_row + value.shape[0]]
+        whole, (height, width, channels) = self._values[value.base], value.shape
+        if whole.shape[2:] == (1, 1):
+            return whole[:, value.first : value.first + channels]
+        first_row = value.first // (width * channels)
+        return whole[:, :, first_row : first_row + height]
 
     def _write(self, name: str, result: torch.Tensor, adds: bool) -> None:
         value = self._graph.values[name]

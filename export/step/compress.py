@@ -48,8 +48,5 @@ def _in_8_bits(shape: Shape) -> Shape:
 
 
 def _moved(graph: Graph, name: str, old: str, new: str) -> str:
-    """The same rows of `new` as `name` are of `old`; or `name`, where it is something else."""
-    value = graph.values[name]
-    if name == old:
-        return new
-    return graph.rows(new, value.first_row, value.shape[0]) if value.base == old else name
+    """The same run of `new` as `name` is of `old`; or `name`, where it is something else."""
+    return graph.same_run(name, new) if graph.root(name) == old else name

@@ -103,7 +103,7 @@ class _Differentiation:
         return gradients
 
     def _gradient(self, value: str) -> str:
-        """The finished gradient of a value (some rows of its map's)."""
+        """The finished gradient of a value (a run of its map's)."""
         graph, root = self._graph, self._graph.root(value)
         gradient = self._gradients[root]
         for shared in gradient.shared[1:] if gradient.own is None else gradient.shared:
@@ -113,8 +113,7 @@ class _Differentiation:
             gradient.own = total
         whole = gradient.own or gradient.shared[0]
         self._gradients[root] = _Gradient([whole])
-        view = graph.values[value]
-        return whole if view.base is None else graph.rows(whole, view.first_row, view.shape[0])
+        return graph.same_run(value, whole)
 
     def _arrives(self, value: str, gradient: str) -> None:
         """The gradient of another value is a contribution to the gradient of `value`, a whole map."""
@@ -133,7 +132,7 @@ class _Differentiation:
         if gradient.own is None:
             gradient.own = graph.add_value(f"gradient/{root}", graph.values[root].shape)
             graph.backward.append(Op("zero", {}, {"y": gradient.own}))
-        total = graph.rows(gradient.own, view.first_row, view.shape[0]) if view.base else gradient.own
+        total = graph.same_run(x, gradient.own)
         if adds:
             op.writes["dx"] = total
             op.adds_to = ("dx",)

@@ -1,11 +1,13 @@
-"""Inverted residuals in strips of rows or chunks of channels, so that their wide maps never exist whole.
+"""Inverted residuals in strips of rows or chunks of channels, so that neither their wide maps nor the gradients of
+their weights ever exist whole; a network's head in chunks.
 
 A chain begins with a convolution that widens, goes on channel by channel (depthwise convolution, scale and shift,
-activation) and ends with a pointwise convolution that narrows. It is split in one of two ways:
+activation) and ends with a pointwise convolution that narrows, or (a head) with the mean of each channel. It is split
+in one of two ways:
 
 - chunks: some of the wide channels at a time; the last convolution adds up. Nothing is computed twice, and a weight's
   gradient is finished with its chunk. For small maps.
-- strips: some rows at a time; what neighbouring strips both need is computed twice. For large maps.
+- strips: some rows at a time; what neighbouring strips both need is computed twice. For large maps, not for a head.
 
 Differentiation comes later and makes of a split chain a split backward pass.
 """
@@ -17,12 +19,12 @@ from dataclasses import dataclass
 
 from .ir import Graph, Op, Shape
 
-SCRATCH_BYTES = 512 * 1024  # of a chain's wide maps: they stay in a second-level cache
+SCRATCH_BYTES = 512 * 1024  # of a chain's wide maps, or of a weight's gradient: they stay in a second-level cache
 _CHANNEL_STEP = 32  # chunks are whole panels of the kernels
 
 
 def fuse(graph: Graph, scratch_bytes: int = SCRATCH_BYTES) -> None:
-    """Split all chains of a forward graph whose wide maps take more than `scratch_bytes`."""
+    """Split all chains of a forward graph whose wide maps, or a weight's gradient, take more than `scratch_bytes`."""
     forward: list[Op] = []
     chains = {id(chain.ops[-1]): chain for chain in _chains(graph)}
     inside = {id(op) for chain in chains.values() for op in chain.ops[:-1]}
@@ -49,7 +51,7 @@ def _chains(graph: Graph) -> list[_Chain]:
             if following[0].kind not in ("depthwise", "affine", "activate"):
                 break
         narrows = ops[-1].kind == "pointwise" and ops[-1].attributes["activation"] == "none"
-        if narrows and any(middle.kind == "depthwise" for middle in ops[1:-1]):
+        if ops[-1].kind == "global_pool" or (narrows and any(middle.kind == "depthwise" for middle in ops[1:-1])):
             chains.append(_Chain(graph, ops))
     return chains
 
@@ -61,22 +63,34 @@ class _Chain:
 
     def split(self, scratch_bytes: int) -> list[Op]:
         """The operators that replace the chain."""
-        wide = [self._shape(op.writes["y"]) for op in self.ops[:-1]]
-        # Two neighbouring maps live at a time.
-        pixels = max(math.prod(a[:2]) + math.prod(b[:2]) for a, b in zip(wide, wide[1:]))
-        channels = wide[-1][2]
+        channels = self._shape(self.ops[-2].writes["y"])[2]
+        pixels = self._pixels()
+        gradients = max(map(self._trained_elements, self.ops)) // channels
         self._tag(self.ops, "")
-        if 4 * pixels * channels <= scratch_bytes:
+        if 4 * max(pixels, gradients) * channels <= scratch_bytes:
             return self.ops
-        chunk = scratch_bytes // (4 * pixels) // _CHANNEL_STEP * _CHANNEL_STEP
-        if chunk:
+        if self.is_head or 4 * pixels * _CHANNEL_STEP <= scratch_bytes:
+            chunk = max(scratch_bytes // (4 * max(pixels, gradients)) // _CHANNEL_STEP, 1) * _CHANNEL_STEP
             count = -(-channels // chunk)
-            chunk = -(-channels // count // _CHANNEL_STEP) * _CHANNEL_STEP
-            return self._chunks(chunk)
+            return self._chunks(-(-channels // count // _CHANNEL_STEP) * _CHANNEL_STEP)
         rows = self._shape(self.ops[-1].writes["y"])[0]
         strip = max((r for r in range(1, rows + 1) if self._strip_bytes(r) <= scratch_bytes), default=1)
         strip = -(-rows // -(-rows // strip))
         return self._strips(strip)
+
+    @property
+    def is_head(self) -> bool:
+        """Does it end with the mean of each channel?"""
+        return self.ops[-1].kind == "global_pool"
+
+    def _pixels(self) -> int:
+        """The most that the wide maps have at a time: two neighbours of them live."""
+        pixels = [math.prod(self._shape(op.writes["y"])[:2]) for op in self.ops[:-1]]
+        return max(map(sum, zip(pixels, [*pixels[1:], 0])))
+
+    def _trained_elements(self, op: Op) -> int:
+        weight = op.parameters.get("weight")
+        return self.graph.part(weight).elements if weight is not None and self.graph.part(weight).trains else 0
 
     def _shape(self, value: str) -> Shape:
         return self.graph.values[value].shape
@@ -93,7 +107,8 @@ class _Chain:
         for op in self.ops[:-1]:
             for name in op.parameters.values():
                 parts[name] = self.graph.split(name, 0, ends)
-        parts[last.parameters["weight"]] = self.graph.split(last.parameters["weight"], 1, ends)
+        if not self.is_head:
+            parts[last.parameters["weight"]] = self.graph.split(last.parameters["weight"], 1, ends)
         result = []
         for index, (first, end) in enumerate(zip((0, *ends), ends)):
             name = f"[:,:,{first}:{end}]"
@@ -102,7 +117,9 @@ class _Chain:
             for op in self.ops:
                 parameters = {role: parts[n][index] if n in parts else n for role, n in op.parameters.items()}
                 copy = Op(op.kind, {"x": x}, {}, parameters, self._narrowed(op, end - first), op.in_place)
-                if op is last:
+                if op is last and self.is_head:
+                    copy.writes["y"] = self.graph.channels(op.writes["y"], first, end - first)
+                elif op is last:
                     copy.writes["y"] = op.writes["y"]
                     if index:
                         copy.adds_to = ("y",)

@@ -2,7 +2,7 @@
 
 Maps are [height, width, channels]; vectors [channels]; masks hold one bit for each element of their shape. An operator
 names what it reads and writes by role. A value is written once, except that operators may add to it, and that each may
-write some rows of a map.
+write a run of a map: some rows, or some channels of its only pixel.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "uint8": 8, "bit": 1}
 
 @dataclass(frozen=True)
 class Value:
-    """Something that lies in the arena for a while; with a `base`, rows of that map from `first_row` on."""
+    """Something that lies in the arena for a while; with a `base`, a run of that map from its element `first` on."""
 
     name: str
     shape: Shape
     dtype: str = "float32"
     base: str | None = None
-    first_row: int = 0
+    first: int = 0
 
     @property
     def bytes(self) -> int:
@@ -38,7 +38,7 @@ class Value:
     @property
     def offset(self) -> int:
         """Where it begins in its base, in bytes."""
-        return self.first_row * math.prod(self.shape[1:]) * BITS[self.dtype] // 8
+        return self.first * BITS[self.dtype] // 8
 
 
 @dataclass
@@ -90,15 +90,30 @@ class Graph:
 
     def rows(self, base: str, first: int, count: int) -> str:
         """Rows [first, first + count) of a map, as a value; the map itself where these are all."""
-        whole = self.values[base]
-        if count == whole.shape[0]:
+        height, *row = self.values[base].shape
+        if count == height:
             return base
-        name = f"{base}[{first}:{first + count}]"
-        self.values[name] = Value(name, (count, *whole.shape[1:]), whole.dtype, base, first)
+        return self._run(base, f"[{first}:{first + count}]", (count, *row), first * math.prod(row))
+
+    def channels(self, base: str, first: int, count: int) -> str:
+        """Channels [first, first + count) of a map of one pixel, as a value."""
+        assert math.prod(self.values[base].shape[:-1]) == 1
+        return self._run(base, f"[:,:,{first}:{first + count}]", (1, 1, count), first)
+
+    def same_run(self, name: str, base: str) -> str:
+        """The run of `base` that `name` is of a map of the same shape; `base`, where it is a whole map."""
+        run = self.values[name]
+        if run.base is None:
+            return base
+        return self._run(base, run.name.removeprefix(run.base), run.shape, run.first)
+
+    def _run(self, base: str, which: str, shape: Shape, first: int) -> str:
+        name = base + which
+        self.values[name] = Value(name, shape, self.values[base].dtype, base, first)
         return name
 
     def root(self, name: str) -> str:
-        """The map whose rows `name` are, or `name`."""
+        """The map of which `name` is a run, or `name`."""
         return self.values[name].base or name
 
     def part(self, name: str) -> Part:

@@ -40,8 +40,7 @@ def verify(graph: Graph, plan: Plan) -> None:
             raise PlanError(f"{who}: '{name}' is not aligned")
         if value.base is not None:
             base = graph.values[value.base]
-            inside = value.first_row + value.shape[0] <= base.shape[0] and value.offset + value.bytes <= base.bytes
-            if not inside or offset != plan.offsets[value.base] + value.offset:
+            if value.offset + value.bytes > base.bytes or offset != plan.offsets[value.base] + value.offset:
                 raise PlanError(f"{who}: '{name}' does not lie in '{value.base}'")
         return slice(offset // _UNIT, -(-(offset + value.bytes) // _UNIT))
 
