@@ -26,7 +26,7 @@ from tinytl_edge.runtime.batches import Batches
 from tinytl_edge.runtime.bundle import Manifest, open_bundle
 from tinytl_edge.runtime.dataset import open_dataset
 from tinytl_edge.runtime.memory import peak_rss
-from tinytl_edge.runtime.options import TrainOptions, cosine
+from tinytl_edge.runtime.options import TrainOptions, rate_share
 
 
 def optimizer_for(network: nn.Module, manifest: Manifest) -> torch.optim.Optimizer:
@@ -54,7 +54,7 @@ def train(network: nn.Module, manifest: Manifest, batches: Batches, options: Tra
         for batch in batches.training(options, manifest.batch_size, epoch):
             begin = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = rates[group["group"]] * cosine(len(durations), total)
+                group["lr"] = rates[group["group"]] * rate_share(len(durations), total)
             optimizer.zero_grad()
             images, targets = (torch.from_numpy(batch.feeds[name]) for name in ("images", "targets"))
             functional.cross_entropy(network(images), targets).backward()

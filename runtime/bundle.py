@@ -77,6 +77,7 @@ class Manifest:
     multiply_adds: int = 0
     work: dict[str, int] = field(default_factory=dict)
     device: str | None = None
+    choices: tuple[dict[str, Any], ...] = ()  # what each knob saves and costs: export/step/choices.py
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -186,13 +187,13 @@ def _read_manifest(path: Path) -> Manifest:
     if checksum not in (None, _checksum(content)):
         raise DamagedFileError(f"{path} is damaged (its checksum differs): copy the bundle again.")
     # Bundles that were prepared before there were these.
-    content = {"labels": "one", "multiply_adds": 0, "work": {}, "device": None, **content}
+    content = {"labels": "one", "multiply_adds": 0, "work": {}, "choices": [], "device": None, **content}
     try:
         known = {name: content[name] for name in Manifest.__dataclass_fields__}
         known["dropouts"] = tuple(
             Dropout(str(d["name"]), tuple(d["shape"]), float(d["rate"])) for d in known["dropouts"]
         )
-        for name in ("classes", "mean", "std", "runtimes"):
+        for name in ("classes", "mean", "std", "runtimes", "choices"):
             known[name] = tuple(known[name])
         if known["labels"] not in ("one", "several"):
             raise ValueError("labels")

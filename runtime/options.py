@@ -100,6 +100,12 @@ class TrainOptions:
         raise DamagedFileError(f"{where} does not hold the options of a training run.")
 
 
-def cosine(step: int, total: int) -> float:
-    """The share of the learning rate at `step` of `total`: (1 + cos(pi * step / total)) / 2 (the paper's)."""
-    return 0.5 * (1 + math.cos(math.pi * step / total))
+def rate_share(step: int, total: int) -> float:
+    """The share of the learning rate at `step` of `total`, from 0 on.
+
+    A cosine to zero, (1 + cos(pi * step / total)) / 2 (the paper's); in the first tenth of the steps the rate rises in
+    equal steps besides. Without that, Adam moves every parameter by a whole rate in the first step, whatever its
+    gradient, and full fine-tuning may never come back from there (docs/accuracy.md).
+    """
+    warm_up = -(-total // 10)
+    return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / total))

@@ -28,7 +28,7 @@ from .dataset import SEVERAL, open_dataset
 from .errors import DivergedError, InterruptedTrainingError, TinyTLError, WorkerError
 from .events import emit
 from .memory import peak_rss
-from .options import TrainOptions, cosine
+from .options import TrainOptions, rate_share
 from .ort_session import OrtSession, out_of_memory, reason
 from .run import CHECKPOINTS
 
@@ -133,7 +133,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             losses, correct, seen = 0.0, 0, 0
         for batch in batches.training(options, batch_size, epoch, step % steps_an_epoch):
             begin = time.perf_counter()
-            share = cosine(step, total)
+            share = rate_share(step, total)
             by_name = {name: rates[group] * share for name, group in manifest.trainable.items()}
             loss, logits = session.train_step(batch.feeds, by_name)
             durations.append(1e3 * (time.perf_counter() - begin))

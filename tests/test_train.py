@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import shutil
@@ -17,6 +18,7 @@ from conftest import EPOCHS, STEPS_AN_EPOCH, TRAINING, ok, start, tinytl
 import tinytl_edge
 from tinytl_edge.runtime.errors import WorkerError
 from tinytl_edge.runtime.native_worker import find_trainer
+from tinytl_edge.runtime.options import rate_share
 from tinytl_edge.runtime.run import CHECKPOINTS
 
 ADAPTER = "adapter.safetensors"
@@ -55,8 +57,7 @@ def test_the_events_tell_the_whole_story(run: Path) -> None:
     assert [event["step"] for event in steps] == list(range(1, STEPS + 1))
     assert all(event["ms"] > 0 and event["loss"] > 0 for event in steps)
     rates = [event["lr"] for event in steps]
-    assert rates[0] == 0.03
-    assert rates == sorted(rates, reverse=True)
+    assert rates == pytest.approx([0.03 * rate_share(step, STEPS) for step in range(STEPS)])
     epochs = [event for event in middle if event["event"] == "epoch"]
     assert [event["epoch"] for event in epochs] == list(range(1, EPOCHS + 1))
     assert set(epochs[0]) >= {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "rss_bytes"}
@@ -65,6 +66,16 @@ def test_the_events_tell_the_whole_story(run: Path) -> None:
     }
     assert done["steps"] == STEPS
     assert done["adapter"] == str(run / ADAPTER)
+
+
+@pytest.mark.parametrize("total", [1, 9, 10, 55, 1800])
+def test_the_rate_rises_for_a_tenth_and_falls_to_zero(total: int) -> None:
+    shares = [rate_share(step, total) for step in range(total)]
+    warm_up = -(-total // 10)
+    cosine = [0.5 * (1 + math.cos(math.pi * step / total)) for step in range(total)]
+    assert shares[warm_up - 1 :] == pytest.approx(cosine[warm_up - 1 :])
+    steps = [share / full for share, full in zip(shares[:warm_up], cosine)]
+    assert steps == pytest.approx([(step + 1) / warm_up for step in range(warm_up)])
 
 
 def test_it_learns(run: Path, bundle: Path, workplace: Path) -> None:

@@ -1,12 +1,14 @@
 #include "learning_rates.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
 namespace tinytl {
 
-double cosine(int64_t step, int64_t total) {
-  return 0.5 * (1 + std::cos(std::numbers::pi * static_cast<double>(step) / static_cast<double>(total)));
+double rate_share(int64_t step, int64_t total) {
+  const auto warm_up = static_cast<double>((total + 9) / 10);
+  return std::min(1.0, static_cast<double>(step + 1) / warm_up) * 0.5 * (1 + std::cos(std::numbers::pi * static_cast<double>(step) / static_cast<double>(total)));
 }
 
 }  // namespace tinytl

@@ -130,7 +130,7 @@ class Training {
     const bool flip = options_.flag("flip");
     Sample sample{.scale = static_cast<float>(1.0 / static_cast<double>(last - first)),
                   .ends_batch = false,
-                  .rate_share = cosine(step_, total_),
+                  .rate_share = rate_share(step_, total_),
                   .step = step_ + 1};
     double loss = 0;
     for (int64_t position = first; position < last; ++position) {
