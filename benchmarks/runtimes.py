@@ -38,12 +38,9 @@ INK = "#222222"
 
 def measure(workload: Workload, out: Path, resolution: int, steps: int, threads: int) -> dict[str, Any]:
     """What `bench` says of it, or said before."""
-    name = f"{workload.backbone}-{workload.method}-{workload.optimizer}-{resolution}"
-    bundle, record = out / name, out / f"{name}-{threads}.json"
+    bundle = workload.bundle(out, resolution)
+    record = bundle.with_name(f"{bundle.name}-{threads}.json")
     if not record.exists():
-        if not bundle.exists():
-            classes = ["--classes", workload.classes]
-            workload.prepare(bundle, resolution, *classes, "--memory-limit", workload.limit)
         record.write_text(tinytl("bench", bundle, "--steps", steps, "--threads", threads, "--json"))
     content: dict[str, Any] = json.loads(record.read_text())
     return content

@@ -24,6 +24,13 @@ class Workload(NamedTuple):
         how = ["--optimizer", self.optimizer, "--batch-size", self.batch, "--resolution", resolution]
         tinytl("prepare", *what, *how, *more, "--out", out)
 
+    def bundle(self, folder: Path, resolution: int) -> Path:
+        """Its bundle with its memory limit in `folder`, prepared where it is not there yet."""
+        out = folder / f"{self.backbone}-{self.method}-{self.optimizer}-{resolution}"
+        if not out.exists():
+            self.prepare(out, resolution, "--classes", self.classes, "--memory-limit", self.limit)
+        return out
+
 
 WORKLOADS = [
     Workload("mobilenet-v2", "bias", "sgd", 1, 10, "4.5MB"),

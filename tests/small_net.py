@@ -26,7 +26,7 @@ SPEC = NetworkSpec(
         BlockSpec(3, 3, 16, 1, True),
         BlockSpec(3, 2, 24, 2, False),
     ),
-    head_channels=32,
+    head_channels=64,  # two chunks
     resolution=32,
     mean=(127.5,) * 3,
     std=(127.5,) * 3,

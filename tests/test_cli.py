@@ -33,6 +33,19 @@ def test_every_command_and_option_has_help_and_every_command_an_example(name: st
     command.make_context(words[0], words[1:])  # its options exist and have such values
 
 
+def test_what_a_limit_made_prepare_choose_is_shown_with_its_price(tmp_path: Path) -> None:
+    how = ("--classes", 3, "--method", "full", "--batch-size", 1, "--resolution", 96, "--backbone", "mobilenet-v2-0.5")
+    out = ok("prepare", *how, "--weights", "random", "--memory-limit", "6MB", "--out", tmp_path / "bundle")
+    step = json.loads(ok("inspect", tmp_path / "bundle", "--json"))["native_step"]
+    weighed = {choice["knob"]: choice for choice in step["choices"]}
+    assert {"moments", "trained_weights"} <= set(weighed) <= set(step["knobs"])
+    assert weighed["moments"]["bytes_saved"] > weighed["trained_weights"]["bytes_saved"] > 1_000_000
+    for knob, words in (("moments", "optimizer state in 8 bits"), ("trained_weights", "trained weights in 16 bits")):
+        (line,) = [line for line in out.splitlines() if words in line]
+        assert f"{weighed[knob]['bytes_saved'] / 1e6:.1f} MB" in line
+        assert f"{weighed[knob]['time_share']:+.1%}" in line
+
+
 def test_the_list_of_commands_fits_a_terminal() -> None:
     out = ok("--help")
     for name, _ in COMMANDS:

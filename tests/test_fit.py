@@ -9,7 +9,8 @@ from small_net import SPEC, smooth_network
 from torch import nn
 
 from tinytl_edge.export.forward import export_forward
-from tinytl_edge.export.step.compile import Knobs
+from tinytl_edge.export.step.choices import weigh_choices
+from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.fit import fit
 from tinytl_edge.runtime.errors import MemoryLimitError
 
@@ -42,6 +43,30 @@ def test_what_is_chosen_fits(method: str, batch: int) -> None:
     with pytest.raises(MemoryLimitError):
         bytes_of(method, "adam", batch, least - 100_000)
     assert refused.value.exit_code == 5
+
+
+def test_each_choice_is_weighed_alone() -> None:
+    network = smooth_network("full")
+    forward = export_forward(network, SPEC.resolution)[0]
+    knobs = Knobs(
+        trained_weights="bfloat16", moments="8bit", sums="none", kept="bfloat16", recomputed=5, scratch_bytes=4096
+    )
+
+    def compile_with(knobs: Knobs) -> StepPlan:
+        return compile_step(forward, trainables(network), knobs)
+
+    step = compile_with(knobs)
+    choices = {choice.knob: choice for choice in weigh_choices(step, "adam", compile_with)}
+    turned = {"trained_weights", "moments", "sums", "kept", "recomputed", "scratch_bytes"}
+    assert {"trained_weights", "moments", "sums", "recomputed"} <= set(choices) <= turned
+    weights = sum(p.value.size for p in step.graph.parameters.values() if p.layout != "vector")
+    gradients = 4 * sum(p.value.size for p in step.graph.parameters.values())
+    assert choices["trained_weights"].bytes_saved == pytest.approx(2 * weights, rel=0.02)
+    assert choices["moments"].bytes_saved == pytest.approx(2 * (3 - 1 / 32) * weights, rel=0.02)
+    assert choices["sums"].bytes_saved <= gradients
+    assert all(choice.bytes_saved > 0 for choice in choices.values())
+    assert all(choices[knob].time_share > 0 for knob in set(choices) - {"sums", "scratch_bytes"})
+    assert choices["sums"].time_share == 0
 
 
 def test_cheap_knobs_come_first() -> None:

@@ -20,8 +20,9 @@ from tinytl_edge.arena_map import _cells, arena_map
 from tinytl_edge.export.forward import export_forward
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.plan import ALIGNMENT
+from tinytl_edge.knob_words import KNOB_WORDS
 from tinytl_edge.memory_plot import _KIND_OF, _KINDS, draw
-from tinytl_edge.memory_timeline import _PASSES, CONSTANT, IN_ARENA, Place, layers, open_step, stages, timeline
+from tinytl_edge.memory_timeline import CONSTANT, IN_ARENA, Place, layers, open_step, stages, timeline
 from tinytl_edge.runtime.bundle import FORWARD, Bundle, Manifest, new_bundle, open_bundle, write_manifest
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 from tinytl_edge.transfer import METHODS, parameter_group
@@ -120,7 +121,7 @@ def test_layers_are_pytorchs(method: str) -> None:
 def test_the_stages_turn_one_knob_after_the_other(small: Path) -> None:
     bundle = open_bundle(small)
     found = stages(bundle)
-    assert [stage.knob for stage in found] == ["", *(name for name, _ in _PASSES)]
+    assert [stage.knob for stage in found] == ["", *KNOB_WORDS]
     assert found[0].step.knobs == Knobs(scratch_bytes=found[0].step.knobs.scratch_bytes)
     assert not any(value.base for value in found[0].step.graph.values.values())  # no strips
     for before, after in zip(found, found[1:]):
@@ -135,7 +136,7 @@ def _differ(before: StepPlan, after: StepPlan, knob: str) -> bool:
 
 
 def test_every_knob_and_kind_has_words() -> None:
-    assert {name for name, _ in _PASSES} == {field.name for field in dataclasses.fields(Knobs)} == set(_KIND_OF)
+    assert set(KNOB_WORDS) == {field.name for field in dataclasses.fields(Knobs)} == set(_KIND_OF)
     assert set(_KINDS) == {*CONSTANT, *IN_ARENA} >= set(_KIND_OF.values())
 
 

@@ -96,6 +96,21 @@ def test_what_waits_for_the_backward_pass_takes_fewer_bits(kept: str, bytes_an_e
     assert not {op.kind for op in small.graph.forward if any(n.startswith("kept/") for n in op.reads.values())}
 
 
+def test_no_weights_gradient_of_a_block_or_head_exists_whole() -> None:
+    """In chunks of 32 channels, or strips; each is applied at once."""
+    network = smooth_network("full")
+    knobs = Knobs(scratch_bytes=4096, sums="none")
+    graph = compile_step(export_forward(network, SPEC.resolution)[0], trainables(network), knobs).graph
+    chunks: dict[str, list[int]] = {}
+    for op in graph.backward:
+        if op.kind == "update":
+            part = graph.part(op.parameters["weight"])
+            chunks.setdefault(part.parameter.name, []).append(part.count)
+    assert chunks["head.conv.weight"] == [32] * (SPEC.head_channels // 32)
+    largest = {n: max(c) * 4 * graph.parameters[n].value.size // sum(c) for n, c in chunks.items() if "weight" in n}
+    assert all(size <= 4096 or max(chunks[name]) <= 32 for name, size in largest.items())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_plans_are_sound_and_near_the_floor(method: str) -> None:
     network = smooth_network(method)

@@ -16,6 +16,7 @@ from tinytl_edge.runtime.run import is_run, open_run
 from tinytl_edge.runtime.tensors import open_tensors
 
 from .board_choice import seconds_text
+from .knob_words import KNOB_WORDS, knob_words
 
 
 def inspect(path: str | os.PathLike[str], *, bundle: str | os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -110,6 +111,7 @@ def _describe_step(manifest: Manifest) -> dict[str, Any]:
         "planned_bytes": {**planned, "total": sum(planned.values())},
         "memory_limit_bytes": manifest.memory_limit,
         "knobs": manifest.knobs,
+        "choices": list(manifest.choices),
         "segments": manifest.segments,
         "predicted_step_seconds": {name: seconds for name, seconds in predicted.items() if seconds is not None},
     }
@@ -200,11 +202,19 @@ def _describe_step_text(step: dict[str, Any]) -> list[str]:
         _row(f"  {names.get(kind, kind)}", f"{megabytes(planned[kind]):<9} {words}")
         for kind, words in explained.items()
     ]
+    weighed = {choice["knob"]: choice for choice in step["choices"]}
+    choices = [
+        f"  {knob_words(knob, knobs[knob]):<32} {megabytes(choice['bytes_saved']):>9} {choice['time_share']:>+8.1%}"
+        for knob in KNOB_WORDS
+        if (choice := weighed.get(knob))
+    ]
+    if choices:
+        choices.insert(0, "what each choice alone saves, and adds to a step's time by the compiler's estimate")
     times = [_row(f"  {board}", seconds_text(seconds)) for board, seconds in step["predicted_step_seconds"].items()]
     prediction = (
         ["time of a step of the native trainer on one core, predicted and not measured", *times] if times else []
     )
-    return ["memory of the native trainer, planned", *rows, *prediction]
+    return ["memory of the native trainer, planned", *rows, *choices, *prediction]
 
 
 def _row(name: str, value: object) -> str:

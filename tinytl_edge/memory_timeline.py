@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx
 
+from tinytl_edge.export.step.choices import WITHOUT_ANY
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.differentiate import gradient_of
 from tinytl_edge.export.step.ir import Graph, Op
@@ -22,24 +23,13 @@ from tinytl_edge.runtime.dataset import SEVERAL
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 from tinytl_edge.runtime.run import is_run, open_run
 
+from .knob_words import KNOB_WORDS, knob_words
+
 # Outside of the arena, from the first operator to the last.
 CONSTANT = ("process", "frozen", "trainable", "optimizer")
 # In the arena: gradients of parameters, floats of the forward pass that the backward pass reads, bits, weights that
 # were read from the file, all else.
 IN_ARENA = ("gradients", "kept", "masks", "loaded", "transient")
-
-# In the order in which `inspect` tells what they saved: each knob's name, and what it does where it is turned.
-_PASSES = (
-    ("scratch_bytes", "strips and chunks of wide maps"),
-    ("sums", "updates right behind gradients"),
-    ("recomputed", "recomputation"),
-    ("kept", "kept maps in fewer bits"),
-    ("frozen_weights", "frozen weights in 8 bits"),
-    ("streamed", "frozen weights streamed"),
-    ("trained_weights", "trained weights in 16 bits"),
-    ("moments", "optimizer state in 8 bits"),
-)
-_WITHOUT_PASSES = Knobs(scratch_bytes=2**62)
 
 
 @dataclass(frozen=True)
@@ -132,13 +122,13 @@ def stages(bundle: Bundle) -> list[Stage]:
         DamagedFileError: it was compiled by another version.
     """
     step = compile_bundle(bundle)
-    knobs = _WITHOUT_PASSES
+    knobs = WITHOUT_ANY
     found = [Stage("", "without the passes", _compile(bundle, knobs))]
-    for knob, name in _PASSES:
+    for knob in KNOB_WORDS:
         setting = getattr(step.knobs, knob)
         if setting != getattr(knobs, knob):
             knobs = replace(knobs, **{knob: setting})
-            name = "batch summed up in 16 bits" if setting == "bfloat16" and knob == "sums" else name
+            name = knob_words(knob, setting)
             found.append(Stage(knob, name, step if knobs == step.knobs else _compile(bundle, knobs)))
     return found
 

@@ -18,7 +18,8 @@ from tinytl_edge.devices.prediction import predicted_step_seconds
 from tinytl_edge.export.forward import export_forward
 from tinytl_edge.export.ort_training import OPTIMIZERS as ORT_OPTIMIZERS
 from tinytl_edge.export.ort_training import export_ort_training
-from tinytl_edge.export.step.compile import StepPlan, compile_step, count_multiply_adds
+from tinytl_edge.export.step.choices import Choice, weigh_choices
+from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step, count_multiply_adds
 from tinytl_edge.export.step.fit import fit
 from tinytl_edge.export.step.program import write_program
 from tinytl_edge.export.step.work import count_work
@@ -198,6 +199,7 @@ def prepare(
                 memory_limit=memory_limit,
                 planned_memory=step.memory(optimizer) if step else {},
                 knobs=asdict(step.knobs) if step else {},
+                choices=tuple(map(asdict, compiled.choices)),
                 segments=step.segments if step else 0,
                 labels=SEVERAL if several else ONE,
                 multiply_adds=count_multiply_adds(forward, trainable) if step else 0,
@@ -239,6 +241,7 @@ class _Compiled:
     dropouts: tuple[Dropout, ...]
     step: StepPlan | None
     work: dict[str, int]
+    choices: tuple[Choice, ...]
     refusal: tuple[str, ...]
 
 
@@ -261,9 +264,14 @@ def _compile(classifier: Classifier, options: _StepOptions, say: Callable[[str],
         raise UsageError(f"The parameter '{unused[0]}' does not take part in the model's output: it cannot train.")
 
     say("compiling the native step")
+
+    def compile_with(knobs: Knobs) -> StepPlan:
+        return compile_step(forward, trainable, knobs, options.several)
+
     optimizer, frozen_weights, limit = options.optimizer, options.frozen_weights, options.memory_limit
     step: StepPlan | None = None
     work: dict[str, int] = {}
+    choices: tuple[Choice, ...] = ()
     refusal: tuple[str, ...] = ()
     try:
         step = fit(
@@ -276,11 +284,12 @@ def _compile(classifier: Classifier, options: _StepOptions, say: Callable[[str],
     if step and step.knobs.frozen_weights != (frozen_weights or "float32"):
         round_frozen_weights(network)
         forward, dropouts = export_forward(network, classifier.resolution)
-        step = compile_step(forward, trainable, step.knobs, options.several)
+        step = compile_with(step.knobs)
     if step:
         work = count_work(step.graph, step.graph.ops(), step.knobs, optimizer)
+        choices = tuple(weigh_choices(step, optimizer, compile_with))
     masks = tuple(Dropout(d.name, d.shape, d.rate) for d in dropouts)
-    return _Compiled(classifier, trainable, paper, forward, masks, step, work, refusal)
+    return _Compiled(classifier, trainable, paper, forward, masks, step, work, choices, refusal)
 
 
 def _fast_enough(

@@ -1,8 +1,4 @@
-"""Chooses a step's knobs by a memory limit: of all settings that fit, the one that takes the least time.
-
-Time is compared in multiply-adds of one sample's step: those that the step does (strips and recomputation add some),
-and for every other knob an estimate of what it costs, in multiply-adds of that duration.
-"""
+"""Chooses a step's knobs by a memory limit: of all settings that fit, the one that costs the least time."""
 
 from __future__ import annotations
 
@@ -17,14 +13,9 @@ from tinytl_edge.runtime.memory import megabytes
 from tinytl_edge.runtime.threads import THREAD_BYTES
 
 from .compile import Knobs, StepPlan, compile_step
+from .cost import cost
 from .fuse import SCRATCH_BYTES
 
-# Multiply-adds in the time that a knob adds.
-_A_STREAMED_BYTE = 6.0  # read once in the forward and once in the backward pass
-_AN_8_BIT_MOMENT = 15.0
-_A_BFLOAT16_WEIGHT = 5.0
-_A_BFLOAT16_SUM = 10.0
-_A_COMPRESSED_BYTE = 2.0
 _SCRATCH = (SCRATCH_BYTES, SCRATCH_BYTES // 2)
 _KEPT = (("float32", "bfloat16"), ("8bit",))  # 8 bits only where nothing else fits
 
@@ -125,18 +116,4 @@ class _Compiler:
         return sum(step.memory(self._optimizer).values()) + self._other_threads
 
     def time(self, step: StepPlan) -> float:
-        """In multiply-adds."""
-        knobs, memory = step.knobs, step.memory(self._optimizer)
-        trained = memory["trainable"] / (2 if knobs.trained_weights == "bfloat16" else 4)
-        time = float(step.multiply_adds())
-        if knobs.streamed:
-            time += _A_STREAMED_BYTE * step.streamed_bytes()
-        if knobs.kept != "float32":
-            time += _A_COMPRESSED_BYTE * step.compressed_bytes()
-        if knobs.moments == "8bit":
-            time += _AN_8_BIT_MOMENT * memory["optimizer"]
-        if knobs.trained_weights == "bfloat16":
-            time += _A_BFLOAT16_WEIGHT * trained
-        if knobs.sums == "bfloat16":
-            time += _A_BFLOAT16_SUM * trained
-        return time
+        return cost(step, self._optimizer)

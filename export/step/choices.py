@@ -1,0 +1,37 @@
+"""What each turned knob of a step saves in memory and costs in time: the step beside itself with that one undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+from .compile import Knobs, StepPlan
+from .cost import cost
+
+WITHOUT_ANY = Knobs(scratch_bytes=2**62)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A knob that is turned, what its step would take more without it, and the share of time that it adds.
+
+    `time_share` is an estimate, below zero where the choice saves time as well.
+    """
+
+    knob: str
+    bytes_saved: int
+    time_share: float
+
+
+def weigh_choices(step: StepPlan, optimizer: str, compile_with: Callable[[Knobs], StepPlan]) -> list[Choice]:
+    """The knobs of a step that are turned and save something, each weighed alone, in the order of `Knobs`."""
+    taken, spent = sum(step.memory(optimizer).values()), cost(step, optimizer)
+    choices = []
+    for knob in (field.name for field in fields(Knobs)):
+        undone = getattr(WITHOUT_ANY, knob)
+        if getattr(step.knobs, knob) != undone:
+            without = compile_with(replace(step.knobs, **{knob: undone}))
+            more = sum(without.memory(optimizer).values()) - taken
+            if more > 0:
+                choices.append(Choice(knob, more, spent / cost(without, optimizer) - 1))
+    return choices

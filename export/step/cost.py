@@ -1,0 +1,34 @@
+"""What a step costs in time: an estimate by which its variants are compared, in multiply-adds of one sample's step.
+
+It is those that the step does (strips and recomputation add some), and for every other knob what it adds, in
+multiply-adds of that duration. benchmarks/choices.py puts it beside measured times.
+"""
+
+from __future__ import annotations
+
+from .compile import StepPlan
+
+# Multiply-adds in the time that a knob adds.
+_A_STREAMED_BYTE = 6.0  # read once in the forward and once in the backward pass
+_AN_8_BIT_MOMENT = 15.0
+_A_BFLOAT16_WEIGHT = 5.0
+_A_BFLOAT16_SUM = 10.0
+_A_COMPRESSED_BYTE = 2.0
+
+
+def cost(step: StepPlan, optimizer: str) -> float:
+    """In multiply-adds."""
+    knobs, memory = step.knobs, step.memory(optimizer)
+    trained = memory["trainable"] / (2 if knobs.trained_weights == "bfloat16" else 4)
+    total = float(step.multiply_adds())
+    if knobs.streamed:
+        total += _A_STREAMED_BYTE * step.streamed_bytes()
+    if knobs.kept != "float32":
+        total += _A_COMPRESSED_BYTE * step.compressed_bytes()
+    if knobs.moments == "8bit":
+        total += _AN_8_BIT_MOMENT * memory["optimizer"]
+    if knobs.trained_weights == "bfloat16":
+        total += _A_BFLOAT16_WEIGHT * trained
+    if knobs.sums == "bfloat16":
+        total += _A_BFLOAT16_SUM * trained
+    return total
