@@ -14,6 +14,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+# Of torch, also in processes that tests start: its threads wait for each other by spinning, which takes ten times as
+# long where another program has one of the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 TESTS = Path(__file__).parent
 COLOURS = {"cat": (200, 40, 40), "dog": (40, 180, 60), "fox": (50, 60, 200)}
 CLASSES = tuple(COLOURS)
