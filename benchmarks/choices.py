@@ -50,7 +50,7 @@ def rows(workload: Workload, bundle_path: Path, steps: int) -> list[tuple[str, .
         return compile_step(forward, manifest.trainable, knobs)
 
     step = compile_with(knobs)
-    estimates = {choice.knob: choice for choice in weigh_choices(step, manifest.optimizer, compile_with)}
+    estimates = {choice.knob: choice for choice in weigh_choices(step, manifest.optimizer, 1, compile_with)}
     with tempfile.TemporaryDirectory() as scratch:
         programs = {"": Path(scratch) / "chosen"}
         write_program(programs[""], step, manifest)

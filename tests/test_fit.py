@@ -56,7 +56,7 @@ def test_each_choice_is_weighed_alone() -> None:
         return compile_step(forward, trainables(network), knobs)
 
     step = compile_with(knobs)
-    choices = {choice.knob: choice for choice in weigh_choices(step, "adam", compile_with)}
+    choices = {choice.knob: choice for choice in weigh_choices(step, "adam", 1, compile_with)}
     turned = {"trained_weights", "moments", "sums", "kept", "recomputed", "scratch_bytes"}
     assert {"trained_weights", "moments", "sums", "recomputed"} <= set(choices) <= turned
     weights = sum(p.value.size for p in step.graph.parameters.values() if p.layout != "vector")
@@ -67,6 +67,8 @@ def test_each_choice_is_weighed_alone() -> None:
     assert all(choice.bytes_saved > 0 for choice in choices.values())
     assert all(choices[knob].time_share > 0 for knob in set(choices) - {"sums", "scratch_bytes"})
     assert choices["sums"].time_share == 0
+    of_four = {choice.knob: choice.time_share for choice in weigh_choices(step, "adam", 4, compile_with)}
+    assert of_four["moments"] < choices["moments"].time_share / 3  # updates come once a batch
 
 
 def test_cheap_knobs_come_first() -> None:

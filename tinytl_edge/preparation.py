@@ -287,7 +287,7 @@ def _compile(classifier: Classifier, options: _StepOptions, say: Callable[[str],
         step = compile_with(step.knobs)
     if step:
         work = count_work(step.graph, step.graph.ops(), step.knobs, optimizer)
-        choices = tuple(weigh_choices(step, optimizer, compile_with))
+        choices = tuple(weigh_choices(step, optimizer, options.batch_size, compile_with))
     masks = tuple(Dropout(d.name, d.shape, d.rate) for d in dropouts)
     return _Compiled(classifier, trainable, paper, forward, masks, step, work, choices, refusal)
 

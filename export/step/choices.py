@@ -23,9 +23,11 @@ class Choice:
     time_share: float
 
 
-def weigh_choices(step: StepPlan, optimizer: str, compile_with: Callable[[Knobs], StepPlan]) -> list[Choice]:
+def weigh_choices(
+    step: StepPlan, optimizer: str, batch_size: int, compile_with: Callable[[Knobs], StepPlan]
+) -> list[Choice]:
     """The knobs of a step that are turned and save something, each weighed alone, in the order of `Knobs`."""
-    taken, spent = sum(step.memory(optimizer).values()), cost(step, optimizer)
+    taken, spent = sum(step.memory(optimizer).values()), cost(step, optimizer, batch_size)
     choices = []
     for knob in (field.name for field in fields(Knobs)):
         undone = getattr(WITHOUT_ANY, knob)
@@ -33,5 +35,5 @@ def weigh_choices(step: StepPlan, optimizer: str, compile_with: Callable[[Knobs]
             without = compile_with(replace(step.knobs, **{knob: undone}))
             more = sum(without.memory(optimizer).values()) - taken
             if more > 0:
-                choices.append(Choice(knob, more, spent / cost(without, optimizer) - 1))
+                choices.append(Choice(knob, more, spent / cost(without, optimizer, batch_size) - 1))
     return choices

@@ -1,7 +1,8 @@
 """What a step costs in time: an estimate by which its variants are compared, in multiply-adds of one sample's step.
 
 It is those that the step does (strips and recomputation add some), and for every other knob what it adds, in
-multiply-adds of that duration. benchmarks/choices.py puts it beside measured times.
+multiply-adds of that duration; what is done once a batch is shared by its samples. benchmarks/choices.py puts the
+estimate beside measured times.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ _A_BFLOAT16_SUM = 10.0
 _A_COMPRESSED_BYTE = 2.0
 
 
-def cost(step: StepPlan, optimizer: str) -> float:
-    """In multiply-adds."""
+def cost(step: StepPlan, optimizer: str, batch_size: int) -> float:
+    """In multiply-adds, of one sample."""
     knobs, memory = step.knobs, step.memory(optimizer)
     trained = memory["trainable"] / (2 if knobs.trained_weights == "bfloat16" else 4)
     total = float(step.multiply_adds())
@@ -26,9 +27,9 @@ def cost(step: StepPlan, optimizer: str) -> float:
     if knobs.kept != "float32":
         total += _A_COMPRESSED_BYTE * step.compressed_bytes()
     if knobs.moments == "8bit":
-        total += _AN_8_BIT_MOMENT * memory["optimizer"]
+        total += _AN_8_BIT_MOMENT * memory["optimizer"] / batch_size
     if knobs.trained_weights == "bfloat16":
-        total += _A_BFLOAT16_WEIGHT * trained
+        total += _A_BFLOAT16_WEIGHT * trained / batch_size
     if knobs.sums == "bfloat16":
         total += _A_BFLOAT16_SUM * trained
     return total

@@ -38,7 +38,7 @@ def fit(
         UsageError: the graph cannot be compiled.
         MemoryLimitError: no setting fits; names the smallest limit that would do.
     """
-    compiler = _Compiler(forward, tuple(trainable), optimizer, threads, several)
+    compiler = _Compiler(forward, tuple(trainable), optimizer, batch_size, threads, several)
     sums = "none" if batch_size == 1 else "float32"
     exact = Knobs(frozen_weights=frozen_weights or "float32", sums=sums)
     plain = compiler.step(exact)
@@ -85,9 +85,16 @@ class _Compiler:
     """Compiles one training step with different knobs; those that change no program share one."""
 
     def __init__(
-        self, forward: ModelProto, trainable: tuple[str, ...], optimizer: str, threads: int, several: bool
+        self,
+        forward: ModelProto,
+        trainable: tuple[str, ...],
+        optimizer: str,
+        batch_size: int,
+        threads: int,
+        several: bool,
     ) -> None:
         self._forward, self._trainable, self._optimizer, self._several = forward, trainable, optimizer, several
+        self._batch_size = batch_size
         self._other_threads = (threads - 1) * THREAD_BYTES
         self._compiled: dict[Knobs, StepPlan] = {}
 
@@ -116,4 +123,4 @@ class _Compiler:
         return sum(step.memory(self._optimizer).values()) + self._other_threads
 
     def time(self, step: StepPlan) -> float:
-        return cost(step, self._optimizer)
+        return cost(step, self._optimizer, self._batch_size)

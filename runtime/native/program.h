@@ -82,7 +82,7 @@ struct Parameter {
   bool moments8 = false;  // optimizer state in 8 bits
   int64_t elements = 0;
   int32_t first_part = 0, parts = 0;  // whose values lie one behind the other
-  double rate = 0;                    // the learning rate at the first step
+  double rate = 0;                    // the highest learning rate
 
   bool trains() const { return !group.empty(); }
 };
