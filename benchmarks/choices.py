@@ -16,12 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 from workloads import WORKLOADS, Workload
 
 from tinytl_edge.benchmark import ROUNDS, tenth_percentile
 from tinytl_edge.export.step.choices import WITHOUT_ANY, weigh_choices
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
+from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.program import write_program
 from tinytl_edge.knob_words import KNOB_WORDS, knob_words
 from tinytl_edge.runtime.bundle import FORWARD, open_bundle
@@ -43,11 +44,11 @@ def measure(programs: dict[str, Path], steps: int) -> dict[str, list[Event]]:
 def rows(workload: Workload, bundle_path: Path, steps: int) -> list[tuple[str, ...]]:
     """A row for each choice."""
     bundle = open_bundle(bundle_path)
-    manifest, forward = bundle.manifest, onnx.load(os.fspath(bundle.file(FORWARD)))
-    knobs = Knobs(**manifest.knobs)
+    manifest, knobs = bundle.manifest, bundle.manifest.knobs
+    network = import_network(ir.load(bundle.file(FORWARD)), manifest.trainable, manifest.input.framing.stored)
 
     def compile_with(knobs: Knobs) -> StepPlan:
-        return compile_step(forward, manifest.trainable, knobs)
+        return compile_step(network, knobs)
 
     step = compile_with(knobs)
     estimates = {choice.knob: choice for choice in weigh_choices(step, manifest.optimizer, 1, compile_with)}

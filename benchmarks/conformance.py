@@ -20,7 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tinytl_edge.backbones.pretrained import has_imagenet_weights
+from tinytl_edge.export.sources.backbones.pretrained import has_imagenet_weights
 from tinytl_edge.runtime.dataset import open_dataset
 from tinytl_edge.runtime.options import TrainOptions
 
@@ -66,7 +66,7 @@ def main() -> None:
                 name = f"{backbone}-{method}-{optimizer}"
                 bundle = options.out / name
                 size = ["--resolution", options.resolution, "--batch-size", options.batch_size]
-                what = ["--backbone", backbone, "--weights", weights, "--method", method]
+                what = [backbone, "--weights", weights, "--method", method]
                 tinytl("prepare", *what, *size, "--optimizer", optimizer, "--classes", classes, "--out", bundle,
                        "--overwrite")  # fmt: skip
                 rates = TrainOptions().learning_rates(optimizer, options.batch_size)

@@ -25,29 +25,20 @@ STEPS = 12
 
 def build(folder: Path, backbone: str, method: str, resolution: int, rewritten: bool) -> None:
     """Write training artifacts with random weights."""
-    from tinytl_edge.export.forward import export_forward
-    from tinytl_edge.export.ort_training import export_ort_training
-    from tinytl_edge.model_source import from_backbone
-    from tinytl_edge.preparation import transform
-    from tinytl_edge.runtime.bundle import ORT_FOLDER, Dropout, Manifest, new_bundle, write_manifest
-    from tinytl_edge.transfer import parameter_group
+    import onnx_ir as ir
 
-    classifier = from_backbone(backbone, "random", 10, resolution, 0)
-    transform(classifier, method)
-    forward, dropouts = export_forward(classifier.model, resolution)
-    named = list(classifier.model.named_parameters())
-    trainable = {n: parameter_group(n, classifier.head) for n, p in named if p.requires_grad}
-    frozen = [n for n, p in named if not p.requires_grad]
+    from tinytl_edge.export.ort.training import export_ort_training
+    from tinytl_edge.export.tinytl.parameters import find_parameters
+    from tinytl_edge.preparation import prepare
+    from tinytl_edge.runtime.bundle import FORWARD, ORT_FOLDER
 
-    masks = tuple(Dropout(d.name, d.shape, d.rate) for d in dropouts)
-    manifest = Manifest(
-        backbone, method, (), 10, resolution, classifier.mean, classifier.std, "adam", 1, masks, trainable,
-        0, 0, {}, ("onnxruntime-training",), "benchmark",
-    )  # fmt: skip
-    with new_bundle(folder) as place:
-        (place / ORT_FOLDER).mkdir()
-        export_ort_training(forward, list(trainable), frozen, "adam", place / ORT_FOLDER, rewritten)
-        write_manifest(place, manifest)
+    bundle = prepare(
+        folder, backbone, weights="random", classes=10, method=method, resolution=resolution, batch_size=1
+    ).bundle  # fmt: skip
+    if not rewritten:
+        forward, trainable = ir.load(bundle.file(FORWARD)), bundle.manifest.trainable
+        frozen = [name for name in find_parameters(forward) if name not in trainable]
+        export_ort_training(forward, list(trainable), frozen, "adam", folder / ORT_FOLDER, rewritten=False)
 
 
 def measure(folder: Path, batch: int, rewritten: bool) -> None:
@@ -66,11 +57,11 @@ def measure(folder: Path, batch: int, rewritten: bool) -> None:
     session = OrtSession(bundle, 1, rewritten=rewritten)
     loaded = process.memory_info().rss
     random = np.random.default_rng(0)
-    size = bundle.manifest.resolution
+    shape = (bundle.manifest.input.channels, bundle.manifest.input.height, bundle.manifest.input.width)
     durations = []
     for _ in range(STEPS):
         feeds = {
-            "images": random.standard_normal((batch, 3, size, size), dtype=np.float32),
+            "images": random.standard_normal((batch, *shape), dtype=np.float32),
             "targets": np.eye(10, dtype=np.float32)[random.integers(0, 10, batch)],
             **{d.name: np.ones((batch, *d.shape), np.float32) for d in bundle.manifest.dropouts},
         }

@@ -102,9 +102,10 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
         for name, dot in dots.items():
             colour = RUNTIMES[name][1]
             axes.scatter(*dot, s=62, marker=marker, color=colour, edgecolors="white", linewidths=0.7, zorder=3)
-    size, threads = results[0]["resolution"], results[0]["threads"]
+    (height, width, _), threads = results[0]["input"], results[0]["threads"]
     figure.text(0.075, 0.94, "A training step: time and memory", fontsize=16, fontweight="bold", color=INK)
-    what = f"{size} px, one photograph a step, {threads} thread{'s' if threads > 1 else ''}, {results[0]['machine']}"
+    many = "s" if threads > 1 else ""
+    what = f"{height} x {width} px, one image a step, {threads} thread{many}, {results[0]['machine']}"
     figure.text(0.075, 0.895, f"{what}; left and down is better", fontsize=10, color=INK)
     _scales(axes, results)
     _legend(axes, results)

@@ -18,7 +18,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Batch:
-    """`feeds` by name: images [N, 3, R, R], targets [N, classes], masks; `labels` [N], of several [N, classes]."""
+    """`feeds` by name: images [N, C, H, W], targets [N, classes], masks; `labels` [N], of several [N, classes]."""
 
     feeds: dict[str, Array]
     labels: NDArray[np.int64]
@@ -30,17 +30,18 @@ class Batches:
     def __init__(self, manifest: Manifest, dataset: Dataset) -> None:
         self.manifest = manifest
         self.dataset = dataset
-        self._mean = np.array(manifest.mean, np.float32)
-        self._std = np.array(manifest.std, np.float32)
+        self._size = manifest.input.height, manifest.input.width
+        self._mean = np.array(manifest.input.mean, np.float32)
+        self._std = np.array(manifest.input.std, np.float32)
 
     @property
     def answers(self) -> int:
-        """How many answers a photograph takes: one class, or of several labels each."""
+        """How many answers an image takes: one class, or of several labels each."""
         return self.manifest.class_count if self.manifest.labels == SEVERAL else 1
 
     def training(self, options: TrainOptions, batch_size: int, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch's batches, augmented, from batch number `first` on."""
-        seed, count, size = options.seed, self.dataset.count, self.dataset.size
+        seed, count, size = options.seed, self.dataset.count, self.dataset.shape[:2]
         order = epoch_order(seed, epoch, count)
         for start in range(first * batch_size, count, batch_size):
             positions = range(start, min(start + batch_size, count))
@@ -53,8 +54,8 @@ class Batches:
             yield batch
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """All samples once, in order, their centre squares, without dropout."""
-        crop = centre_crop(self.dataset.size)
+        """All samples once, in order, their centres, without dropout."""
+        crop = centre_crop(self.dataset.shape[:2], self._size)
         for start in range(0, self.dataset.count, batch_size):
             indices = list(range(start, min(start + batch_size, self.dataset.count)))
             batch = self._batch(indices, [crop] * len(indices), 0.0)
@@ -63,11 +64,10 @@ class Batches:
             yield batch
 
     def _batch(self, indices: list[int], crops: list[Crop], label_smoothing: float) -> Batch:
-        size, resolution = self.dataset.size, self.manifest.resolution
-        images = np.empty((len(indices), 3, resolution, resolution), np.float32)
+        images = np.empty((len(indices), self.dataset.shape[2], *self._size), np.float32)
         for slot, (index, crop) in enumerate(zip(indices, crops)):
-            pixels = np.frombuffer(self.dataset.image(index), np.uint8).reshape(size, size, 3)
-            normal = (resample(pixels, crop, resolution) - self._mean) / self._std
+            pixels = np.frombuffer(self.dataset.image(index), np.uint8).reshape(self.dataset.shape)
+            normal = (resample(pixels, crop, self._size) - self._mean) / self._std
             images[slot] = normal.transpose(2, 0, 1)
         if self.dataset.kind == SEVERAL:
             labels = np.array([list(self.dataset.marks[index]) for index in indices], np.int64)

@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DamagedFileError, StorageError, UsageError
+from .framing import Framing
+from .knobs import Choice, Knobs
+from .options import GROUPS, OPTIMIZERS
+from .records import read_record
 from .tensors import atomic_write, make_folder
 
 FORMAT = "tinytl-edge-bundle"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 FORWARD = "forward.onnx"
 STEP = "step.safetensors"
@@ -35,16 +39,61 @@ class Dropout:
     shape: tuple[int, ...]
     rate: float
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1 or min(self.shape, default=1) < 1:
+            raise ValueError(f"a rate of {self.rate}, a shape of {list(self.shape)}")
+
+
+@dataclass(frozen=True)
+class Input:
+    """How an image becomes the model's input.
+
+    `height`, `width` in pixels; `channels` 3 (RGB) or 1 (grey); `mean` and `std` of pixels in 0..255, one a channel,
+    for (pixel - mean) / std. `fit`: "crop" takes the centre of the input's aspect ratio, "squash" the whole image with
+    its aspect ignored, "pad" the whole image on black. With a `margin` the image is stored 8/7 as large on each side,
+    and evaluation takes its centre; without, evaluation sees all that is stored.
+
+    Raises:
+        ValueError: a value that cannot be; says which.
+    """
+
+    height: int
+    width: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fit: str = "crop"
+    margin: bool = True
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) == self.framing.channels:
+            raise ValueError(f"mean and std are not of {self.channels} channels")
+        if min(self.std) <= 0:
+            raise ValueError(f"std {list(self.std)} is not positive")
+
+    @property
+    def framing(self) -> Framing:
+        """What its images have to become before they are normalised."""
+        return Framing(self.height, self.width, self.channels, self.fit, self.margin)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of a bundle."""
+
+    sha256: str
+    bytes: int
+
 
 @dataclass(frozen=True)
 class Manifest:
     """What a bundle says about itself.
 
-    `mean` and `std` are of pixels in 0..255; `classes` holds names or is empty (then `class_count` tells how
-    many outputs there are, and names come with the photographs); `trainable` maps a parameter's name to its
+    `classes` holds the outputs' names in their order or is empty (then `class_count` tells how many outputs there are,
+    and names come with the images); `trainable` maps a parameter's name to its
     learning-rate group; `paper_memory` is the paper's count in bytes: `activations` an image, `parameters`;
     `planned_memory` what the native trainer's step takes, in bytes by kind (empty: not compiled);
-    `knobs` how that step trades time and precision for memory (export/step/compile.py), `segments` how many of its
+    `knobs` how that step trades time and precision for memory, `segments` how many of its
     segments could be recomputed; `memory_limit` the bytes it was to fit; `frozen_weights` is float32, or int8 where
     both runtimes take the weights rounded to 8 bits; `labels` a photograph: "one" of the classes (softmax), or
     "several" (a sigmoid each); `multiply_adds` what a step of one photograph has to compute (0: nobody counted), `work`
@@ -56,9 +105,7 @@ class Manifest:
     method: str
     classes: tuple[str, ...]
     class_count: int
-    resolution: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    input: Input
     optimizer: str
     batch_size: int
     dropouts: tuple[Dropout, ...]
@@ -71,14 +118,27 @@ class Manifest:
     frozen_weights: str = "float32"
     memory_limit: int | None = None
     planned_memory: dict[str, int] = field(default_factory=dict)
-    knobs: dict[str, Any] = field(default_factory=dict)
+    knobs: Knobs = field(default_factory=Knobs)
     segments: int = 0
     labels: str = "one"
     multiply_adds: int = 0
     work: dict[str, int] = field(default_factory=dict)
     device: str | None = None
-    choices: tuple[dict[str, Any], ...] = ()  # what each knob saves and costs: export/step/choices.py
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    choices: tuple[Choice, ...] = ()  # what each knob saves and costs: export/step/choices.py
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.labels not in ("one", "several"):
+            raise ValueError(f"labels {self.labels!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r}")
+        if self.class_count < 1 or len(self.classes) not in (0, self.class_count) or self.batch_size < 1:
+            raise ValueError(f"{self.class_count} outputs, {len(self.classes)} classes, a batch of {self.batch_size}")
+        if not 0 <= self.trainable_count <= self.parameter_count or self.parameter_count < 1:
+            raise ValueError(f"{self.trainable_count} of {self.parameter_count} parameters train")
+        for name, group in self.trainable.items():
+            if group not in GROUPS:
+                raise ValueError(f"the group {group!r} of {name!r}")
 
 
 @dataclass(frozen=True)
@@ -129,7 +189,7 @@ def new_bundle(out: Path, overwrite: bool = False) -> Iterator[Path]:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json, which lists what the folder holds."""
     files = {
-        path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+        path.relative_to(folder).as_posix(): asdict(FileEntry(sha256(path), path.stat().st_size))
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -170,7 +230,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             raise DamagedFileError(f"{path / MANIFEST} names a file outside of its bundle: '{name}'.")
         if not file.is_file():
             raise DamagedFileError(f"{file} is missing from the bundle: copy the bundle again.")
-        if file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
+        if file.stat().st_size != expected.bytes or sha256(file) != expected.sha256:
             raise DamagedFileError(f"{file} is not what `prepare` wrote (SHA-256 differs): copy the bundle again.")
     return Bundle(path, manifest)
 
@@ -186,22 +246,7 @@ def _read_manifest(path: Path) -> Manifest:
     checksum = content.pop("checksum", None)
     if checksum not in (None, _checksum(content)):
         raise DamagedFileError(f"{path} is damaged (its checksum differs): copy the bundle again.")
-    # Bundles that were prepared before there were these.
-    content = {"labels": "one", "multiply_adds": 0, "work": {}, "choices": [], "device": None, **content}
-    try:
-        known = {name: content[name] for name in Manifest.__dataclass_fields__}
-        known["dropouts"] = tuple(
-            Dropout(str(d["name"]), tuple(d["shape"]), float(d["rate"])) for d in known["dropouts"]
-        )
-        for name in ("classes", "mean", "std", "runtimes", "choices"):
-            known[name] = tuple(known[name])
-        if known["labels"] not in ("one", "several"):
-            raise ValueError("labels")
-        if not all({"sha256", "bytes"} <= set(entry) for entry in known["files"].values()):
-            raise TypeError("files")
-        return Manifest(**known)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedFileError(f"{path} lacks or garbles a field ({error}): copy the bundle again.") from None
+    return read_record(Manifest, content, path)
 
 
 def _checksum(content: Mapping[str, object]) -> str:

@@ -1,15 +1,16 @@
-"""What the board learns from: the file dataset.safetensors, reading it and packing photographs into it.
+"""What the board learns from: the file dataset.safetensors, reading it and packing images into it.
 
-Tensors `images` U8 [N, S, S, 3] (RGB, row by row) and `labels`; metadata `format`, `version`, `classes` (a JSON list of
-names), `resolution`, and `labels`: "one" (or nothing) where `labels` is I32 [N], the number of a class, and "several"
-where it is U8 [N, classes], 1 for each class that the photograph has. S, the stored size, is ceil(resolution / 0.875),
-so that evaluation's centre square, 7/8 of the side, is exactly the model's input, and training's random crops have a
-margin to move in. Unlabelled pictures have no classes and the label -1.
+Tensors `images` U8 [N, stored height, stored width, channels] (RGB or grey, row by row) and `labels`. Metadata:
+`format`, `version`, `classes` (a JSON list of names); `height` and `width` of the model's input, `channels` (3 or 1),
+`fit` (crop, squash or pad) and `margin` (true or false), which say how images became what is stored, see `framing`; and
+`labels`: "one" (or nothing) where `labels` is I32 [N], the number of a class, and "several" where it is
+U8 [N, classes], 1 for each class that the image has. Unlabelled images have no classes and the label -1.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import struct
@@ -18,20 +19,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import DamagedFileError, DataError, UsageError
+from .errors import DamagedFileError, DataError
+from .framing import FITS, LARGEST, Framing
 from .label_table import TABLE, has_table, read_table
-from .photographs import UnusablePictureError, composed, find_photographs, list_names, read_square, shown
+from .photographs import UnusablePictureError, composed, find_photographs, list_names, read_image, shown
 from .tensors import TensorFile, atomic_write, encode_header, open_tensors
 
 FORMAT = "tinytl-edge-dataset"
-VERSION = "1"
+VERSION = "2"
 UNLABELLED = -1
-ONE, SEVERAL = "one", "several"  # labels a photograph
-
-
-def stored_size(resolution: int) -> int:
-    """Side in pixels of the square that is kept of a photograph: ceil(resolution / 0.875), in integers."""
-    return -(-8 * resolution // 7)
+ONE, SEVERAL = "one", "several"  # labels an image
 
 
 # Reading ------------------------------------------------------------------------------------------------
@@ -40,7 +37,7 @@ def stored_size(resolution: int) -> int:
 class Dataset:
     """An open dataset: labels in memory, images on the medium until one is asked for.
 
-    `labels` are numbers of classes, or empty where a photograph has several: then `marks` has a byte a class for each.
+    `labels` are numbers of classes, or empty where an image has several: then `marks` has a byte a class for each.
 
     The file stays open, so that replacing it does not mix two datasets. `close` closes it, as does the end of
     a `with` block, or letting go of the object.
@@ -53,13 +50,13 @@ class Dataset:
         labels: list[int],
         marks: list[bytes],
         classes: list[str],
-        resolution: int,
+        framing: Framing,
     ) -> None:
         self.path = path
         self.labels = labels
         self.marks = marks
         self.classes = classes
-        self.resolution = resolution
+        self.framing = framing
         self._images_start = images_start
         self._descriptor = os.open(path, os.O_RDONLY)
         self._close = weakref.finalize(self, os.close, self._descriptor)
@@ -71,22 +68,22 @@ class Dataset:
 
     @property
     def kind(self) -> str:
-        """ONE or SEVERAL labels a photograph."""
+        """ONE or SEVERAL labels an image."""
         return SEVERAL if self.marks else ONE
 
     def counts(self) -> list[int]:
-        """Of each class, how many photographs have it."""
+        """Of each class, how many images have it."""
         if self.marks:
             return [sum(column) for column in zip(*self.marks)]
         return [self.labels.count(index) for index in range(len(self.classes))]
 
     @property
-    def size(self) -> int:
-        """Side of a stored image in pixels."""
-        return stored_size(self.resolution)
+    def shape(self) -> tuple[int, int, int]:
+        """Of a stored image: height, width, channels."""
+        return self.framing.stored
 
     def image(self, index: int) -> bytes:
-        """The pixels of one sample, U8 [size, size, 3], RGB.
+        """The pixels of one sample, U8 of `shape`.
 
         Raises:
             IndexError: there is no such sample.
@@ -97,7 +94,7 @@ class Dataset:
             raise IndexError(f"sample {index} of {self.count}")
         if not self._close.alive:  # the descriptor's number may be another file's by now
             raise ValueError(f"{self.path} is closed")
-        length = self.size * self.size * 3
+        length = math.prod(self.shape)
         try:
             pixels = os.pread(self._descriptor, length, self._images_start + index * length)
         except OSError as error:
@@ -133,9 +130,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     version = file.metadata.get("version")
     if version != VERSION:
         raise damaged(f"it has version {version!r}, not '{VERSION}', so pack the photographs again")
-    if not re.fullmatch("[1-9][0-9]{0,4}", file.metadata.get("resolution", "")):
-        raise damaged("its resolution is not a number of pixels")
-    resolution = int(file.metadata["resolution"])
+    framing = _read_framing(file, damaged)
     try:
         classes = json.loads(file.metadata.get("classes", ""))
     except (ValueError, RecursionError):
@@ -150,19 +145,33 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
             raise damaged(f"it has no tensor '{name}'")
 
     images = file.entries["images"]
-    side = stored_size(resolution)
-    if images.dtype != "U8" or len(images.shape) != 4 or images.shape[1:] != (side, side, 3):
+    if images.dtype != "U8" or len(images.shape) != 4 or images.shape[1:] != framing.stored:
         raise damaged(
-            f"its images are {_typed(images.dtype, images.shape)}, not U8 [N, {side}, {side}, 3] "
-            f"as resolution {resolution} needs"
+            f"its images are {_typed(images.dtype, images.shape)}, not U8 [N, {', '.join(map(str, framing.stored))}] "
+            f"as an input of {framing.height} x {framing.width} px needs"
         )
     count = images.shape[0]
     labels = _read_labels(file, count, len(classes), damaged) if kind == ONE else []
     marks = _read_marks(file, count, len(classes), damaged) if kind == SEVERAL else []
     try:
-        return Dataset(file.path, images.start, labels, marks, classes, resolution)
+        return Dataset(file.path, images.start, labels, marks, classes, framing)
     except OSError as error:
         raise DamagedFileError(f"{file.path} cannot be read: {error.strerror}.") from None
+
+
+def _read_framing(file: TensorFile, damaged: Callable[[str], DamagedFileError]) -> Framing:
+    told = file.metadata
+    for name in ("height", "width"):
+        if not re.fullmatch("[1-9][0-9]{0,4}", told.get(name, "")) or int(told[name]) > LARGEST:
+            raise damaged(f"its {name} is not a number of pixels")
+    if told.get("channels") not in ("1", "3"):
+        raise damaged("its channels are neither 1 nor 3")
+    if told.get("fit") not in FITS:
+        raise damaged(f"its fit is none of {', '.join(FITS)}")
+    if told.get("margin") not in ("true", "false"):
+        raise damaged("its margin is neither true nor false")
+    size = int(told["height"]), int(told["width"])
+    return Framing(*size, int(told["channels"]), told["fit"], told["margin"] == "true")
 
 
 def _check_labels(
@@ -191,7 +200,7 @@ def _read_marks(
     file: TensorFile, count: int, class_count: int, damaged: Callable[[str], DamagedFileError]
 ) -> list[bytes]:
     if class_count == 0:
-        raise damaged("it has several labels a photograph, but no classes")
+        raise damaged("it has several labels an image, but no classes")
     _check_labels(file, "U8", (count, class_count), damaged)
     content = file.read("labels")
     for index, mark in enumerate(content):
@@ -209,7 +218,7 @@ def _typed(dtype: str, shape: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class PackReport:
-    """What became of the photographs: how many were packed (all, and by class), and which were skipped and why."""
+    """What became of the images: how many were packed (all, and by class), and which were skipped and why."""
 
     path: Path
     count: int
@@ -220,20 +229,19 @@ class PackReport:
 def pack(
     folder: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    resolution: int,
+    framing: Framing,
     classes: Sequence[str] | None = None,
     on_warning: Callable[[str], object] | None = None,
     on_progress: Callable[[int, int], object] | None = None,
 ) -> PackReport:
-    """Pack the photographs of `<folder>/<class>/` into the dataset `out` for a model of `resolution` pixels.
+    """Pack the images of `<folder>/<class>/` into the dataset `out`.
 
-    Where the folder has a table of several labels a photograph (`label_table`), it says which photographs, and which
-    classes. Labels follow `classes`, the model's own order, or without it the folders' names in order. One photograph
+    Where the folder has a table of several labels an image (`label_table`), it says which images, and which
+    classes. Labels follow `classes`, the model's own order, or without it the folders' names in order. One image
     is in memory at a time. `on_warning` gets a sentence for each file that is skipped and for classes
-    without photographs; `on_progress` gets (done, total) after each file.
+    without images; `on_progress` gets (done, total) after each file.
 
     Raises:
-        UsageError: the resolution is not positive.
         DataError: nothing to pack, a folder or column that is none of `classes`, a column that is missing, or see
             `find_photographs` and `read_table`.
         StorageError: `out` cannot be written; what was there before stays.
@@ -253,7 +261,7 @@ def pack(
         nonlocal packed
         for done, (path, label) in enumerate(files, start=1):
             try:
-                pixels = read_square(path, stored_size(resolution))
+                pixels = read_image(path, framing)
             except UnusablePictureError as error:
                 skipped.append((path, str(error)))
                 warn(f"{shown(path)} was skipped: {error}.")
@@ -267,7 +275,7 @@ def pack(
             what = "photographs that can be used" if files else "photographs in its class folders"
             raise DataError(f"{shown(folder)} has no {what}.")
 
-    _write(out, resolution, names, samples(), len(files), SEVERAL if several else ONE)
+    _write(out, framing, names, samples(), len(files), SEVERAL if several else ONE)
     without = [name for name, count in zip(names, counts) if not count]
     if without:
         warn(f"{shown(folder)} has no usable photographs of {list_names(without)}.")
@@ -310,11 +318,10 @@ def _one(label: int) -> bytes:
     return struct.pack("<i", label)
 
 
-def pack_files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str], resolution: int) -> None:
+def pack_files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str], framing: Framing) -> None:
     """Pack pictures of unknown class, in the order given, into the dataset `out`.
 
     Raises:
-        UsageError: the resolution is not positive.
         DataError: no picture is named, or one cannot be read.
         StorageError: `out` cannot be written; what was there before stays.
     """
@@ -325,16 +332,16 @@ def pack_files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[s
     def samples() -> Iterator[tuple[bytes, bytes]]:
         for path in files:
             try:
-                yield _one(UNLABELLED), read_square(path, stored_size(resolution))
+                yield _one(UNLABELLED), read_image(path, framing)
             except UnusablePictureError as error:
                 raise DataError(f"{shown(path)} cannot be used: {error}.") from None
 
-    _write(out, resolution, [], samples(), len(files), ONE)
+    _write(out, framing, [], samples(), len(files), ONE)
 
 
 def _write(
     out: str | os.PathLike[str],
-    resolution: int,
+    framing: Framing,
     classes: Sequence[str],
     samples: Iterable[tuple[bytes, bytes]],
     at_most: int,
@@ -345,20 +352,21 @@ def _write(
     Their number is known only at the end, but is `at_most` so many: room is left for the header of that many,
     and the header is written last.
     """
-    if resolution < 1:
-        raise UsageError(f"The resolution cannot be {resolution}: it is the model's input in pixels.")
-    side = stored_size(resolution)
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "classes": json.dumps(list(classes), ensure_ascii=False),
-        "resolution": str(resolution),
+        "height": str(framing.height),
+        "width": str(framing.width),
+        "channels": str(framing.channels),
+        "fit": framing.fit,
+        "margin": "true" if framing.margin else "false",
         "labels": kind,
     }
 
     def header(count: int, length: int | None = None) -> bytes:
         labelled = ("U8", (count, len(classes))) if kind == SEVERAL else ("I32", (count,))
-        tensors = {"images": ("U8", (count, side, side, 3)), "labels": labelled}
+        tensors = {"images": ("U8", (count, *framing.stored)), "labels": labelled}
         return encode_header(tensors, metadata, length)
 
     room = len(header(at_most))

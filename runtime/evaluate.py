@@ -30,14 +30,14 @@ def evaluate(
     threads: int | None = None,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
-    """Accuracy, loss and confusion of a run (or of a bundle as prepared) on photographs.
+    """Accuracy, loss and confusion of a run (or of a bundle as prepared) on images.
 
-    With several labels a photograph, accuracy is the share of right answers (a probability above one half, or not) over
-    photographs and classes, and there is no confusion.
+    With several labels an image, accuracy is the share of right answers (a probability above one half, or not) over
+    images and classes, and there is no confusion.
 
     Args:
         model: a run's or a bundle's folder.
-        data: a folder with one sub-folder of photographs a class or with labels.csv, or a packed dataset.
+        data: a folder with one sub-folder of images a class or with labels.csv, or a packed dataset.
         bundle: the run's bundle, if it has moved.
         threads: how many compute; default: the machine's fastest cores.
 
@@ -105,7 +105,7 @@ def predict(
     seen: list[Event] = []
     with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
         packed = Path(folder) / "images.safetensors"
-        pack_files(images, packed, opened.manifest.resolution)
+        pack_files(images, packed, opened.manifest.input.framing)
         _work("predict", opened, adapter, packed, runtime, threads, seen.append)
     predictions = []
     rows = [event["probabilities"] for event in seen if event["event"] == "prediction"]

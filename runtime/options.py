@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from .errors import DamagedFileError, UsageError
+from .records import read_record
 
 # Learning rates by optimizer and group at a batch of 8, found in docs/accuracy.md.
 _RATES = {
@@ -15,6 +15,8 @@ _RATES = {
     "momentum": {"classifier": 0.01, "bias": 0.002, "lite_residual": 0.002, "weight": 0.0005},
 }
 _RATES_BATCH = 8
+OPTIMIZERS = tuple(_RATES)
+GROUPS = tuple(_RATES["adam"])
 
 
 @dataclass(frozen=True)
@@ -86,18 +88,17 @@ class TrainOptions:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any], where: str) -> TrainOptions:
-        """Options as a run recorded them.
+    def from_json(cls, content: object, where: object) -> TrainOptions:
+        """Options as they were recorded in the file `where`.
 
         Raises:
-            DamagedFileError: a field is unknown, missing or out of its range.
+            DamagedFileError: they are no options, or a field is of another type or out of its range.
         """
+        options = read_record(cls, content, where)
         try:
-            if set(content) == {field.name for field in fields(cls)}:
-                return cls(**content).check()
-        except (TypeError, UsageError):
-            pass
-        raise DamagedFileError(f"{where} does not hold the options of a training run.")
+            return options.check()
+        except UsageError as error:
+            raise DamagedFileError(f"{where} is damaged: in the options of the training run, {error}") from None
 
 
 def rate_share(step: int, total: int) -> float:

@@ -128,7 +128,7 @@ class OrtSession:
         """One forward pass, backward pass and update.
 
         Args:
-            feeds: images [N, 3, R, R], targets [N, classes], and a mask for each dropout.
+            feeds: images [N, C, H, W], targets [N, classes], and a mask for each dropout.
             rates: learning rate by parameter name.
 
         Returns:

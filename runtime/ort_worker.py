@@ -128,6 +128,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
 
     durations: list[float] = []
     val_loss = val_accuracy = None
+    first_loss = math.nan  # a loss that was high from the start, as with random weights, has not grown
     for epoch in range(step // steps_an_epoch, options.epochs):
         if step % steps_an_epoch == 0:
             losses, correct, seen = 0.0, 0, 0
@@ -140,6 +141,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             step += 1
             if not math.isfinite(loss):
                 raise diverged(f"the loss is {loss}")
+            first_loss = loss if math.isnan(first_loss) else first_loss
             losses += loss * len(batch.labels)
             correct += int(_right(batch, logits).sum())
             seen += len(batch.labels)
@@ -155,7 +157,8 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             if stop.asked:
                 save()
                 end_if_asked()
-        if losses / seen > _HOPELESS * math.log(2 if manifest.labels == SEVERAL else manifest.class_count):
+        hopeless = _HOPELESS * math.log(2 if manifest.labels == SEVERAL else manifest.class_count)
+        if losses / seen > max(hopeless, first_loss):
             raise diverged(f"the epoch's loss is {losses / seen:.3g}, far above that of guessing")
         save()
         if validation is not None:

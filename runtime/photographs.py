@@ -1,4 +1,4 @@
-"""Photographs on a medium: found in class folders, and each read as a small square of RGB pixels.
+"""Images on a medium: found in class folders, and each read as the few pixels that are stored of it.
 
 Pillow is imported when the first picture is read, so that training from a packed dataset does without it.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import DataError
+from .framing import Framing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -111,8 +112,10 @@ class UnusablePictureError(Exception):
     """Why a picture cannot be used, in words that go on after "it was skipped:"."""
 
 
-def read_square(path: Path, size: int) -> bytes:
-    """The centre square of a picture, upright and on white, scaled to U8 [size, size, 3] RGB.
+def read_image(path: Path, framing: Framing) -> bytes:
+    """What is stored of a picture, upright and on white: U8 [height, width, channels] of `framing.stored`.
+
+    Grey is ITU-R 601's luma of RGB, as Pillow computes it.
 
     Raises:
         UnusablePictureError: the file is missing or damaged, or in a format that is not read here.
@@ -128,7 +131,7 @@ def read_square(path: Path, size: int) -> bytes:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
-                return _square(image, size)
+                return _stored(image, framing)
     except UnusablePictureError:
         raise
     except UnidentifiedImageError:
@@ -143,27 +146,48 @@ def read_square(path: Path, size: int) -> bytes:
         raise UnusablePictureError(f"it is damaged ({shown(error) or type(error).__name__})") from None
 
 
-def _square(image: Image.Image, size: int) -> bytes:
-    """What `read_square` does once the file is open."""
+def _stored(image: Image.Image, framing: Framing) -> bytes:
+    """What `read_image` does once the file is open."""
     from PIL import Image
 
+    height, width, channels = framing.stored
     # A JPEG can be decoded to 1/2, 1/4 or 1/8 of its side, at a small part of the memory. At least twice the
-    # size is kept for the filter below to work on. Other formats ignore this.
-    image.draft("RGB", (2 * size, 2 * size))
+    # size is kept for the filter below to work on, however it is turned. Other formats ignore this.
+    least = 2 * max(height, width)
+    image.draft("RGB", (least, least))
     image.load()
     orientation = _orientation(image)
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    square: Image.Image = _in_bytes(image).resize(
-        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-    )
-    if square.mode == "RGBA":
-        paper = Image.new("RGBA", square.size, "white")
-        square = Image.alpha_composite(paper, square)
+    wanted = (height, width) if orientation in _quarter_turns() else (width, height)
+    box, size = _placed(image.size, wanted, framing.fit)
+    small: Image.Image = _in_bytes(image).resize(size, Image.Resampling.BICUBIC, box=box)
+    if small.mode == "RGBA":
+        paper = Image.new("RGBA", small.size, "white")
+        small = Image.alpha_composite(paper, small)
     if orientation is not None:
-        square = square.transpose(orientation)  # the small square: turning the whole picture costs more
-    return square.convert("RGB").tobytes()
+        small = small.transpose(orientation)  # the small image: turning the whole picture costs more
+    small = small.convert("RGB")
+    if small.size != (width, height):
+        black = Image.new("RGB", (width, height))
+        black.paste(small, ((width - small.width) // 2, (height - small.height) // 2))
+        small = black
+    return (small if channels == 3 else small.convert("L")).tobytes()
+
+
+def _placed(
+    picture: tuple[int, int], wanted: tuple[int, int], fit: str
+) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
+    """The rectangle of a picture that is taken (left, top, right, bottom), and the (width, height) it is scaled to."""
+    (width, height), (to_width, to_height) = picture, wanted
+    wider = width * to_height > height * to_width  # than what is wanted
+    if fit == "crop":
+        across, down = (height * to_width / to_height, height) if wider else (width, width * to_height / to_width)
+        left, top = (width - across) / 2, (height - down) / 2
+        return (left, top, left + across, top + down), wanted
+    if fit == "pad" and wider:  # its width fills the image, its height is rounded to whole pixels
+        wanted = (to_width, max((2 * height * to_width + width) // (2 * width), 1))
+    elif fit == "pad":
+        wanted = (max((2 * width * to_height + height) // (2 * height), 1), to_height)
+    return (0, 0, width, height), wanted
 
 
 def _in_bytes(image: Image.Image) -> Image.Image:
@@ -175,6 +199,14 @@ def _in_bytes(image: Image.Image) -> Image.Image:
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         return image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _quarter_turns() -> tuple[Image.Transpose, ...]:
+    """What exchanges height and width."""
+    from PIL import Image
+
+    turns = Image.Transpose
+    return turns.TRANSPOSE, turns.ROTATE_270, turns.TRANSVERSE, turns.ROTATE_90
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:

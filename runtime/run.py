@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from .adapter import FILE as ADAPTER
 from .adapter import Adapter, open_adapter
 from .bundle import Bundle, is_bundle, open_bundle, read_json, write_json
 from .errors import DamagedFileError
+from .options import TrainOptions
+from .records import read_record
 
 FORMAT = "tinytl-edge-run"
 VERSION = 1
@@ -20,12 +22,40 @@ CHECKPOINTS = {"native": "checkpoint.safetensors", "onnxruntime-training": "chec
 
 
 @dataclass(frozen=True)
+class Result:
+    """How a training ended: what the worker's `done` event says."""
+
+    runtime: str | None = None
+    steps: int | None = None
+    step_ms_median: float | None = None
+    train_loss: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    peak_rss_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """run.json: how far the run has come, on what it trains and how. Places are relative to the run's folder."""
+
+    bundle: str
+    bundle_identity: str
+    status: str
+    runtime: str
+    options: TrainOptions
+    data: str
+    val: str | None = None
+    error: str | None = None
+    result: Result = field(default_factory=Result)
+
+
+@dataclass(frozen=True)
 class Run:
-    """An opened run: `record` is its run.json (options, bundle, result)."""
+    """An opened run."""
 
     path: Path
     bundle: Bundle
-    record: dict[str, Any]
+    record: Record
 
     @property
     def adapter_path(self) -> Path:
@@ -81,15 +111,18 @@ def open_run(path: str | os.PathLike[str], bundle: str | os.PathLike[str] | None
     path = Path(path)
     if not is_run(path):
         raise DamagedFileError(f"{path} is no run: it is not a folder that `tinytl-edge train` has written.")
-    record = read_json(path / RUN, "a run's record")
-    if record.get("format") != FORMAT or not isinstance(record.get("bundle"), str):
+    content = read_json(path / RUN, "a run's record")
+    if content.get("format") != FORMAT:
         raise DamagedFileError(f"{path / RUN} is not the record of a tinytl-edge run.")
-    if record.get("version") != VERSION:
-        raise DamagedFileError(f"{path / RUN} is of version {record.get('version')}, this tinytl-edge reads {VERSION}.")
-    place = Path(bundle) if bundle is not None else Path(os.path.normpath(path / record["bundle"]))
+    if content.get("version") != VERSION:
+        raise DamagedFileError(
+            f"{path / RUN} is of version {content.get('version')}, this tinytl-edge reads {VERSION}."
+        )
+    record = read_record(Record, content, path / RUN)
+    place = Path(bundle) if bundle is not None else Path(os.path.normpath(path / record.bundle))
     if not place.exists():
         raise DamagedFileError(f"The bundle of {path} is no longer at {place}: name it with --bundle.")
     opened = open_bundle(place)
-    if opened.identity != record.get("bundle_identity"):
+    if opened.identity != record.bundle_identity:
         raise DamagedFileError(f"{place} is not the bundle that {path} was trained from (its manifest differs).")
     return Run(path, opened, record)

@@ -24,25 +24,29 @@ j = ((d >> 32) * m + ((d mod 2^32) * m >> 32)) >> 32.
 Crop. k = key(seed, 2, epoch, position); u0 .. u4 = uniform(k, 0 .. 4). In float64, every operation rounded
 by itself (no fused multiply-add), in the order written; only + - * / and sqrt, which IEEE 754 fixes:
 
-    area   = (min_area + (1 - min_area) * u0) * (size * size)
+    area   = (min_area + (1 - min_area) * u0) * (H * W), of a stored image of H x W pixels
     v      = 2 * u1 - 1;  ratio = (7 + v) / (7 - v), from 3/4 to 4/3, as often tall as wide
-    height = floor(sqrt(area / ratio) + 0.5) clamped to 1 .. size
-    width  = floor(sqrt(area * ratio) + 0.5) clamped to 1 .. size
-    top    = floor(u2 * (size - height + 1)),  left = floor(u3 * (size - width + 1))
+    shape  = H / W: the ratio is relative to the image's own, and 1 takes no part in it
+    height = floor(sqrt(area / ratio * shape) + 0.5) clamped to 1 .. H
+    width  = floor(sqrt(area * ratio / shape) + 0.5) clamped to 1 .. W
+    top    = floor(u2 * (H - height + 1)),  left = floor(u3 * (W - width + 1))
     flip   = u4 < 0.5, where flipping is wanted
 
-Evaluation takes the square of side = floor(7 * size / 8) with top = left = floor((size - side) / 2): exactly
-the model's input, see `dataset.stored_size`.
+Evaluation takes the centre of the stored image, of just the input's size: top = floor((H - height) / 2),
+left = floor((W - width) / 2). Stored with a margin, that is floor(7/8) of each side; without, all of it.
 
-Resampling of a crop to resolution x resolution, bilinear with half-pixel centres, clamped to the crop, no
-antialiasing. Along an axis of `length` source pixels, for output pixel i, in float64:
+Resampling of a crop to the input's height x width, each channel by itself, bilinear with half-pixel centres,
+clamped to the crop, no antialiasing. Along an axis of `length` source pixels, for output pixel i of `count`,
+in float64:
 
-    s = ((2 * i + 1) * length) / (2 * resolution) - 0.5, clamped to 0 .. length - 1
+    s = ((2 * i + 1) * length) / (2 * count) - 0.5, clamped to 0 .. length - 1
     low = floor(s);   high = min(low + 1, length - 1);   f = float32(s - low)
 
 Then in float32, each operation rounded by itself, lerp(a, b, f) = a + (b - a) * f: first between the rows
 low and high of the crop, then between the columns of the result. Flipped, column c of the output holds what
-column resolution - 1 - c would hold otherwise. A crop of just the resolution is copied exactly.
+column width - 1 - c would hold otherwise. A crop of just the input's size is copied exactly.
+
+Normalising, in float32: (pixel - mean) / std, with the channel's own mean and std rounded to float32.
 
 Dropout. k = key(seed, 3, epoch, position, layer); element i, in the row-major order of the mask's shape, is
 kept where uniform(k, i) >= rate, compared in float64, and is then float32(1 / (1 - rate)), else 0.
@@ -115,51 +119,55 @@ class Crop:
     flip: bool = False
 
 
-def random_crop(seed: int, epoch: int, position: int, size: int, min_area: float = MIN_AREA, flip: bool = True) -> Crop:
-    """Training's crop of a `size` x `size` image: `min_area` to all of its area, sides 3:4 to 4:3.
+def random_crop(
+    seed: int, epoch: int, position: int, size: tuple[int, int], min_area: float = MIN_AREA, flip: bool = True
+) -> Crop:
+    """Training's crop of an image of `size` (height, width): `min_area` to all of its area, 3:4 to 4:3 of its shape.
 
     With `flip`, half of the crops are mirrored; without, the rectangles stay the same.
     """
     k = key(seed, AUGMENT, epoch, position)
-    area = (min_area + (1.0 - min_area) * uniform(k, 0)) * (size * size)
+    full_height, full_width = size
+    area = (min_area + (1.0 - min_area) * uniform(k, 0)) * (full_height * full_width)
     v = 2.0 * uniform(k, 1) - 1.0
     ratio = (7.0 + v) / (7.0 - v)
-    height = min(max(math.floor(math.sqrt(area / ratio) + 0.5), 1), size)
-    width = min(max(math.floor(math.sqrt(area * ratio) + 0.5), 1), size)
-    top = math.floor(uniform(k, 2) * (size - height + 1))
-    left = math.floor(uniform(k, 3) * (size - width + 1))
+    shape = full_height / full_width
+    height = min(max(math.floor(math.sqrt(area / ratio * shape) + 0.5), 1), full_height)
+    width = min(max(math.floor(math.sqrt(area * ratio / shape) + 0.5), 1), full_width)
+    top = math.floor(uniform(k, 2) * (full_height - height + 1))
+    left = math.floor(uniform(k, 3) * (full_width - width + 1))
     return Crop(top, left, height, width, flip and uniform(k, 4) < 0.5)
 
 
-def centre_crop(size: int) -> Crop:
-    """Evaluation's crop of a `size` x `size` image: the centre square of 7/8 of the side."""
-    side = 7 * size // 8
-    margin = (size - side) // 2
-    return Crop(margin, margin, side, side)
+def centre_crop(stored: tuple[int, int], size: tuple[int, int]) -> Crop:
+    """Evaluation's crop of a stored image (height, width): its centre, of the input's size (height, width)."""
+    (full_height, full_width), (height, width) = stored, size
+    return Crop((full_height - height) // 2, (full_width - width) // 2, height, width)
 
 
-def resample(image: NDArray[np.uint8], crop: Crop, resolution: int) -> NDArray[np.float32]:
-    """The crop of `image` (U8 [S, S, 3]) scaled to F32 [resolution, resolution, 3], values 0 to 255."""
+def resample(image: NDArray[np.uint8], crop: Crop, size: tuple[int, int]) -> NDArray[np.float32]:
+    """The crop of `image` (U8 [H, W, C]) scaled to `size` (height, width), F32 [height, width, C], values 0 to 255."""
     # Rows as flat runs of channels: numpy handles them several times faster than groups of three.
+    (height, width), channels = size, image.shape[2]
     rectangle = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    flat = rectangle.reshape(crop.height, 3 * crop.width)
-    low, high, fraction = _taps(crop.height, resolution)
+    flat = rectangle.reshape(crop.height, channels * crop.width)
+    low, high, fraction = _taps(crop.height, height)
     rows = _lerp(flat.take(low, axis=0), flat.take(high, axis=0), fraction[:, None])
-    low, high, fraction = _taps(crop.width, resolution)
+    low, high, fraction = _taps(crop.width, width)
     if crop.flip:
         low, high, fraction = low[::-1], high[::-1], fraction[::-1]
-    columns = _lerp(rows.take(_channels(low), axis=1), rows.take(_channels(high), axis=1), fraction.repeat(3))
-    return columns.reshape(resolution, resolution, 3)
+    left, right = (rows.take(_channels(pixels, channels), axis=1) for pixels in (low, high))
+    return _lerp(left, right, fraction.repeat(channels)).reshape(height, width, channels)
 
 
-def _channels(pixels: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Where the three channels of each pixel lie in a row."""
-    return (3 * pixels[:, None] + np.arange(3)).ravel()
+def _channels(pixels: NDArray[np.intp], channels: int) -> NDArray[np.intp]:
+    """Where the channels of each pixel lie in a row."""
+    return (channels * pixels[:, None] + np.arange(channels)).ravel()
 
 
-def _taps(length: int, resolution: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+def _taps(length: int, count: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     """The two source pixels of each output pixel along one axis, and how far it lies towards the second."""
-    source = (2 * np.arange(resolution) + 1) * length / (2 * resolution) - 0.5
+    source = (2 * np.arange(count) + 1) * length / (2 * count) - 0.5
     source = source.clip(0, length - 1)
     low = source.astype(np.intp)
     return low, np.minimum(low + 1, length - 1), (source - low).astype(np.float32)

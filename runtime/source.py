@@ -1,4 +1,4 @@
-"""Photographs as a command is given them: a folder (of class folders, or with labels.csv), or a packed dataset."""
+"""Images as a command is given them: a folder (of class folders, or with labels.csv), or a packed dataset."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ def dataset_for(
     """The dataset file for `source`, fit for the bundle: `source` itself, or `packed`, made from a folder.
 
     Args:
-        classes: the names that the labels stand for; empty where the photographs bring them.
+        classes: the names that the labels stand for; empty where the images bring them. A folder may hold images of
+            some of them only.
 
     Raises:
-        DataError: classes or resolution do not fit the bundle, or no photograph is usable.
+        DataError: the classes or the size of the images do not fit the bundle, or no image is usable.
         DamagedFileError: a packed dataset is damaged.
     """
     check_exists(source)
     check_kind(manifest, source)
     if source.is_dir():
-        pack(source, packed, manifest.resolution, classes or None, on_warning, on_progress)
+        pack(source, packed, manifest.input.framing, classes or None, on_warning, on_progress)
         source = packed
     with open_dataset(source) as dataset:
         _check(manifest, classes, dataset)
@@ -80,10 +81,11 @@ def check_kind(manifest: Manifest, source: Path) -> None:
 
 
 def _check(manifest: Manifest, classes: Sequence[str], dataset: Dataset) -> None:
-    if dataset.resolution != manifest.resolution:
+    framing = manifest.input.framing
+    if dataset.framing != framing:
         raise DataError(
-            f"{dataset.path} is packed for {dataset.resolution} px, the bundle takes {manifest.resolution}: "
-            f"pack it again with --resolution {manifest.resolution}."
+            f"{dataset.path} is packed for {dataset.framing}; the bundle takes {framing}: "
+            f"pack it again with --bundle, or {framing.options}."
         )
     if classes and list(dataset.classes) != list(classes):
         raise DataError(

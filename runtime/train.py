@@ -43,11 +43,11 @@ def train(
     resume: bool = False,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
-    """Train the bundle's trainable parameters on photographs; returns the `done` event.
+    """Train the bundle's trainable parameters on images; returns the `done` event.
 
     Args:
         bundle: folder that `prepare` wrote.
-        data, val: a folder with one sub-folder of photographs a class or with labels.csv, or a packed dataset.
+        data, val: a folder with one sub-folder of images a class or with labels.csv, or a packed dataset.
         out: folder of the run; it must not hold a trained adapter yet unless `resume` is set.
         resume: go on from the run's checkpoint with the run's own options and data, as if nothing had
             happened; only `threads` and `log_every` of `options` are taken.
@@ -147,7 +147,7 @@ def _new_plan(
     log: _EventLog,
 ) -> _Plan:
     if data is None:
-        raise UsageError("Name the photographs to train on with --data.")
+        raise UsageError("Name the images to train on with --data.")
     train_source, val_source = Path(data), Path(val) if val is not None else None
     for source in (train_source, val_source):
         if source is not None:
@@ -174,18 +174,16 @@ def _claim(run: Path) -> None:
 
 def _resumed_plan(run: Path, bundle: Bundle, given: TrainOptions, log: _EventLog) -> _Plan:
     record = open_run(run, bundle.path).record
-    runtime = choose_runtime(str(record.get("runtime")), bundle)
+    runtime = choose_runtime(record.runtime, bundle)
     checkpoint = CHECKPOINTS[runtime]
     if (run / ADAPTER).exists() and not (run / checkpoint).exists():
         raise DamagedFileError(f"{run} has an adapter, but {checkpoint} is gone: it cannot be resumed.")
-    recorded = TrainOptions.from_json(record.get("options") or {}, os.fspath(run / RUN))
-    files = [Path(os.path.normpath(run / record[key])) if record.get(key) else None for key in ("data", "val")]
-    for file in files:
+    recorded = TrainOptions.from_json(asdict(record.options), run / RUN)
+    train_file = Path(os.path.normpath(run / record.data))
+    val_file = Path(os.path.normpath(run / record.val)) if record.val is not None else None
+    for file in (train_file, val_file):
         if file is not None and not file.is_file():
             raise DataError(f"{file}, on which {run} was trained, is gone: it cannot be resumed.")
-    train_file, val_file = files
-    if train_file is None:
-        raise DamagedFileError(f"{run} does not say what it was trained on: it cannot be resumed.")
     log.open(run / EVENTS)
     options = replace(recorded, threads=given.threads, log_every=given.log_every)
     return _Plan(runtime, options, *_datasets(run, bundle, train_file, val_file, log))

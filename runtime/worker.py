@@ -20,6 +20,7 @@ from .memory import MemoryWatch
 from .native_worker import find_trainer
 
 RUNTIMES = ("auto", "native", "onnxruntime-training")
+_NO_TRAINER = "This installation came without the native trainer: install a wheel, or a C++ compiler first."
 OnEvent = Callable[[Event], None]
 
 
@@ -32,14 +33,14 @@ def choose_runtime(runtime: str, bundle: Bundle) -> str:
     if runtime not in RUNTIMES:
         raise UsageError(f"'{runtime}' is no runtime: choose one of {', '.join(RUNTIMES)}.")
     held = bundle.manifest.runtimes
-    native = find_trainer() is not None
     if runtime == "auto":
-        compiled = native and "native" in held
-        return "native" if compiled or "onnxruntime-training" not in held else "onnxruntime-training"
+        runtime = "native"  # of two, unless there is no trainer
+        if "onnxruntime-training" in held and not ("native" in held and find_trainer()):
+            runtime = "onnxruntime-training"
     if runtime not in held:
         raise UsageError(f"{bundle.path} holds nothing for {runtime}, only for {', '.join(held)}: choose that.")
-    if runtime == "native" and not native:
-        raise UsageError("This installation came without the native trainer: install a wheel, or a C++ compiler first.")
+    if runtime == "native" and find_trainer() is None:
+        raise UsageError(_NO_TRAINER)
     return runtime
 
 
@@ -56,11 +57,17 @@ class Measured:
 
 
 def worker_command(runtime: str) -> list[str]:
-    """What starts a runtime's worker."""
+    """What starts a runtime's worker.
+
+    Raises:
+        UsageError: it is the native trainer, and there is none.
+    """
+    if runtime != "native":
+        return [sys.executable, "-m", "tinytl_edge.runtime.ort_worker"]
     trainer = find_trainer()
-    if runtime == "native" and trainer is not None:
-        return [str(trainer)]
-    return [sys.executable, "-m", "tinytl_edge.runtime.ort_worker"]
+    if trainer is None:
+        raise UsageError(_NO_TRAINER)
+    return [str(trainer)]
 
 
 def run_worker(command: Sequence[str], job: Mapping[str, Any], on_event: OnEvent) -> Measured:
@@ -97,14 +104,17 @@ def run_worker(command: Sequence[str], job: Mapping[str, Any], on_event: OnEvent
 
 
 def _started(command: Sequence[str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=complaints,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,  # the terminal's Ctrl-C reaches it through us, once
-    )
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # the terminal's Ctrl-C reaches it through us, once
+        )
+    except OSError as error:
+        raise UsageError(f"{command[0]} cannot be started: {error.strerror}.") from None
 
 
 def _send(process: subprocess.Popen[bytes], job: Mapping[str, Any]) -> None:

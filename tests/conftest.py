@@ -23,7 +23,7 @@ COLOURS = {"cat": (200, 40, 40), "dog": (40, 180, 60), "fox": (50, 60, 200)}
 CLASSES = tuple(COLOURS)
 RESOLUTION = 32
 # What `prepare` takes to make the bundle of the tests.
-TINY = ("--model", "tiny_models:Tiny", "--residual", "blocks.?", "--resolution", str(RESOLUTION))
+TINY = ("tiny_models:Tiny", "--resolution", str(RESOLUTION))
 # Long enough to be interrupted. Of 18 photographs and batches of 4 come 5 steps an epoch.
 EPOCHS, STEPS_AN_EPOCH = 40, 5
 TRAINING = ("--epochs", str(EPOCHS), "--lr", "0.03", "--log-every", "1")

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn import functional, grad
+from torch.nn import functional
 
 from tinytl_edge.export.step.ir import Graph, Op, Part
 
 Tensors = dict[str, torch.Tensor]
-CURVES = {
-    "hard_swish": functional.hardswish,
-    "hard_sigmoid": functional.hardsigmoid,
+CURVES: dict[str, Callable[..., torch.Tensor]] = {
+    "hard_swish": lambda x, alpha, beta: x * (alpha * x + beta).clamp(0, 1),
+    "hard_sigmoid": lambda x, alpha, beta: (alpha * x + beta).clamp(0, 1),
     "sigmoid": torch.sigmoid,
     "silu": functional.silu,
+    "leaky_relu": lambda x, alpha: torch.where(x < 0, alpha * x, x),
+    "elu": lambda x, alpha: functional.elu(x, alpha),
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "softplus": functional.softplus,
+    "tanh": torch.tanh,
+    "mish": functional.mish,
 }
+
+
+def curve(op: Op, x: torch.Tensor) -> torch.Tensor:
+    """What an operator's curve makes of x."""
+    parameters = {name: value for name, value in op.attributes.items() if name in ("alpha", "beta")}
+    return CURVES[op.attributes["activation"]](x, **parameters)
 
 
 class ReferenceStep:
@@ -45,7 +59,7 @@ class ReferenceStep:
                     self.bits += result.numel()
                     self.bits_apart += int((result != self._engine_masks[number]).sum())
                     result = self._engine_masks[number]
-                self._write(name, result, role in op.adds_to)
+                self._write(name, result, role in op.adds_to, role in op.completes)
         return self.loss
 
     def _read(self, name: str) -> torch.Tensor:
@@ -58,8 +72,12 @@ class ReferenceStep:
         first_row = value.first // (width * channels)
         return whole[:, :, first_row : first_row + height]
 
-    def _write(self, name: str, result: torch.Tensor, adds: bool) -> None:
+    def _write(self, name: str, result: torch.Tensor, adds: bool, completes: bool) -> None:
         value = self._graph.values[name]
+        if completes:  # a part of what another operator began
+            known = self._values[name]
+            self._values[name] = torch.where(result.isnan(), known, result)
+            return
         if value.base is not None:
             if value.base not in self._values:
                 self._values[value.base] = torch.full(self._shape(value.base), torch.nan, dtype=torch.float64)
@@ -114,13 +132,12 @@ class ReferenceStep:
         if weight is not None and weight.dim() == 2:
             y = functional.linear(x.flatten(1), weight, self._parameter(op, "bias"))[:, :, None, None]
         else:
+            g = op.attributes["geometry"]
             y = functional.conv2d(
-                self._padded(op, x),
-                self._parameter(op, "weight"),
-                self._parameter(op, "bias"),
-                op.attributes["geometry"]["stride"],
-                groups=op.attributes["geometry"]["groups"],
-            )
+                self._padded(op, x), self._parameter(op, "weight"), self._parameter(op, "bias"), g["stride"],
+                dilation=g["dilation"], groups=g["groups"],
+            )  # fmt: skip
+            y = y[:, :, : g["out"][0], : g["out"][1]]
         return self._activate(op, {"x": y})
 
     _pointwise = _depthwise = _conv
@@ -130,8 +147,10 @@ class ReferenceStep:
         """Left, right, top, bottom; as many behind as the output reaches."""
         g = op.attributes["geometry"]
         behind = [
-            max((g["out"][i] - 1) * g["stride"][i] + g["kernel"][i] - g["pad"][i] - g["in"][i], 0) for i in range(2)
-        ]
+            max((g["out"][i] - 1) * g["stride"][i] + (g["kernel"][i] - 1) * g["dilation"][i] + 1 - g["pad"][i]
+                - g["in"][i], 0)
+            for i in range(2)
+        ]  # fmt: skip
         return g["pad"][1], behind[1], g["pad"][0], behind[0]
 
     def _padded(self, op: Op, x: torch.Tensor) -> torch.Tensor:
@@ -145,7 +164,9 @@ class ReferenceStep:
         left, right, top, bottom = self._pads(op)
         height, width, channels = g["in"]
         shape = (1, channels, height + top + bottom, width + left + right)
-        dx = grad.conv2d_input(shape, weight, dy, g["stride"], groups=g["groups"])
+        padded = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+        y = functional.conv2d(padded, weight, None, g["stride"], dilation=g["dilation"], groups=g["groups"])
+        (dx,) = torch.autograd.grad(y[:, :, : g["out"][0], : g["out"][1]], padded, dy)
         return self._finished(op, reads, dx[:, :, top : top + height, left : left + width])
 
     @staticmethod
@@ -160,18 +181,20 @@ class ReferenceStep:
         g, dy, shape = op.attributes["geometry"], reads["dy"], self._trained(op, "dw").shape
         if len(shape) == 2:
             return {"dw": dy.flatten(1).T @ reads["x"].flatten(1)}
-        return {"dw": grad.conv2d_weight(self._padded(op, reads["x"]), shape, dy, g["stride"], groups=g["groups"])}
+        weight = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+        y = functional.conv2d(
+            self._padded(op, reads["x"]), weight, None, g["stride"], dilation=g["dilation"], groups=g["groups"]
+        )
+        return {"dw": torch.autograd.grad(y[:, :, : g["out"][0], : g["out"][1]], weight, dy)[0]}
 
     _pointwise_dw = _depthwise_dw = _conv_dw
 
     def _activate(self, op: Op, reads: Tensors) -> Tensors:
         x, kind = reads["x"], op.attributes["activation"]
-        if kind == "none":
-            return {"y": x}
-        if kind in CURVES:
-            return {"y": CURVES[kind](x)}
-        y = x.clamp(0, 6) if kind == "relu6" else x.clamp_min(0)
-        return {"y": y, "mask": (y > 0) & ((y < 6) if kind == "relu6" else True)}
+        if kind != "clamp":
+            return {"y": x if kind == "none" else curve(op, x)}
+        low, high = op.attributes["low"], op.attributes["high"]
+        return {"y": x.clamp(low, high), "mask": (x > low) & (x < high)}
 
     def _mask_gradient(self, op: Op, reads: Tensors) -> Tensors:
         return {"dx": reads["dy"] * reads["mask"]}
@@ -185,7 +208,7 @@ class ReferenceStep:
 
     def _activation_dx(self, op: Op, reads: Tensors) -> Tensors:
         x = reads["x"].detach().requires_grad_()
-        y = CURVES[op.attributes["activation"]](x)
+        y = curve(op, x)
         return {"dx": torch.autograd.grad(y, x, reads["dy"])[0]}
 
     def _multiply(self, op: Op, reads: Tensors) -> Tensors:
@@ -236,7 +259,61 @@ class ReferenceStep:
         y = getattr(self, f"_{forward}")(op, {"x": x})["y"]
         return {"dx": torch.autograd.grad(y, x, reads["dy"].reshape(y.shape))[0]}
 
-    _average_pool_dx = _upsample_dx = _global_pool_dx = _by_autograd
+    _average_pool_dx = _upsample_dx = _global_pool_dx = _resample_dx = _by_autograd
+
+    def _resample(self, op: Op, reads: Tensors) -> Tensors:
+        x, sizes = reads["x"], op.attributes["geometry"]
+        for axis, role in ((2, "weight"), (3, "bias")):
+            bands = self._parameter(op, role)
+            assert bands is not None
+            outputs, inputs = sizes["out"][axis - 2], sizes["in"][axis - 2]
+            matrix = torch.zeros(outputs, inputs, dtype=torch.float64)
+            for row, band in zip(matrix, bands.reshape(outputs, -1)):
+                first = int(band[0])
+                row[first : first + len(band) - 1] = band[1:]
+            x = torch.tensordot(x, matrix, ([axis], [1])).movedim(-1, axis)
+        return {"y": x}
+
+    def _shuffle(self, op: Op, reads: Tensors) -> Tensors:
+        x, groups = reads["x"], op.attributes["groups"]
+        _, channels, height, width = x.shape
+        return {"y": x.reshape(1, groups, channels // groups, height, width).transpose(1, 2).reshape(x.shape)}
+
+    def _copy(self, op: Op, reads: Tensors) -> Tensors:
+        x, a = reads["x"], op.attributes
+        shape, adds = self._shape(op.writes["y"]), "y" in op.adds_to
+        rest = torch.full(shape, 0.0 if adds else torch.nan, dtype=torch.float64)
+        rest[:, a["y_first"] : a["y_first"] + a["count"]] = x[:, a["x_first"] : a["x_first"] + a["count"]].reshape(
+            1, a["count"], *shape[2:]
+        )
+        return {"y": rest}
+
+    def _prelu(self, op: Op, reads: Tensors) -> Tensors:
+        return {"y": torch.where(reads["x"] < 0, reads["x"] * self._channels(op, "weight"), reads["x"])}
+
+    def _prelu_backward(self, op: Op, reads: Tensors) -> Tensors:
+        x, dy = reads["x"], reads["dy"].reshape(reads["x"].shape)
+        dx = torch.where(x > 0, dy, dy * self._channels(op, "weight"))
+        return {"dx": dx, "dw": torch.where(x > 0, 0, dy * x).sum((0, 2, 3))}
+
+    def _channel_normed(self, op: Op, x: torch.Tensor) -> torch.Tensor:
+        mean = 0 if op.attributes["rms"] else x.mean(1, keepdim=True)
+        variance = (x - mean).square().mean(1, keepdim=True)
+        return (x - mean) / (variance + op.attributes["epsilon"]).sqrt()
+
+    def _channel_norm(self, op: Op, reads: Tensors) -> Tensors:
+        y = self._channel_normed(op, reads["x"])
+        for role in ("weight", "bias"):
+            if role in op.parameters:
+                y = y * self._channels(op, role) if role == "weight" else y + self._channels(op, role)
+        return {"y": y, "statistics": torch.zeros(0)}
+
+    def _channel_norm_backward(self, op: Op, reads: Tensors) -> Tensors:
+        x, dy = reads["x"].detach().requires_grad_(), reads["dy"]
+        normal = self._channel_normed(op, x)
+        scaled = dy * self._channels(op, "weight") if "weight" in op.parameters else dy
+        (dx,) = torch.autograd.grad(normal, x, scaled)
+        return {"dx": dx, "dw": (dy * normal.detach()).sum((0, 2, 3)), "db": dy.sum((0, 2, 3))}
 
     def _group_norm(self, op: Op, reads: Tensors) -> Tensors:
         weight, bias = self._parameter(op, "weight"), self._parameter(op, "bias")
@@ -246,8 +323,7 @@ class ReferenceStep:
     def _group_norm_backward(self, op: Op, reads: Tensors) -> Tensors:
         x = reads["x"].detach().requires_grad_()
         weight = self._parameter(op, "weight")
-        assert weight is not None
-        weight = weight.detach().requires_grad_()
+        weight = (torch.ones(x.shape[1], dtype=torch.float64) if weight is None else weight.detach()).requires_grad_()
         bias = torch.zeros_like(weight, requires_grad=True)
         y = functional.group_norm(x, op.attributes["groups"], weight, bias, op.attributes["epsilon"])
         dx, dweight, dbias = torch.autograd.grad(y, (x, weight, bias), reads["dy"])
@@ -259,10 +335,14 @@ class ReferenceStep:
         return values.reshape(-1, 1, 1)
 
     def _affine(self, op: Op, reads: Tensors) -> Tensors:
-        return {"y": reads["x"] * self._channels(op, "weight") + self._channels(op, "bias")}
+        y = reads["x"]
+        if "weight" in op.parameters:
+            y = y * self._channels(op, "weight")
+        return {"y": y + self._channels(op, "bias") if "bias" in op.parameters else y}
 
     def _affine_backward(self, op: Op, reads: Tensors) -> Tensors:
-        results = {"dx": reads["dy"] * self._channels(op, "weight"), "db": reads["dy"].sum((0, 2, 3))}
+        dx = reads["dy"] * self._channels(op, "weight") if "weight" in op.parameters else reads["dy"]
+        results = {"dx": dx, "db": reads["dy"].sum((0, 2, 3))}
         if "x" in reads:
             results["dw"] = (reads["dy"] * reads["x"]).sum((0, 2, 3))
         return results

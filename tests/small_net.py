@@ -6,16 +6,23 @@ linear range. So gradients are smooth by construction, and no tolerance has to f
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
 from torch import nn
 
-from tinytl_edge.backbones import BlockSpec, InvertedResidualNetwork, NetworkSpec
-from tinytl_edge.lite_residual import ATTRIBUTE, attach_lite_residuals
-from tinytl_edge.transfer import choose_trainables, fold_batchnorm, uses_lite_residuals
+from tinytl_edge.export.eager import EagerNetwork
+from tinytl_edge.export.onnx_graph import constant, set_initializer
+from tinytl_edge.export.sources.backbones import BlockSpec, InvertedResidualNetwork, NetworkSpec
+from tinytl_edge.export.sources.torch_module import from_module
+from tinytl_edge.export.step.importers import import_network
+from tinytl_edge.export.step.ir import Graph, Shape
+from tinytl_edge.export.tinytl.dropout import DropoutInput
+from tinytl_edge.export.tinytl.parameters import find_parameters
+from tinytl_edge.export.tinytl.transform import transform
 
 SPEC = NetworkSpec(
     name="small",
@@ -41,60 +48,70 @@ def images(count: int, seed: int = 0, size: int = SPEC.resolution) -> torch.Tens
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def smooth_network(method: str) -> InvertedResidualNetwork:
-    """Prepared for `method`, float32, in evaluation mode."""
+@dataclass
+class SmallNetwork:
+    """A network graph that was prepared, and what of it trains."""
+
+    model: ir.Model
+    dropouts: tuple[DropoutInput, ...]
+    trainable: dict[str, str]
+
+    @property
+    def frozen(self) -> list[str]:
+        """The parameters that do not train."""
+        return [name for name in find_parameters(self.model) if name not in self.trainable]
+
+    def graph(self, stored_image: Shape | None = None) -> Graph:
+        """The compiler's."""
+        return import_network(self.model, self.trainable, stored_image)
+
+    def exact(self) -> EagerNetwork:
+        """In float64, to compare with."""
+        return EagerNetwork(self.model, self.trainable).double()
+
+
+def prepared(module: nn.Module, method: str, size: int = SPEC.resolution) -> SmallNetwork:
+    """A torch module for `method`, as `prepare` does it."""
+    model, dropouts = from_module(module, (3, size, size))
+    return SmallNetwork(model, tuple(dropouts), transform(model, method).trainable)
+
+
+@lru_cache
+def _smooth_model(classes: int) -> tuple[ir.Model, tuple[DropoutInput, ...]]:
     torch.manual_seed(1)
-    network = InvertedResidualNetwork(SPEC, CLASSES, SPEC.resolution)
-    if uses_lite_residuals(method):
-        attach_lite_residuals(network, [f"blocks.{i}" for i in range(1, len(SPEC.blocks))], images(1))
-        for module in network.modules():
-            lite = module._modules.get(ATTRIBUTE)
-            if lite is not None:  # as if trained a little, and with ReLU's inputs around -1 or 1
-                nn.init.normal_(lite.norm2.weight, std=0.02)
-                nn.init.constant_(lite.norm1.weight, 0.1)
-                with torch.no_grad():
-                    lite.norm1.bias.copy_(_spread(lite.norm1.bias.numel(), (-1.0, 1.0)))
-    nn.init.normal_(network.classifier.weight, std=0.2)
-    network.train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # statistics of one pass, taken as they are
-            nn.init.constant_(module.weight, 0.1)
+    module = InvertedResidualNetwork(SPEC, classes, SPEC.resolution)
+    nn.init.normal_(module.classifier.weight, std=0.2)
+    module.train()
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = None  # statistics of one pass, taken as they are
+            nn.init.constant_(layer.weight, 0.1)
             with torch.no_grad():
-                module.bias.copy_(_spread(module.bias.numel(), (-3.0, 3.0, 3.0, 9.0)))
+                layer.bias.copy_(_spread(layer.bias.numel(), (-3.0, 3.0, 3.0, 9.0)))
     with torch.no_grad():
-        network(images(64, seed=7))
-    network.eval()
-    choose_trainables(network, method, "classifier")
-    fold_batchnorm(network, images(1))
+        module(images(64, seed=7))
+    model, dropouts = from_module(module, (3, SPEC.resolution, SPEC.resolution))
+    return model, tuple(dropouts)
+
+
+def smooth_network(method: str, classes: int = CLASSES) -> SmallNetwork:
+    """Prepared for `method`, float32."""
+    model, dropouts = _smooth_model(classes)
+    model = model.clone()
+    network = SmallNetwork(model, dropouts, transform(model, method).trainable)
+    random = np.random.default_rng(2)
+    for name, value in network.model.graph.initializers.items():
+        array = constant(value)
+        assert array is not None
+        # Lite residual modules as if trained a little, and with ReLU's inputs around -1 or 1.
+        if name.endswith(".norm2.weight"):
+            set_initializer(value, random.normal(0, 0.02, array.shape).astype(np.float32))
+        elif name.endswith(".norm1.weight"):
+            set_initializer(value, np.full_like(array, 0.1))
+        elif name.endswith(".norm1.bias"):
+            set_initializer(value, _spread(array.size, (-1.0, 1.0)).numpy())
     return network
 
 
 def _spread(count: int, values: tuple[float, ...]) -> torch.Tensor:
     return torch.tensor([values[index % len(values)] for index in range(count)])
-
-
-def least_distance_to_kink(network: nn.Module, x: torch.Tensor) -> float:
-    """How near any input of a ReLU6 or ReLU comes to where its slope changes."""
-    least = [float("inf")]
-
-    def look(module: nn.Module, inputs: tuple[torch.Tensor, ...], _: object) -> None:
-        for kink in (0.0, 6.0) if isinstance(module, nn.ReLU6) else (0.0,):
-            least.append(float((inputs[0] - kink).abs().min()))
-
-    handles = [m.register_forward_hook(look) for m in network.modules() if isinstance(m, (nn.ReLU6, nn.ReLU))]
-    with torch.no_grad():
-        network(x)
-    for handle in handles:
-        handle.remove()
-    return min(least)
-
-
-def run_onnx(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """All outputs of a model, by onnxruntime where it is installed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # onnxruntime-training imports more than it needs
-        import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, feeds)

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tinytl_edge.backbones import NAMES, BlockSpec, InvertedResidualNetwork, NetworkSpec, network_spec
-from tinytl_edge.backbones.inverted_residual import InvertedResidual
-from tinytl_edge.backbones.pretrained import (
+from tinytl_edge.export.sources.backbones import NAMES, BlockSpec, InvertedResidualNetwork, NetworkSpec, network_spec
+from tinytl_edge.export.sources.backbones.inverted_residual import InvertedResidual
+from tinytl_edge.export.sources.backbones.pretrained import (
     State,
     has_imagenet_weights,
     imagenet_weights,
@@ -27,7 +27,8 @@ from tinytl_edge.backbones.pretrained import (
     read_state,
 )
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
-from tinytl_edge.runtime.photographs import read_square
+from tinytl_edge.runtime.framing import Framing
+from tinytl_edge.runtime.photographs import read_image
 
 
 @pytest.fixture(autouse=True)
@@ -632,7 +633,9 @@ def predicted(model: nn.Module, spec: NetworkSpec, photographs: list[Path]) -> l
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (spec.mean, spec.std))
     found = []
     for path in photographs:
-        pixels = torch.frombuffer(bytearray(read_square(path, spec.resolution)), dtype=torch.uint8)
+        pixels = torch.frombuffer(
+            bytearray(read_image(path, Framing(spec.resolution, spec.resolution, margin=False))), dtype=torch.uint8
+        )
         image = pixels.view(spec.resolution, spec.resolution, 3).permute(2, 0, 1).float()
         with torch.no_grad():
             found.append(int(model((image - mean)[None] / std).argmax()))

@@ -11,11 +11,13 @@ from typing import Any
 
 import click
 import pytest
+from bundles import needs_ort
 from conftest import CLASSES, RESOLUTION, TINY, TRAINING, ok, photographs, picture, start, tinytl
 from PIL import Image
 
 import tinytl_edge
 from tinytl_edge.cli import cli
+from tinytl_edge.runtime.framing import Framing
 from tinytl_edge.runtime.native_worker import find_trainer
 
 COMMANDS = sorted(cli.commands.items())
@@ -34,7 +36,7 @@ def test_every_command_and_option_has_help_and_every_command_an_example(name: st
 
 
 def test_what_a_limit_made_prepare_choose_is_shown_with_its_price(tmp_path: Path) -> None:
-    how = ("--classes", 3, "--method", "full", "--batch-size", 1, "--resolution", 96, "--backbone", "mobilenet-v2-0.5")
+    how = ("--classes", 3, "--method", "full", "--batch-size", 1, "--resolution", 96, "mobilenet-v2-0.5")
     out = ok("prepare", *how, "--weights", "random", "--memory-limit", "6MB", "--out", tmp_path / "bundle")
     step = json.loads(ok("inspect", tmp_path / "bundle", "--json"))["native_step"]
     weighed = {choice["knob"]: choice for choice in step["choices"]}
@@ -90,6 +92,7 @@ def test_help_starts_without_anything_heavy(tmp_path: Path) -> None:
     assert imported(tmp_path, "--help") == {"tinytl_edge.__main__": set()}
 
 
+@needs_ort
 def test_training_imports_neither_torch_nor_onnx_and_numpy_in_the_worker_alone(
     tmp_path: Path, workplace: Path, bundle: Path
 ) -> None:
@@ -117,11 +120,11 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_the_whole_way_by_commands(tmp_path: Path, workplace: Path) -> None:
     bundle, run, packed = tmp_path / "bundle", tmp_path / "run", tmp_path / "train.safetensors"
-    backbone = ("--backbone", "mobilenet-v2-0.1", "--weights", "random", "--resolution", 40, "--method", "bias")
+    backbone = ("mobilenet-v2-0.1", "--weights", "random", "--resolution", 40, "--method", "bias")
     prepared = json.loads(
         ok("prepare", *backbone, "--classes", ",".join(CLASSES), "--batch-size", 6, "--out", bundle, "--json")
     )
-    assert (prepared["kind"], prepared["resolution"], prepared["classes"]) == ("bundle", 40, list(CLASSES))
+    assert (prepared["kind"], prepared["input"]["height"], prepared["classes"]) == ("bundle", 40, list(CLASSES))
     assert any("RANDOM" in note for note in prepared["notes"])
 
     content = json.loads(ok("pack", workplace / "train", "--bundle", bundle, "--out", packed, "--json"))
@@ -174,7 +177,7 @@ def test_what_a_person_is_told(workplace: Path, bundle: Path, run: Path, tmp_pat
     assert "peak memory, measured" in said
     assert "CRC" not in said
     assert "steps                      200" in ok("inspect", run / "adapter.safetensors")
-    assert "dataset of 18 photographs, 37 px, for an input of 32 px" in ok("inspect", run / "train.safetensors")
+    assert "dataset of 18 images, stored as 37 x 37 px" in ok("inspect", run / "train.safetensors")
     assert ok("evaluate", run, "--data", workplace / "val").startswith("accuracy 100.0%, loss 0.")
     image = workplace / "val/dog/0.png"
     assert ok("predict", run, image, "--top", 1).startswith(f"{image}: dog ")
@@ -182,7 +185,7 @@ def test_what_a_person_is_told(workplace: Path, bundle: Path, run: Path, tmp_pat
     assert ok("export", bundle, "--out", out).startswith(f"{out}: ")
     packed = tmp_path / "train.safetensors"
     packing = ok("pack", workplace / "train", "--resolution", 16, "--out", packed)
-    assert packing == f"{packed}: 18 photographs of 3 classes\n"
+    assert packing == f"{packed}: 18 images of 3 classes, for 16 x 16 px, RGB, cropped, with a margin\n"
 
 
 def test_boards_are_listed_and_described() -> None:
@@ -212,7 +215,7 @@ def test_the_whole_way_in_python(tmp_path: Path, workplace: Path) -> None:
     )  # fmt: skip
     assert prepared.bundle.manifest.classes == CLASSES
     assert notes
-    report = tinytl_edge.pack(workplace / "train", tmp_path / "train.safetensors", RESOLUTION)
+    report = tinytl_edge.pack(workplace / "train", tmp_path / "train.safetensors", Framing(RESOLUTION, RESOLUTION))
     assert report.count == 18
     events: list[dict[str, Any]] = []
     options = tinytl_edge.TrainOptions(epochs=20, lr=0.03)
@@ -257,7 +260,7 @@ def odds(model, image, prepare):
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
     pixels = np.asarray(Image.open(image).convert("RGB"))
-    assert pixels.shape == (int(about["resolution"]), int(about["resolution"]), 3)
+    assert pixels.shape == (int(about["height"]), int(about["width"]), int(about["channels"]))
     logits, = session.run(["logits"], {"images": prepare(pixels, about)[None]})
     shares = np.exp(logits[0] - logits[0].max())
     return dict(zip(json.loads(about["classes"]), (shares / shares.sum()).tolist()))
@@ -297,17 +300,10 @@ def test_an_exported_file_is_replaced_only_when_asked(tmp_path: Path, bundle: Pa
 # The demo -----------------------------------------------------------------------------------------------
 
 
-def test_the_demo_goes_the_whole_way_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinytl_edge import demo
-
-    def prepare(out: Path, backbone: str, **options: Any) -> Any:
-        residual = () if options["method"] == "last" else ("blocks.?",)
-        return tinytl_edge.prepare(out, model="tiny_models:Tiny", residual=residual, **options)
-
-    monkeypatch.setattr(demo, "prepare", prepare)
+def test_the_demo_goes_the_whole_way_twice(tmp_path: Path) -> None:
     data = photographs(tmp_path / "mine", dict.fromkeys(CLASSES, 8))
     out = tmp_path / "demo"
-    options = ("--data", data, "--epochs", 2, "--resolution", 32, "--threads", 1)
+    options = ("--model", "tiny_models:Tiny", "--data", data, "--epochs", 2, "--resolution", 32, "--threads", 1)
     results = json.loads(ok("demo", "--out", out, *options, "--json"))
     assert [result["method"] for result in results] == ["last", "lite-residual+bias"]
     for result in results:

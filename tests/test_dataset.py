@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tinytl_edge.runtime.dataset import FORMAT, Dataset, open_dataset, pack, pack_files, stored_size
-from tinytl_edge.runtime.errors import DamagedFileError, DataError, StorageError, UsageError
+from tinytl_edge.runtime.dataset import FORMAT, Dataset, open_dataset, pack, pack_files
+from tinytl_edge.runtime.errors import DamagedFileError, DataError, StorageError
+from tinytl_edge.runtime.framing import FITS, Framing, stored_size
 from tinytl_edge.runtime.tensors import open_tensors, write_tensors
 
 RED, GREEN, BLUE = (200, 30, 40), (20, 180, 60), (30, 50, 190)
-R = 7  # packs to 8 x 8
+R = Framing(7, 7)  # packs to 8 x 8
 
 
 def photograph(path: Path, colour: tuple[int, int, int] = RED) -> Path:
@@ -39,9 +40,57 @@ def touch(*paths: Path) -> None:
 # The file -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("resolution", "size"), [(1, 2), (7, 8), (96, 110), (160, 183), (224, 256), (260, 298)])
-def test_stored_size(resolution: int, size: int) -> None:
-    assert stored_size(resolution) == size
+@pytest.mark.parametrize(("side", "size"), [(1, 2), (7, 8), (96, 110), (160, 183), (224, 256), (260, 298)])
+def test_stored_size(side: int, size: int) -> None:
+    assert stored_size(side, 7, margin=True) == (size, 8)
+    assert stored_size(7, side, margin=True) == (8, size)
+    assert stored_size(7, side, margin=False) == (7, side)
+
+
+FRAMINGS = st.builds(
+    Framing, st.integers(1, 30), st.integers(1, 30), st.sampled_from((1, 3)), st.sampled_from(FITS), st.booleans()
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(framing=FRAMINGS)
+def test_every_framing_is_packed_and_opened(tmp_path_factory: pytest.TempPathFactory, framing: Framing) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    pack_files([photograph(folder / "framed.png", (255, 255, 255))], folder / "framed", framing)
+    with open_dataset(folder / "framed") as dataset:
+        assert (dataset.framing, dataset.shape, dataset.count) == (framing, framing.stored, 1)
+        pixels = dataset.image(0)
+    assert len(pixels) == framing.stored[0] * framing.stored[1] * framing.channels
+    assert set(pixels) <= ({0, 255} if framing.fit == "pad" else {255})
+
+
+@pytest.mark.parametrize(
+    ("framing", "words", "options"),
+    [
+        (Framing(96, 96), "96 x 96 px, RGB, cropped, with a margin", "--resolution 96"),
+        (
+            Framing(96, 160, 1, "squash", False),
+            "96 x 160 px, grey, squashed, without a margin",
+            "--size 96x160 --channels 1 --fit squash --no-margin",
+        ),
+    ],
+)
+def test_a_framing_in_words(framing: Framing, words: str, options: str) -> None:
+    assert (str(framing), framing.options) == (words, options)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((0, 7), "height 0 is out of range: 1 to 16384"),
+        ((7, 16385), "width 16385 is out of range"),
+        ((7, 7, 2), "channels 2 are neither 3"),
+        ((7, 7, 3, "stretch"), "fit 'stretch' is none of crop, squash, pad"),
+    ],
+)
+def test_a_framing_that_cannot_be(values: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Framing(*values)
 
 
 def test_packing_and_opening(tmp_path: Path) -> None:
@@ -56,7 +105,7 @@ def test_packing_and_opening(tmp_path: Path) -> None:
     assert (report.path, report.count, report.skipped, warnings) == (out, 3, [], [])
     assert progress == [(1, 3), (2, 3), (3, 3)]
     with open_dataset(out) as dataset:
-        assert (dataset.path, dataset.count, dataset.size, dataset.resolution) == (out, 3, 8, 7)
+        assert (dataset.path, dataset.count, dataset.shape, dataset.framing) == (out, 3, (8, 8, 3), R)
         assert (dataset.classes, dataset.labels) == (["daisy", "tulip"], [0, 1, 1])
         assert [dataset.image(i) for i in range(3)] == [bytes(c) * 64 for c in (BLUE, GREEN, RED)]
         for index in (-1, 3):
@@ -87,7 +136,10 @@ def test_importing_is_cheap() -> None:
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
-GOOD = {"format": FORMAT, "version": "1", "classes": '["a", "b"]', "resolution": "7"}
+GOOD = {
+    "format": FORMAT, "version": "2", "classes": '["a", "b"]',
+    "height": "7", "width": "7", "channels": "3", "fit": "crop", "margin": "true",
+}  # fmt: skip
 IMAGES = ("images", "U8", (2, 8, 8, 3), bytes(384))
 LABELS = ("labels", "I32", (2,), struct.pack("<2i", 0, 1))
 
@@ -98,10 +150,16 @@ def labels(*numbers: int) -> tuple[str, str, tuple[int, ...], bytes]:
 
 DAMAGED: dict[str, tuple[list[Any], dict[str, str], str]] = {
     "another file": ([IMAGES, LABELS], {"format": "pt"}, "not written by 'tinytl-edge pack'"),
-    "later version": ([IMAGES, LABELS], {"version": "2"}, "version '2', not '1'"),
-    "no resolution": ([IMAGES, LABELS], {"resolution": ""}, "resolution is not a number"),
-    "odd resolution": ([IMAGES, LABELS], {"resolution": "7_0"}, "resolution is not a number"),
-    "other resolution": ([IMAGES, LABELS], {"resolution": "14"}, r"not U8 \[N, 16, 16, 3\] as resolution 14"),
+    "earlier version": ([IMAGES, LABELS], {"version": "1"}, "version '1', not '2'"),
+    "no height": ([IMAGES, LABELS], {"height": ""}, "height is not a number"),
+    "odd width": ([IMAGES, LABELS], {"width": "7_0"}, "width is not a number"),
+    "vast width": ([IMAGES, LABELS], {"width": "16385"}, "width is not a number"),
+    "other height": ([IMAGES, LABELS], {"height": "14"}, r"not U8 \[N, 16, 8, 3\] as an input of 14 x 7 px"),
+    "two channels": ([IMAGES, LABELS], {"channels": "2"}, "channels are neither 1 nor 3"),
+    "one channel": ([IMAGES, LABELS], {"channels": "1"}, r"not U8 \[N, 8, 8, 1\] as"),
+    "no fit": ([IMAGES, LABELS], {"fit": ""}, "fit is none of crop, squash, pad"),
+    "odd margin": ([IMAGES, LABELS], {"margin": "1"}, "margin is neither true nor false"),
+    "no margin": ([IMAGES, LABELS], {"margin": "false"}, r"not U8 \[N, 7, 7, 3\] as"),
     "classes no JSON": ([IMAGES, LABELS], {"classes": "a, b"}, "classes are not a list"),
     "classes without end": ([IMAGES, LABELS], {"classes": "[" * 200_000}, "classes are not a list"),
     "classes a table": ([IMAGES, LABELS], {"classes": '{"a": 1}'}, "classes are not a list"),
@@ -248,12 +306,6 @@ def test_a_class_of_broken_pictures_is_a_warning_and_all_broken_an_error(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 
-def test_a_resolution_must_be_positive(tmp_path: Path) -> None:
-    photograph(tmp_path / "photos" / "a" / "1.png")
-    with pytest.raises(UsageError, match="resolution cannot be 0"):
-        pack(tmp_path / "photos", tmp_path / "out", 0)
-
-
 def test_a_full_disk_leaves_the_earlier_dataset(tmp_path: Path) -> None:
     photograph(tmp_path / "photos" / "a" / "1.png")
     out = tmp_path / "out"
@@ -262,7 +314,7 @@ def test_a_full_disk_leaves_the_earlier_dataset(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(StorageError, match="out could not be written"):
-            pack(tmp_path / "photos", out, 224)
+            pack(tmp_path / "photos", out, Framing(224, 224))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert out.read_bytes() == b"the earlier one"

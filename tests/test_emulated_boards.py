@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from boards import EMULATORS, NATIVE, cross_compile, emulated
+from bundles import FRAMING, make_bundle
 from conftest import CLASSES, photographs
-from small_net import SPEC, smooth_network
-from test_native import adapter, losses, make_bundle
+from test_native import adapter, losses, smooth_network
 from test_wheels import unpacked
 
 from tinytl_edge import TrainOptions, train
@@ -33,13 +33,14 @@ def board(request: pytest.FixtureRequest, wheels: dict[str, Path], tmp_path_fact
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")
     photographs(folder / "train", dict(zip(CLASSES, (5, 5, 4))))
-    pack(folder / "train", folder / "train.safetensors", SPEC.resolution, CLASSES)
+    pack(folder / "train", folder / "train.safetensors", FRAMING, CLASSES)
     return folder / "train.safetensors"
 
 
 @pytest.mark.parametrize("arch", EMULATORS)
 def test_every_kernel_against_its_reference(tmp_path: Path, arch: str) -> None:
-    sources = [Path(__file__).parent / "native" / "kernels_test.cc", *sorted((NATIVE / "kernels").glob("*.cc"))]
+    tests = Path(__file__).parent / "native" / "kernels"
+    sources = [*tests.glob("*.cc"), *(NATIVE / "kernels").glob("*.cc")]
     program = emulated(cross_compile(arch, tmp_path / "kernels_test", sources, "-ffp-contract=fast"), arch)
     ran = subprocess.run([program], capture_output=True, text=True, check=False, timeout=600)
     assert ran.returncode == 0, (ran.stdout + ran.stderr)[-4000:]

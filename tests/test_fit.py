@@ -5,23 +5,17 @@ from __future__ import annotations
 import re
 
 import pytest
-from small_net import SPEC, smooth_network
-from torch import nn
+from small_net import smooth_network
 
-from tinytl_edge.export.forward import export_forward
 from tinytl_edge.export.step.choices import weigh_choices
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.fit import fit
 from tinytl_edge.runtime.errors import MemoryLimitError
 
 
-def trainables(network: nn.Module) -> list[str]:
-    return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-
-
 def bytes_of(method: str, optimizer: str, batch: int, limit: int | None) -> tuple[int, Knobs]:
     network = smooth_network(method)
-    step = fit(export_forward(network, SPEC.resolution)[0], trainables(network), optimizer, batch, None, limit)
+    step = fit(network.graph(), optimizer, batch, None, limit)
     return sum(step.memory(optimizer).values()), step.knobs
 
 
@@ -47,13 +41,12 @@ def test_what_is_chosen_fits(method: str, batch: int) -> None:
 
 def test_each_choice_is_weighed_alone() -> None:
     network = smooth_network("full")
-    forward = export_forward(network, SPEC.resolution)[0]
     knobs = Knobs(
         trained_weights="bfloat16", moments="8bit", sums="none", kept="bfloat16", recomputed=5, scratch_bytes=4096
     )
 
     def compile_with(knobs: Knobs) -> StepPlan:
-        return compile_step(forward, trainables(network), knobs)
+        return compile_step(network.graph(), knobs)
 
     step = compile_with(knobs)
     choices = {choice.knob: choice for choice in weigh_choices(step, "adam", 1, compile_with)}

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import json
 import shutil
 from pathlib import Path
 
-import onnx
 import pytest
+from bundles import make_bundle as bundle_of
 from conftest import fails, ok
 from matplotlib.text import Text
 from PIL import Image
 from small_net import CLASSES, SPEC, smooth_network
 
 from tinytl_edge.arena_map import _cells, arena_map
-from tinytl_edge.export.forward import export_forward
+from tinytl_edge.export.sources.backbones import InvertedResidualNetwork
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.plan import ALIGNMENT
+from tinytl_edge.export.tinytl.trainables import METHODS
 from tinytl_edge.knob_words import KNOB_WORDS
 from tinytl_edge.memory_plot import _KIND_OF, _KINDS, draw
 from tinytl_edge.memory_timeline import CONSTANT, IN_ARENA, Place, layers, open_step, stages, timeline
-from tinytl_edge.runtime.bundle import FORWARD, Bundle, Manifest, new_bundle, open_bundle, write_manifest
+from tinytl_edge.runtime.bundle import Bundle, open_bundle
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
-from tinytl_edge.transfer import METHODS, parameter_group
 
 ALL = Knobs("int8", True, "bfloat16", "8bit", "none", "8bit", 3, 4096)
 LIMIT = 1_500_000
@@ -36,31 +35,14 @@ SETTINGS = {
 }
 
 
-@functools.cache
-def exported(method: str) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """The smooth network's graph, and its trainables with their groups."""
-    network = smooth_network(method)
-    trainable = {n: parameter_group(n, "classifier") for n, p in network.named_parameters() if p.requires_grad}
-    return export_forward(network, SPEC.resolution)[0], trainable
-
-
 def compiled(method: str, knobs: Knobs) -> StepPlan:
-    return compile_step(*exported(method), knobs)
+    return compile_step(smooth_network(method).graph(), knobs)
 
 
 def make_bundle(out: Path, method: str = "lite-residual+bias", knobs: Knobs = ALL) -> Path:
     """A bundle of the smooth network, with what `inspect` reads of it."""
-    forward, trainable = exported(method)
-    step = compile_step(forward, trainable, knobs)
-    manifest = Manifest(
-        "$small$", method, (), CLASSES, SPEC.resolution, SPEC.mean, SPEC.std, "adam", 1, (), trainable, 2, 1,
-        {"parameters": 1.0, "activations": 1.0}, ("native",), "test", knobs.frozen_weights, LIMIT, step.memory("adam"),
-        dataclasses.asdict(knobs), step.segments,
-    )  # fmt: skip
-    with new_bundle(out) as folder:
-        onnx.save(forward, folder / FORWARD)
-        write_manifest(folder, manifest)
-    return out
+    names = tuple(f"class {index}" for index in range(CLASSES))
+    return bundle_of(out, smooth_network(method), "adam", knobs, classes=names, memory_limit=LIMIT).path
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +92,12 @@ def test_each_kind_is_there_where_its_pass_is() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_layers_are_pytorchs(method: str) -> None:
-    modules = dict(smooth_network(method).named_modules())
+    modules = dict(InvertedResidualNetwork(SPEC, CLASSES, SPEC.resolution).named_modules())
     graph = compiled(method, ALL).graph
     for op, layer in zip(graph.ops(), layers(graph)):
         has_parameters = op.parameters or {"dw", "db"} & set(op.writes)
-        assert layer in modules if has_parameters else "/" not in layer, (op, layer)
+        known = layer in modules or ".lite_residual." in layer
+        assert known if has_parameters else "/" not in layer, (op, layer)
         assert layer or op.kind in ("loss", "zero", "compress", "decompress"), op  # the image has no layer
 
 

@@ -1,36 +1,33 @@
-"""The native trainer is held to onnxruntime-training and to float64 autograd, on the same bundle, data and seed."""
+"""The native trainer against PyTorch, onnxruntime-training and float64 autograd: same bundle, data and seed."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from bundles import FRAMING, make_bundle, needs_ort
 from conftest import CLASSES, photographs
-from small_net import SPEC, smooth_network
+from small_net import SPEC, SmallNetwork, prepared
+from small_net import smooth_network as smooth_network_of
 from torch import nn
 
 from tinytl_edge import TrainOptions, evaluate, predict, train
-from tinytl_edge.export.forward import export_forward
-from tinytl_edge.export.ort_training import OPTIMIZERS as ORT_OPTIMIZERS
-from tinytl_edge.export.ort_training import export_ort_training
-from tinytl_edge.export.step.compile import Knobs, compile_step
-from tinytl_edge.export.step.program import write_program
+from tinytl_edge.export.eager_training import loss, train_eager
+from tinytl_edge.export.step.compile import Knobs
+from tinytl_edge.export.tinytl.trainables import METHODS
 from tinytl_edge.runtime import threads
 from tinytl_edge.runtime.batches import Batches
-from tinytl_edge.runtime.bundle import FORWARD, ORT_FOLDER, STEP, Bundle, Dropout, Manifest, new_bundle, open_bundle
-from tinytl_edge.runtime.bundle import write_manifest as write
+from tinytl_edge.runtime.bundle import STEP, Bundle
 from tinytl_edge.runtime.dataset import open_dataset, pack
 from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
 from tinytl_edge.runtime.native_worker import find_trainer
 from tinytl_edge.runtime.tensors import open_tensors
-from tinytl_edge.transfer import METHODS, parameter_group, round_frozen_weights
 
 if find_trainer() is None:
     pytest.skip("this installation came without the native trainer", allow_module_level=True)
@@ -38,40 +35,9 @@ if find_trainer() is None:
 OPTIONS = TrainOptions(epochs=4, batch_size=4, log_every=1, seed=3)
 
 
-def make_bundle(
-    out: Path,
-    network: nn.Module,
-    optimizer: str = "adam",
-    knobs: Knobs = Knobs(),  # noqa: B008
-    several: bool = False,
-) -> Bundle:
-    """A bundle for both runtimes of the smooth network, for the classes of the tests' photographs."""
-    frozen_weights = knobs.frozen_weights
-    head = nn.Linear(SPEC.head_channels, len(CLASSES))
-    nn.init.normal_(head.weight, std=0.2, generator=torch.Generator().manual_seed(0))
-    nn.init.zeros_(head.bias)
-    network.classifier = head
-    if frozen_weights == "int8":
-        round_frozen_weights(network)
-    forward, dropouts = export_forward(network, SPEC.resolution)
-    trainable = {n: parameter_group(n, "classifier") for n, p in network.named_parameters() if p.requires_grad}
-    frozen = [n for n, p in network.named_parameters() if not p.requires_grad]
-    step = compile_step(forward, trainable, knobs, several)
-    manifest = Manifest(
-        "small", "", tuple(CLASSES), len(CLASSES), SPEC.resolution, SPEC.mean, SPEC.std, optimizer, 4,
-        tuple(Dropout(d.name, d.shape, d.rate) for d in dropouts), trainable, 0, 0, {},
-        ("native", "onnxruntime-training"), "test", frozen_weights, planned_memory=step.memory(optimizer),
-        knobs=asdict(knobs), segments=step.segments, labels="several" if several else "one",
-    )  # fmt: skip
-    with new_bundle(out) as folder:
-        onnx.save(forward, folder / FORWARD)
-        (folder / ORT_FOLDER).mkdir()
-        if optimizer in ORT_OPTIMIZERS:
-            out_folder = folder / ORT_FOLDER
-            export_ort_training(forward, list(trainable), frozen, optimizer, out_folder, several=several)
-        write_program(folder / STEP, step, manifest)
-        write(folder, manifest)
-    return open_bundle(out)
+def smooth_network(method: str) -> SmallNetwork:
+    """For the classes of the tests' photographs."""
+    return smooth_network_of(method, len(CLASSES))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")
     for part, seed in (("train", 0), ("val", 1)):
         photographs(folder / part, dict(zip(CLASSES, (5, 5, 4))), seed=seed)
-        pack(folder / part, folder / f"{part}.safetensors", SPEC.resolution, CLASSES)
+        pack(folder / part, folder / f"{part}.safetensors", FRAMING, CLASSES)
     return folder
 
 
@@ -97,6 +63,23 @@ def adapter(run: Path) -> dict[str, np.ndarray]:
     }
 
 
+def losses_in_torch(bundle: Bundle, data: Path, options: TrainOptions) -> list[float]:
+    with open_dataset(data) as dataset:
+        return [step.loss for step in train_eager(bundle, dataset, options)]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "momentum"])
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_are_pytorchs_step_by_step(tmp_path: Path, data: Path, method: str, optimizer: str) -> None:
+    bundle = make_bundle(tmp_path / "bundle", smooth_network(method), optimizer)
+    options = replace(OPTIONS, lr=0.02) if optimizer == "sgd" else OPTIONS  # at the default its loss jumps
+    train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime="native", options=options)
+    ours = losses(tmp_path / "run")
+    assert len(ours) == 16
+    np.testing.assert_allclose(ours, losses_in_torch(bundle, data / "train.safetensors", options), rtol=1e-3)
+
+
+@needs_ort
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_agree_step_by_step(tmp_path: Path, data: Path, method: str, optimizer: str) -> None:
@@ -126,7 +109,7 @@ class Excited(nn.Module):
         self.wide = nn.Sequential(nn.Conv2d(8, 24, 1), nn.SiLU(), nn.Conv2d(24, 24, 5, 1, 2, groups=24), nn.Hardswish())
         self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(24, 6, 1), nn.SiLU(), nn.Conv2d(6, 24, 1))
         self.narrow = nn.Sequential(nn.AvgPool2d(3, 2, 1), nn.Conv2d(24, SPEC.head_channels, 1), nn.Sigmoid())
-        self.classifier: nn.Module = nn.Identity()
+        self.classifier = nn.Linear(SPEC.head_channels, len(CLASSES))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.wide(self.stem(x))
@@ -135,16 +118,14 @@ class Excited(nn.Module):
         return logits
 
 
+@pytest.mark.parametrize("runtime", ["native", pytest.param("onnxruntime-training", marks=needs_ort)])
 @pytest.mark.parametrize("recomputed", [0, 1000])
-def test_other_operators_agree_with_onnxruntime(tmp_path: Path, data: Path, recomputed: int) -> None:
-    network = Excited()
+def test_other_operators_agree_with_pytorch(tmp_path: Path, data: Path, recomputed: int, runtime: str) -> None:
+    network = prepared(Excited(), "full")
     bundle = make_bundle(tmp_path / "bundle", network, knobs=Knobs(recomputed=recomputed, scratch_bytes=4_096))
-    for runtime in ("native", "onnxruntime-training"):
-        train(bundle.path, data / "train.safetensors", None, tmp_path / runtime, runtime=runtime, options=OPTIONS)
-    np.testing.assert_allclose(losses(tmp_path / "native"), losses(tmp_path / "onnxruntime-training"), rtol=1e-3)
-    mine, others = adapter(tmp_path / "native"), adapter(tmp_path / "onnxruntime-training")
-    for name, value in mine.items():
-        np.testing.assert_allclose(value, others[name], atol=2e-3, err_msg=name)
+    train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime=runtime, options=OPTIONS)
+    expected = losses_in_torch(bundle, data / "train.safetensors", OPTIONS)
+    np.testing.assert_allclose(losses(tmp_path / "run"), expected, rtol=1e-3)
 
 
 LOW = Knobs("int8", True, "bfloat16", "8bit", "none", "bfloat16", 1000, 4_096)
@@ -200,13 +181,12 @@ def test_gradients_against_autograd_in_float64(tmp_path: Path, data: Path, metho
     train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime="native", options=options)
     (batch,) = Batches(bundle.manifest, open_dataset(data / "train.safetensors")).training(options, 14, 0)
 
-    exact = network.double()
-    x, targets, mask = (torch.from_numpy(batch.feeds[n]).double() for n in ("images", "targets", "dropout/dropout"))
-    features = exact.pool(exact.head(exact.blocks(exact.stem(x)))).flatten(1)
-    (-(targets * exact.classifier(features * mask).log_softmax(1)).sum(1).mean()).backward()
+    exact = network.exact()
+    feeds = {name: torch.from_numpy(values).double() for name, values in batch.feeds.items()}
+    loss(exact(feeds["images"], feeds), feeds["targets"], bundle.manifest).backward()  # type: ignore[no-untyped-call]
     after = adapter(tmp_path / "run")
     steepest = max(float(p.grad.abs().max()) for p in exact.parameters() if p.grad is not None)
-    for name, parameter in exact.named_parameters():
+    for name, parameter in exact.parameters_by_name.items():
         if parameter.requires_grad:
             assert parameter.grad is not None
             before, gradient = parameter.detach().numpy(), parameter.grad.numpy()
@@ -261,6 +241,7 @@ def test_threads_are_the_cores_that_a_limit_has_room_for(
         assert threads.threads_for(limited, 2) == 2
 
 
+@needs_ort
 def test_evaluate_and_predict_agree_with_onnxruntime(tmp_path: Path, data: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", smooth_network("bias"))
     train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime="native", options=OPTIONS)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-KERNELS = sorted((ROOT / "runtime" / "native" / "kernels").glob("*.cc"))
+SOURCES = [*(ROOT / "tests/native/kernels").glob("*.cc"), *(ROOT / "runtime/native/kernels").glob("*.cc")]
 COMPILER = shutil.which("g++") or shutil.which("c++")
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
@@ -26,9 +26,8 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compil
 )
 def test_every_kernel_against_its_reference(tmp_path: Path, flags: tuple[str, ...]) -> None:
     program = tmp_path / "kernels_test"
-    source = ROOT / "tests" / "native" / "kernels_test.cc"
     command = [COMPILER, "-std=gnu++20", "-Wall", "-Wextra", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
-    command += ["-pthread", *flags, source, *KERNELS, "-o", program]
+    command += ["-pthread", *flags, *SOURCES, "-o", program]
     built = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr[-4000:]
     ran = subprocess.run([program], capture_output=True, text=True, check=False, timeout=600)

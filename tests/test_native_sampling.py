@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 import subprocess
@@ -13,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from boards import EMULATORS, cross_compile, emulated
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tinytl_edge.runtime.dataset import FORMAT, open_dataset, stored_size
+from tinytl_edge.runtime.dataset import FORMAT, open_dataset
 from tinytl_edge.runtime.errors import DamagedFileError
+from tinytl_edge.runtime.framing import stored_size
 from tinytl_edge.runtime.sampling import (
     Crop,
     centre_crop,
@@ -33,6 +37,7 @@ NATIVE = ROOT / "runtime" / "native"
 SOURCES = [NATIVE / f"{name}.cc" for name in ("json", "events", "safetensors", "dataset", "sampling")]
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 DEVIATION = np.array([58.395, 57.12, 57.375], np.float32)
+Size = tuple[int, int]
 
 
 @pytest.fixture(scope="module", params=["here", *EMULATORS])
@@ -76,13 +81,14 @@ def crop_line(name: str, position: int, crop: Crop) -> str:
     return f"{name} {position} {crop.top} {crop.left} {crop.height} {crop.width} {int(crop.flip)}"
 
 
-def expected_samples(seed: int, epoch: int, count: int, size: int, resolution: int) -> Iterator[str]:
+def expected_samples(seed: int, epoch: int, count: int, size: Size, to: Size, channels: int) -> Iterator[str]:
     """What `io_test sample` prints, line by line."""
     yield " ".join(["order", *map(str, epoch_order(seed, epoch, count))])
-    image = (draws(seed % 2**64, 3 * size * size) >> np.uint64(56)).astype(np.uint8).reshape(size, size, 3)
+    draw = draws(seed % 2**64, channels * size[0] * size[1])
+    image = (draw >> np.uint64(56)).astype(np.uint8).reshape(*size, channels)
 
     def pixels(position: int, crop: Crop) -> str:
-        return floats("pixels", position, (resample(image, crop, resolution) - MEAN) / DEVIATION)
+        return floats("pixels", position, (resample(image, crop, to) - MEAN[:channels]) / DEVIATION[:channels])
 
     for position in range(min(count, 40)):
         crop = random_crop(seed, epoch, position, size)
@@ -90,30 +96,54 @@ def expected_samples(seed: int, epoch: int, count: int, size: int, resolution: i
         if position < 6:
             yield pixels(position, crop)
         yield crop_line("narrow", position, random_crop(seed, epoch, position, size, 0.9, flip=False))
-    yield crop_line("centre", 0, centre_crop(size))
-    yield pixels(count, centre_crop(size))
+    if to[0] <= size[0] and to[1] <= size[1]:
+        yield crop_line("centre", 0, centre_crop(size, to))
+        yield pixels(count, centre_crop(size, to))
     for layer, rate in enumerate((0.2, 0.5, 0.0)):
-        yield floats("mask", layer, dropout_mask(seed, epoch, count, layer, (100 + 7 * layer,), rate))
+        yield floats("mask", layer, dropout_mask(seed, epoch, count, layer, (100 + 7 * layer, 1 + 2 * layer), rate).T)
+
+
+def assert_samples_agree(program: Path, seed: int, epoch: int, count: int, size: Size, to: Size, channels: int) -> None:
+    lines = said(program, "sample", seed, epoch, count, *size, *to, channels).splitlines()
+    assert lines == list(expected_samples(seed, epoch, count, size, to, channels))
 
 
 @pytest.mark.parametrize(
-    ("seed", "epoch", "count", "size", "resolution"),
+    ("seed", "epoch", "count", "size", "to", "channels"),
     [
-        (0, 0, 0, 2, 1),
-        (0, 0, 1, 2, 3),
-        (1, 1, 40, 37, 32),
-        (-1, 7, 40, 147, 128),
-        (2**63, 3, 17, 256, 224),
-        (2**64 - 1, 2**40, 100, 50, 200),  # enlarged
-        (7, 2, 30, 300, 65),  # reduced, and one column more than a block of the resampler
-        (123456789, 99, 3000, 183, 160),
+        (0, 0, 0, (2, 2), (1, 1), 3),
+        (0, 0, 1, (2, 2), (3, 3), 3),
+        (1, 1, 40, (37, 37), (32, 32), 3),
+        (-1, 7, 40, (147, 110), (128, 96), 3),
+        (2**63, 3, 17, (256, 256), (224, 224), 3),
+        (2**64 - 1, 2**40, 100, (50, 120), (200, 48), 3),  # enlarged one way
+        (7, 2, 30, (300, 300), (65, 65), 3),  # reduced, and one column more than a block of the resampler
+        (123456789, 99, 3000, (183, 183), (160, 160), 3),
+        (5, 1, 40, (56, 366), (49, 320), 1),
+        (6, 1, 40, (96, 40), (96, 40), 1),  # without a margin
+        (8, 1, 40, (400, 1), (350, 1), 3),
     ],
 )
 def test_samples_agree_bit_for_bit(
-    program: Path, seed: int, epoch: int, count: int, size: int, resolution: int
+    program: Path, seed: int, epoch: int, count: int, size: Size, to: Size, channels: int
 ) -> None:
-    lines = said(program, "sample", seed, epoch, count, size, resolution).splitlines()
-    assert lines == list(expected_samples(seed, epoch, count, size, resolution))
+    assert_samples_agree(program, seed, epoch, count, size, to, channels)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 10**6),
+    size=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    to=st.tuples(st.integers(1, 140), st.integers(1, 140)),
+    channels=st.sampled_from((1, 3)),
+)
+def test_samples_of_any_size_agree_bit_for_bit(
+    program: Path, seed: int, epoch: int, size: Size, to: Size, channels: int
+) -> None:
+    if program.name != "io_test":
+        pytest.skip("emulated: the fixed sizes are enough")
+    assert_samples_agree(program, seed, epoch, 8, size, to, channels)
 
 
 # Files --------------------------------------------------------------------------------------------------
@@ -189,24 +219,41 @@ def test_of_equal_names_the_last_counts_in_both(program: Path, tmp_path: Path) -
     assert said(program, "tensors", path).startswith("t U8 [2] ")
 
 
-def write_dataset(path: Path, labels: list[int], **changes: str) -> None:
-    side = stored_size(20)
-    pixels = draws(5, len(labels) * side * side * 3).astype(np.uint8).tobytes()
-    metadata = {"format": FORMAT, "version": "1", "classes": '["cat", "Öchslein"]', "resolution": "20"}
+METADATA = {
+    "format": FORMAT, "version": "2", "classes": '["cat", "Öchslein"]',
+    "height": "20", "width": "30", "channels": "3", "fit": "crop", "margin": "true",
+}  # fmt: skip
+
+
+def write_dataset(path: Path, labels: list[int], shape: tuple[int, int, int] | None = None, **changes: str) -> None:
+    shape = shape or (*stored_size(20, 30, margin=True), 3)
+    pixels = draws(5, len(labels) * math.prod(shape)).astype(np.uint8).tobytes()
     write_tensors(
         path,
         [
-            ("images", "U8", (len(labels), side, side, 3), pixels),
+            ("images", "U8", (len(labels), *shape), pixels),
             ("labels", "I32", (len(labels),), struct.pack(f"<{len(labels)}i", *labels)),
         ],
-        {**metadata, **changes},
+        {**METADATA, **changes},
     )
 
 
-def test_it_reads_the_same_dataset(program: Path, tmp_path: Path) -> None:
-    write_dataset(tmp_path / "data", [1, 0, 1])
+@pytest.mark.parametrize(
+    ("shape", "changes"),
+    [
+        (None, {}),
+        ((20, 30, 1), {"channels": "1", "margin": "false", "fit": "squash"}),
+        ((16384, 1, 3), {"height": "16384", "width": "1", "margin": "false", "fit": "pad"}),
+    ],
+)
+def test_it_reads_the_same_dataset(
+    program: Path, tmp_path: Path, shape: tuple[int, int, int] | None, changes: dict[str, str]
+) -> None:
+    write_dataset(tmp_path / "data", [1, 0, 1], shape, **changes)
     dataset = open_dataset(tmp_path / "data")
-    expected = [f"{dataset.count} {dataset.resolution} {dataset.size}", *dataset.classes]
+    framing = dataset.framing
+    sizes = (framing.height, framing.width, *dataset.shape)
+    expected = [f"{dataset.count} {' '.join(map(str, sizes))}", *dataset.classes]
     expected += [f"{label} {zlib.crc32(dataset.image(i)):08x}" for i, label in enumerate(dataset.labels)]
     assert said(program, "dataset", tmp_path / "data").splitlines() == expected
 
@@ -215,9 +262,16 @@ def test_it_reads_the_same_dataset(program: Path, tmp_path: Path) -> None:
     ("labels", "changes"),
     [
         ([0], {"format": "x"}),
-        ([0], {"version": "2"}),
-        ([0], {"resolution": "020"}),
-        ([0], {"resolution": "21"}),
+        ([0], {"version": "1"}),
+        ([0], {"height": "020"}),
+        ([0], {"height": "21"}),
+        ([0], {"width": ""}),
+        ([0], {"width": "16385"}),
+        ([0], {"channels": "2"}),
+        ([0], {"channels": "1"}),
+        ([0], {"fit": "stretch"}),
+        ([0], {"margin": "no"}),
+        ([0], {"margin": "false"}),
         ([0], {"classes": "{}"}),
         ([0], {"classes": "[1]"}),
         ([0, 2], {}),
@@ -252,7 +306,7 @@ def test_it_refuses_unusable_several_labels_with_the_same_sentence(
     program: Path, tmp_path: Path, changes: dict[str, str], shape: tuple[int, ...], content: bytes
 ) -> None:
     path = tmp_path / "data"
-    metadata = {"format": FORMAT, "version": "1", "classes": '["a", "b"]', "resolution": "7", "labels": "several"}
+    metadata = {**METADATA, "classes": '["a", "b"]', "height": "7", "width": "7", "labels": "several"}
     tensors = [("images", "U8", (2, 8, 8, 3), bytes(384)), ("labels", "U8", shape, content)]
     write_tensors(path, tensors, {**metadata, **changes})
     with pytest.raises(DamagedFileError) as refused:
@@ -261,13 +315,13 @@ def test_it_refuses_unusable_several_labels_with_the_same_sentence(
 
 
 def test_it_reads_the_same_several_labels(program: Path, tmp_path: Path) -> None:
-    metadata = {"format": FORMAT, "version": "1", "classes": '["a", "b"]', "resolution": "7", "labels": "several"}
+    metadata = {**METADATA, "classes": '["a", "b"]', "height": "7", "width": "7", "labels": "several"}
     tensors = [("images", "U8", (2, 8, 8, 3), bytes(384)), ("labels", "U8", (2, 2), b"\0\1\1\1")]
     write_tensors(tmp_path / "data", tensors, metadata)
     with open_dataset(tmp_path / "data") as dataset:
         marks = ["".join(map(str, row)) for row in dataset.marks]
     black = f"{zlib.crc32(bytes(192)):08x}"
-    expected = ["2 7 8", "a", "b", *(f"{mark} {black}" for mark in marks)]
+    expected = ["2 7 7 8 8 3", "a", "b", *(f"{mark} {black}" for mark in marks)]
     assert said(program, "dataset", tmp_path / "data").splitlines() == expected
 
 

@@ -1,71 +1,59 @@
-"""Each lowered operator computes what it replaces."""
+"""Each lowered operator computes what it replaces, and onnxruntime-training differentiates it as PyTorch does."""
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
 import torch
+from graph_cases import CASES, classifier, floats, graph, integers, ort_session, run_onnx
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from small_net import run_onnx
-from torch import nn
-from torch.nn import functional
 
-from tinytl_edge.export.forward import export_forward
-from tinytl_edge.export.ort_lowering import lower
+pytest.importorskip("onnxruntime", reason="no onnxruntime to compare with")
+
+from tinytl_edge.export.eager import EagerNetwork
+from tinytl_edge.export.ort.lowering import lower
 from tinytl_edge.runtime.errors import UsageError
 
-UNTRAINABLE = {"Resize", "InstanceNormalization", "HardSwish", "HardSigmoid", "AveragePool"}
+TRAINS = importlib.util.find_spec("onnxruntime.training") is not None
+needs_training = pytest.mark.skipif(not TRAINS, reason="onnxruntime-training has no wheel for this machine or Python")
+UNTRAINABLE = {
+    "AveragePool", "BatchNormalization", "Celu", "DepthToSpace", "DequantizeLinear", "Elu", "GlobalMaxPool",
+    "HardSigmoid", "HardSwish", "InstanceNormalization", "LRN", "LayerNormalization", "LpNormalization", "Mean",
+    "PRelu", "Pad", "ReduceL1", "ReduceL2", "ReduceSumSquare", "Resize", "Selu", "Softplus", "Softsign",
+    "SpaceToDepth", "Sum", "ThresholdedRelu",
+}  # fmt: skip
 
 
-class _Wrapped(nn.Module):
-    """An image operation in a classifier."""
-
-    def __init__(self, operation: nn.Module, channels: int = 3) -> None:
-        super().__init__()
-        self.operation = operation
-        self.fc = nn.Linear(channels, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.operation(x).flatten(2).amax(2))
-
-
-class _Resize(nn.Module):
-    def __init__(self, **options: object) -> None:
-        super().__init__()
-        self.options = options
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.interpolate(x, **self.options)
-
-
-def check(operation: nn.Module, size: int, channels: int = 3) -> None:
-    torch.manual_seed(0)
-    network = _Wrapped(operation, channels).eval()
-    model, _ = export_forward(network, size)
-    untouched = onnx.ModelProto()
-    untouched.CopyFrom(model)
-    lowered = lower(model)
-    assert not UNTRAINABLE & {node.op_type for node in lowered.graph.node}
+def check(model: ir.Model) -> None:
+    lowered = model.clone()
+    lower(lowered)
+    assert not UNTRAINABLE & {node.op_type for node in lowered.graph}
+    eager = EagerNetwork(model)
+    size = [int(n) for n in tuple(model.graph.inputs[0].shape)[1:]]
     for batch in (1, 3):
-        x = torch.randn(batch, 3, size, size)
-        (got,) = run_onnx(lowered, {"images": x.numpy()})
-        np.testing.assert_allclose(got, network(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+        x = floats(batch, *size)
+        (got,) = run_onnx(lowered, {"x": x})
+        with torch.no_grad():
+            expected = eager(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    old=st.integers(1, 9),
-    new=st.integers(1, 20),
-    kind=st.sampled_from([("bilinear", False), ("bilinear", True), ("nearest", None)]),
-)
-def test_resize(old: int, new: int, kind: tuple[str, bool | None]) -> None:
-    mode, corners = kind
-    check(_Resize(size=(new, new + 1), mode=mode, align_corners=corners), old)
+# These have neither a gradient in onnxruntime-training nor a lowering.
+REFUSED = {"conv transpose": "ConvTranspose", "einsum": "Einsum"}
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("name", sorted(set(CASES) - set(REFUSED)))
+def test_operator(name: str) -> None:
+    body, constants = CASES[name]
+    check(graph(body, constants))
+
+
+@settings(max_examples=25, deadline=None)
 @given(
     size=st.integers(4, 12),
     kernel=st.integers(1, 4),
@@ -76,34 +64,51 @@ def test_resize(old: int, new: int, kind: tuple[str, bool | None]) -> None:
 )
 def test_average_pool(size: int, kernel: int, stride: int, padding: int, ceil: bool, include: bool) -> None:
     padding = min(padding, kernel // 2)
-    if ceil:  # PyTorch drops a last window that lies outside; ONNX keeps it, with nothing in it
-        assume((-(-(size + 2 * padding - kernel) // stride)) * stride < size + padding)
-    check(nn.AvgPool2d(kernel, stride, padding, ceil_mode=ceil, count_include_pad=include), size)
+    for n in (size, size + 1):  # a last window that begins behind the map is none
+        assume(not ceil or (-(-(n + 2 * padding - kernel) // stride)) * stride < n + padding)
+    options = f"kernel_shape=[{kernel},{kernel}], strides=[{stride},{stride}], pads={[padding] * 4}"
+    options += f", ceil_mode={int(ceil)}, count_include_pad={int(include)}"
+    check(graph(f"y = AveragePool<{options}>(x)", size=(3, size, size + 1)))
 
 
-@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, ceil_mode=True), nn.AdaptiveMaxPool2d(1)])
-def test_max_pool(pool: nn.Module) -> None:
-    check(pool, 9)
-
-
-@pytest.mark.parametrize(
-    "operation",
-    [
-        nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8)),
-        nn.Sequential(nn.Conv2d(3, 8, 1), nn.InstanceNorm2d(8, affine=True)),
-        nn.Sequential(nn.Conv2d(3, 8, 1), nn.Hardswish()),
-        nn.Sequential(nn.Conv2d(3, 8, 1), nn.Hardsigmoid()),
-    ],
+@settings(max_examples=25, deadline=None)
+@given(
+    mode=st.sampled_from(["constant", "reflect", "edge"]),
+    amounts=st.lists(st.integers(-2, 3), min_size=6, max_size=6),
 )
-def test_norms_and_hard_activations(operation: nn.Module) -> None:
-    for module in operation.modules():
-        if isinstance(module, (nn.GroupNorm, nn.InstanceNorm2d)):
-            nn.init.normal_(module.weight)
-            nn.init.normal_(module.bias)
-    check(operation, 6, channels=8)
+def test_pads(mode: str, amounts: list[int]) -> None:
+    pads = integers(0, *amounts[:3], 0, *amounts[3:])
+    assume(mode == "constant" or min(amounts) >= 0)
+    check(graph(f'y = Pad<mode="{mode}">(x, p)', {"p": pads}, size=(5, 5, 6)))
 
 
-def test_cubic_resize_is_refused() -> None:
-    model, _ = export_forward(_Wrapped(_Resize(size=(9, 9), mode="bicubic", align_corners=False)).eval(), 5)
-    with pytest.raises(UsageError, match="cubic"):
-        lower(model)
+@needs_training
+@pytest.mark.parametrize("name", sorted(set(CASES) - set(REFUSED)))
+def test_gradients_are_pytorchs(name: str, tmp_path: Path) -> None:
+    model, trainable, frozen = classifier(*CASES[name])
+    feeds = {"images": floats(3, 3, 7, 6), "targets": np.eye(5, dtype=np.float32)[[0, 3, 1]]}
+    session = ort_session(tmp_path, model, trainable, frozen)
+    loss, logits = session._run(feeds, training=True)
+
+    eager = EagerNetwork(model, trainable).double()
+    expected = eager(torch.from_numpy(feeds["images"]).double())
+    np.testing.assert_allclose(logits, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+    judge = -(torch.from_numpy(feeds["targets"]) * expected.log_softmax(1)).sum(1).mean()
+    judge.backward()
+    assert loss == pytest.approx(float(judge.detach()), rel=1e-4, abs=1e-6)
+    exact = {name: eager.parameters_by_name[name].grad for name in trainable}
+    steepest = max(float(gradient.abs().max()) for gradient in exact.values() if gradient is not None)
+    for parameter, gradient in exact.items():
+        assert gradient is not None
+        got = session._state.get_parameter(parameter).grad.numpy()
+        close = 1e-4 * float(gradient.abs().max()) + 2e-6 * steepest  # of float32
+        np.testing.assert_allclose(got, gradient.numpy(), rtol=0, atol=close, err_msg=parameter)
+
+
+@needs_training
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_differentiated_is_named(name: str, tmp_path: Path) -> None:
+    model, trainable, frozen = classifier(*CASES[name])
+    with pytest.raises(UsageError, match=REFUSED[name]) as caught:
+        ort_session(tmp_path, model, trainable, frozen)
+    assert "\n" not in str(caught.value)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import random
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tinytl_edge.runtime.errors import DataError
-from tinytl_edge.runtime.photographs import UnusablePictureError, find_photographs, read_square
+from tinytl_edge.runtime.framing import FITS, Framing
+from tinytl_edge.runtime.photographs import UnusablePictureError, find_photographs, read_image
 
 RED, GREEN, BLUE, WHITE = (200, 30, 40), (20, 180, 60), (30, 50, 190), (255, 255, 255)
 SIZE = 8
+FRAMING = Framing(SIZE, SIZE, margin=False)
 Rows = list[list[tuple[int, ...]]]
 
 
@@ -28,7 +35,7 @@ def photograph(path: Path, colour: Any = RED, size: tuple[int, int] = (20, 16), 
 
 def read(path: Path) -> Rows:
     """The picture's square: rows of (r, g, b)."""
-    pixels = read_square(path, SIZE)
+    pixels = read_image(path, FRAMING)
     triples: list[tuple[int, ...]] = list(zip(pixels[0::3], pixels[1::3], pixels[2::3]))
     return [triples[row * SIZE : (row + 1) * SIZE] for row in range(SIZE)]
 
@@ -127,7 +134,7 @@ def test_any_size_becomes_the_square(tmp_path: Path, size: tuple[int, int]) -> N
 def test_a_square_of_that_size_is_kept_exactly(tmp_path: Path) -> None:
     pixels = bytes(i * 7 % 256 for i in range(192))
     Image.frombytes("RGB", (8, 8), pixels).save(tmp_path / "1.png")
-    assert read_square(tmp_path / "1.png", SIZE) == pixels
+    assert read_image(tmp_path / "1.png", FRAMING) == pixels
 
 
 def test_the_middle_is_kept_and_scaled_smoothly(tmp_path: Path) -> None:
@@ -260,15 +267,15 @@ def test_what_cannot_be_used_says_why(tmp_path: Path, name: str) -> None:
     content, reason = UNUSABLE[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UnusablePictureError, match=reason):
-        read_square(tmp_path / name, SIZE)
+        read_image(tmp_path / name, FRAMING)
 
 
 def test_what_is_no_file_says_so(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").symlink_to("nowhere")
     with pytest.raises(UnusablePictureError, match="No such file"):
-        read_square(tmp_path / "gone.jpg", SIZE)
+        read_image(tmp_path / "gone.jpg", FRAMING)
     with pytest.raises(UnusablePictureError, match="it is not a file"):
-        read_square(tmp_path, SIZE)
+        read_image(tmp_path, FRAMING)
 
 
 @pytest.mark.parametrize("limit", [200, 399])  # an error from twice the limit on, a warning before
@@ -282,14 +289,15 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path: Path, monkeypatch: pytest
 MEASURE = """
 from pathlib import Path
 from tinytl_edge.runtime import photographs
+from tinytl_edge.runtime.framing import Framing
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
-photographs.read_square(Path("small.jpg"), 256)
+photographs.read_image(Path("small.jpg"), Framing(224, 224))
 before = peak()
-photographs.read_square(Path("large.jpg"), 256)
+photographs.read_image(Path("large.jpg"), Framing(224, 224))
 print(peak() - before)
 print(photographs.__file__)
 """
@@ -306,3 +314,129 @@ def test_a_large_photograph_takes_little_memory(tmp_path: Path) -> None:
     tested = Path(__file__).parents[1] / "runtime" / "photographs.py"
     assert Path(module).read_bytes() == tested.read_bytes(), f"{module} is installed, not {tested}"
     assert int(kilobytes) < 12_000
+
+
+# Framing ------------------------------------------------------------------------------------------------
+
+
+def noise(size: tuple[int, int], seed: int, mode: str = "RGB") -> Image.Image:
+    """The same on every machine."""
+    depth = len(mode)
+    small = Image.frombytes(mode, (17, 13), random.Random(seed).randbytes(17 * 13 * depth))
+    return small.resize(size, Image.Resampling.BICUBIC)
+
+
+# CRC-32 of what the first version of this package stored of them for an input of 96 x 96.
+ONCE = [
+    ((400, 300), 1, "RGB", 1, 0x38FA61EF),
+    ((211, 97), 4, "RGBA", 1, 0x212153B0),
+    ((64, 90), 6, "LA", 1, 0x61F7127F),
+    ((91, 60), 25, "RGB", 5, 0xAB176723),
+    ((91, 60), 26, "RGB", 6, 0x597D5E9B),
+    ((5, 700), 30, "RGB", 1, 0x6E91FE5D),
+    ((3, 3), 31, "RGB", 1, 0x91241F10),
+]
+
+
+@pytest.mark.parametrize(("size", "seed", "mode", "orientation", "crc"), ONCE)
+def test_squares_are_as_they_were_once(
+    tmp_path: Path, size: tuple[int, int], seed: int, mode: str, orientation: int, crc: int
+) -> None:
+    exif = Image.Exif()
+    if orientation != 1:
+        exif[0x0112] = orientation
+    noise(size, seed, mode).save(tmp_path / "1.png", exif=exif)
+    assert zlib.crc32(read_image(tmp_path / "1.png", Framing(96, 96))) == crc
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    channels=st.sampled_from((1, 3)),
+    fit=st.sampled_from(FITS),
+    margin=st.booleans(),
+)
+def test_any_image_becomes_any_input(
+    tmp_path_factory: pytest.TempPathFactory,
+    size: tuple[int, int], height: int, width: int, channels: int, fit: str, margin: bool,
+) -> None:  # fmt: skip
+    path = photograph(tmp_path_factory.getbasetemp() / "any.png", WHITE, size)
+    framing = Framing(height, width, channels, fit, margin)
+    pixels = read_image(path, framing)
+    assert len(pixels) == math.prod(framing.stored)
+    black = pixels.count(0)
+    assert pixels.count(255) + black == len(pixels)
+    assert black == 0 or fit == "pad"
+    stored_height, stored_width, _ = framing.stored
+    if size[0] * stored_height == size[1] * stored_width:
+        assert black == 0  # of its own aspect ratio, nothing is padded
+
+
+def opened(path: Path, framing: Framing) -> Image.Image:
+    height, width, channels = framing.stored
+    return Image.frombytes("RGB" if channels == 3 else "L", (width, height), read_image(path, framing))
+
+
+def test_each_fit_takes_what_it_says(tmp_path: Path) -> None:
+    """Three thirds, red, green and blue, side by side: 300 x 100."""
+    picture = Image.new("RGB", (300, 100), RED)
+    picture.paste(GREEN, (100, 0, 200, 100))
+    picture.paste(BLUE, (200, 0, 300, 100))
+    picture.save(tmp_path / "1.png")
+
+    def colours(framing: Framing, *places: tuple[int, int]) -> list[Any]:
+        image = opened(tmp_path / "1.png", framing)
+        return [image.getpixel(place) for place in places]
+
+    middle = ((5, 20), (30, 20), (54, 20))  # of 60 x 40
+    assert colours(Framing(40, 40, 3, "crop", False), (3, 20), (20, 3), (36, 36)) == [GREEN] * 3
+    assert colours(Framing(40, 60, 3, "squash", False), *middle) == [RED, GREEN, BLUE]
+    assert colours(Framing(40, 60, 3, "pad", False), *middle) == [RED, GREEN, BLUE]
+    black = (0, 0, 0)
+    assert colours(Framing(40, 60, 3, "pad", False), (5, 9), (5, 10), (54, 29), (54, 30)) == [black, RED, BLUE, black]
+    assert colours(Framing(60, 30, 3, "pad", False), (15, 24), (15, 30), (15, 35)) == [black, GREEN, black]
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_turned_picture_is_framed_as_it_is_seen(tmp_path: Path, fit: str, orientation: int) -> None:
+    """The same as of the pixels turned beforehand, bit for bit where the filter works on equal rows and columns."""
+    picture = noise((120, 80), 3)
+    turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "turned.png", exif=exif)
+    upright = picture.transpose(turn[orientation]) if orientation in turn else picture
+    upright.save(tmp_path / "upright.png")
+    framing = Framing(30, 50, 3, fit, margin=True)
+    pairs = zip(read_image(tmp_path / "turned.png", framing), read_image(tmp_path / "upright.png", framing))
+    assert max(abs(a - b) for a, b in pairs) <= 2  # Pillow rounds between its two passes
+
+
+def test_grey_is_the_luma_of_rgb(tmp_path: Path) -> None:
+    noise((50, 50), 5).save(tmp_path / "1.png")
+    rgb = opened(tmp_path / "1.png", Framing(20, 30, 3, "squash", False))
+    grey = opened(tmp_path / "1.png", Framing(20, 30, 1, "squash", False))
+    assert grey.tobytes() == rgb.convert("L").tobytes()
+    red, green, blue = rgb.getpixel((3, 4))
+    assert abs(grey.getpixel((3, 4)) - (0.299 * red + 0.587 * green + 0.114 * blue)) <= 1
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_a_large_jpeg_is_decoded_small_whatever_the_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: str
+) -> None:
+    photograph(tmp_path / "large.jpg", size=(4000, 3000))
+    sizes = []
+    original = Image.Image.resize
+
+    def resize(image: Image.Image, *arguments: Any, **how: Any) -> Image.Image:
+        sizes.append(image.size)
+        return original(image, *arguments, **how)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    middle = opened(tmp_path / "large.jpg", Framing(96, 160, 3, fit)).getpixel((91, 55))
+    assert_plain([[middle]], RED, 3)
+    assert sizes == [(500, 375)]  # at least twice as large as the stored 183 x 110

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
-from onnx import ModelProto
-from small_net import SPEC, smooth_network
+from small_net import smooth_network
 
 from tinytl_edge.devices import prediction
 from tinytl_edge.devices.board import Board, CoreCluster
 from tinytl_edge.devices.instructions import INSTRUCTIONS
 from tinytl_edge.devices.prediction import predicted_step_seconds
 from tinytl_edge.devices.profiles import BOARDS
-from tinytl_edge.export.forward import export_forward
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.work import count_work
 
@@ -64,15 +60,8 @@ def test_a_bundle_without_work_is_not_predicted() -> None:
     assert predicted_step_seconds({}, 8, BOARDS[0]) is None
 
 
-@functools.cache
-def exported(method: str) -> tuple[ModelProto, list[str]]:
-    network = smooth_network(method)
-    trainable = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-    return export_forward(network, SPEC.resolution)[0], trainable
-
-
 def compiled(method: str, knobs: Knobs) -> StepPlan:
-    return compile_step(*exported(method), knobs)
+    return compile_step(smooth_network(method).graph(), knobs)
 
 
 def work(step: StepPlan, optimizer: str = "adam") -> dict[str, int]:

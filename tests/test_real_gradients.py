@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from conftest import photographs
@@ -15,6 +16,7 @@ from reference_step import ReferenceStep
 
 from tinytl_edge import prepare
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
+from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.ir import Graph
 from tinytl_edge.runtime.batches import Batches
 from tinytl_edge.runtime.bundle import FORWARD, STEP
@@ -72,17 +74,23 @@ def engine_gradients(step: StepPlan, trace: dict[str, np.ndarray]) -> dict[str, 
 def test_gradients_against_float64_with_the_engines_masks(
     tmp_path: Path, backbone: str, method: str, knobs: Knobs
 ) -> None:
-    import onnx
-
     from tinytl_edge.export.step.program import write_program
 
     bundle = prepare(
-        tmp_path / "bundle", backbone=backbone, weights="random", classes=CLASSES, method=method,
+        tmp_path / "bundle", backbone, weights="random", classes=CLASSES, method=method,
         resolution=RESOLUTION, optimizer="sgd",
     ).bundle  # fmt: skip
-    step = compile_step(onnx.load(bundle.file(FORWARD)), bundle.manifest.trainable, knobs)
+    graph = import_network(
+        ir.load(bundle.file(FORWARD)), bundle.manifest.trainable, bundle.manifest.input.framing.stored
+    )
+    step = compile_step(graph, knobs)
     write_program(tmp_path / STEP, step, bundle.manifest)
-    pack(photographs(tmp_path / "photographs", dict.fromkeys(CLASSES, 1)), tmp_path / "data", RESOLUTION, CLASSES)
+    pack(
+        photographs(tmp_path / "photographs", dict.fromkeys(CLASSES, 1)),
+        tmp_path / "data",
+        bundle.manifest.input.framing,
+        CLASSES,
+    )
     trace = run_trace(tmp_path / STEP, tmp_path / "data", tmp_path / "trace")
 
     graph = step.graph

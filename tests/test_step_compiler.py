@@ -12,23 +12,18 @@ from hypothesis import strategies as st
 from reference_step import ReferenceStep
 from small_net import CLASSES, SPEC, images, smooth_network
 from torch import nn
-from torch.nn import functional
 
-from tinytl_edge.export.forward import export_forward
+from tinytl_edge.export.sources.torch_module import from_module
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.fuse import SCRATCH_BYTES
+from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.ir import Graph, Op, Parameter, Value
 from tinytl_edge.export.step.plan import ALIGNMENT, plan
 from tinytl_edge.export.step.quantise import quantise
 from tinytl_edge.export.step.recompute import kept_values
 from tinytl_edge.export.step.verify import PlanError, verify
+from tinytl_edge.export.tinytl.trainables import METHODS
 from tinytl_edge.runtime.errors import UsageError
-from tinytl_edge.transfer import METHODS
-
-
-def trainables(network: nn.Module) -> list[str]:
-    return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-
 
 # The small network's wide maps take 64 kB and less: whole, in chunks, in strips.
 SCRATCH = [SCRATCH_BYTES, 16_384, 4_096]
@@ -39,31 +34,29 @@ SCRATCH = [SCRATCH_BYTES, 16_384, 4_096]
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_against_autograd_in_float64(method: str, scratch_bytes: int, recomputed: int) -> None:
     network = smooth_network(method)
-    forward, _ = export_forward(network, SPEC.resolution)
     sums = ("none", "float32", "bfloat16")[SCRATCH.index(scratch_bytes)]
     kept = ("float32", "8bit", "bfloat16")[SCRATCH.index(scratch_bytes)]  # the reference rounds nothing
     knobs = Knobs(scratch_bytes=scratch_bytes, recomputed=recomputed, sums=sums, streamed=recomputed > 0, kept=kept)
-    step = compile_step(forward, trainables(network), knobs)
-    exact = network.double()
+    step = compile_step(network.graph(), knobs)
+    exact = network.exact()
     x = images(1, seed=3).double()
     targets = torch.tensor(np.random.default_rng(0).dirichlet(np.ones(CLASSES)))
     mask = (torch.rand(SPEC.head_channels, generator=torch.Generator().manual_seed(0)) > 0.25).double() / 0.75
-    reference = ReferenceStep(step.graph, {n: p.detach() for n, p in exact.named_parameters()})
+    reference = ReferenceStep(step.graph, {n: p.detach() for n, p in exact.parameters_by_name.items()})
     loss = reference.run(x[0], targets, [mask])
 
-    features = exact.pool(exact.head(exact.blocks(exact.stem(x)))).flatten(1)
-    expected = -(targets * exact.classifier(features * mask).log_softmax(1)).sum()
+    expected = -(targets * exact(x, {"dropout/dropout": mask}).log_softmax(1)).sum()
     expected.backward()
     assert loss == pytest.approx(float(expected.detach()), rel=1e-9)
-    assert set(reference.gradients) == set(trainables(network))
-    for name, parameter in exact.named_parameters():
+    assert set(reference.gradients) == set(network.trainable)
+    for name, parameter in exact.parameters_by_name.items():
         if parameter.requires_grad:
             torch.testing.assert_close(reference.gradients[name], parameter.grad, rtol=1e-6, atol=1e-12)
 
 
 def test_frozen_weights_keep_nothing_but_bits() -> None:
     network = smooth_network("bias")
-    graph = compile_step(export_forward(network, SPEC.resolution)[0], trainables(network)).graph
+    graph = compile_step(network.graph()).graph
     made = {name for op in graph.forward for name in op.writes.values()} | {graph.image}
     kept = {name for op in graph.backward for name in op.reads.values() if name in made}
     floats = {name for name in kept if graph.values[name].dtype == "float32"}
@@ -77,10 +70,9 @@ def test_frozen_weights_keep_nothing_but_bits() -> None:
 @pytest.mark.parametrize("recomputed", [0, 1000])
 def test_what_waits_for_the_backward_pass_takes_fewer_bits(kept: str, bytes_an_element: float, recomputed: int) -> None:
     network = smooth_network("full")
-    forward = export_forward(network, SPEC.resolution)[0]
 
     def waiting(kept: str) -> tuple[dict[str, Value], StepPlan]:
-        step = compile_step(forward, trainables(network), Knobs(kept=kept, recomputed=recomputed, sums="none"))
+        step = compile_step(network.graph(), Knobs(kept=kept, recomputed=recomputed, sums="none"))
         values = (step.graph.values[name] for name in kept_values(step.graph))
         return {v.name.removeprefix("kept/"): v for v in values if v.dtype != "bit"}, step
 
@@ -100,7 +92,7 @@ def test_no_weights_gradient_of_a_block_or_head_exists_whole() -> None:
     """In chunks of 32 channels, or strips; each is applied at once."""
     network = smooth_network("full")
     knobs = Knobs(scratch_bytes=4096, sums="none")
-    graph = compile_step(export_forward(network, SPEC.resolution)[0], trainables(network), knobs).graph
+    graph = compile_step(network.graph(), knobs).graph
     chunks: dict[str, list[int]] = {}
     for op in graph.backward:
         if op.kind == "update":
@@ -114,7 +106,7 @@ def test_no_weights_gradient_of_a_block_or_head_exists_whole() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_plans_are_sound_and_near_the_floor(method: str) -> None:
     network = smooth_network(method)
-    step = compile_step(export_forward(network, SPEC.resolution)[0], trainables(network))
+    step = compile_step(network.graph())
     assert step.plan.floor <= step.plan.arena_bytes <= 1.25 * step.plan.floor + 64 * ALIGNMENT
 
 
@@ -189,27 +181,30 @@ def test_layouts_come_back(layout: str, groups: int, factor: int, data: st.DataO
     np.testing.assert_array_equal(parameter.to_torch(parameter.value), value)
 
 
-def test_rounded_weights_come_back_exactly() -> None:
-    weight = np.random.default_rng(0).standard_normal((3, 3, 8)).astype(np.float32)
-    values, scale = quantise(weight)
-    rounded = values * scale
-    again, same_scale = quantise(rounded.astype(np.float32))
-    np.testing.assert_array_equal(again, values)
-    np.testing.assert_allclose(same_scale, scale, rtol=1e-6)
-    assert np.abs(rounded - weight).max() <= scale.max() / 2 * 1.0001
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_rounded_weights_come_back_exactly(groups: int) -> None:
+    weight = np.random.default_rng(0).standard_normal((8, 3, 2, 3)).astype(np.float32)
+    parameter = Parameter.from_torch("p", weight, "conv", groups)
+    first = quantise(parameter)
+    rounded = parameter.to_torch(first.codes.astype(np.float32)) * first.scale.reshape(-1, 1, 1, 1)
+    again = quantise(Parameter.from_torch("p", rounded, "conv", groups))
+    np.testing.assert_array_equal(again.codes, first.codes)
+    np.testing.assert_allclose(again.scale, first.scale, rtol=1e-6)
+    assert first.scale.shape == (8,) and first.zero == 0  # one for each output, of all groups
+    assert np.abs(rounded - weight).max() <= first.scale.max() / 2 * 1.0001
 
 
-class _Softplus(nn.Module):
+class _Cosine(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(functional.softplus(self.conv(x)).mean((2, 3)))
+        return self.fc(torch.cos(self.conv(x)).mean((2, 3)))
 
 
 def test_what_cannot_be_compiled_is_named() -> None:
-    forward, _ = export_forward(_Softplus().eval(), 8)
-    with pytest.raises(UsageError, match=r"Softplus of layer .*Softplus") as caught:
-        compile_step(forward, ["fc.weight"])
+    model, _ = from_module(_Cosine(), (3, 8, 8))
+    with pytest.raises(UsageError, match=r"operator Cos of layer Cos") as caught:
+        import_network(model, ["fc.weight"])
     assert "\n" not in str(caught.value)

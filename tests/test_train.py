@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from bundles import needs_ort
 from conftest import EPOCHS, STEPS_AN_EPOCH, TRAINING, ok, start, tinytl
 
 import tinytl_edge
@@ -210,6 +211,7 @@ def test_options_that_a_resumed_run_does_not_take_are_named(run: Path, bundle: P
     assert record_of(out)["options"]["threads"] == 2
 
 
+@needs_ort
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
 def test_ctrl_c_while_a_worker_starts_is_an_interruption(
     command: str, bundle: Path, run: Path, workplace: Path, tmp_path: Path
@@ -232,6 +234,7 @@ def test_ctrl_c_while_a_worker_starts_is_an_interruption(
 # On a terminal ------------------------------------------------------------------------------------------
 
 
+@needs_ort
 def test_a_terminal_sees_a_live_line_and_a_file_sees_plain_ones(
     run: Path, bundle: Path, workplace: Path, tmp_path: Path
 ) -> None:

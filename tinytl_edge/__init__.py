@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tinytl_edge.runtime.errors import TinyTLError as TinyTLError
     from tinytl_edge.runtime.evaluate import evaluate as evaluate
     from tinytl_edge.runtime.evaluate import predict as predict
+    from tinytl_edge.runtime.framing import Framing as Framing
     from tinytl_edge.runtime.options import TrainOptions as TrainOptions
     from tinytl_edge.runtime.train import train as train
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "prepare": ".preparation",
     "pack": ".runtime.dataset",
+    "Framing": ".runtime.framing",
     "train": ".runtime.train",
     "TrainOptions": ".runtime.options",
     "evaluate": ".runtime.evaluate",

@@ -119,15 +119,13 @@ def _contestant(name: str, bundle: Bundle, threads: int, scratch: Path, say: Cal
         job = {"command": "bench", "program": program, "batch_size": manifest.batch_size, "threads": threads}
         return _Contestant(f"{__version__}, {Path(command[0]).name}", command, job)
     if name == PYTORCH:
-        installed = _version(name, "torch", "onnx")
-        say("rebuilding the PyTorch network")
-        job = {"network": os.fspath(_save_network(bundle, scratch)), "bundle": os.fspath(bundle.path.resolve())}
-        return _Contestant(installed, _worker(), {**job, "threads": threads})
+        job = {"runtime": PYTORCH, "bundle": os.fspath(bundle.path.resolve()), "threads": threads}
+        return _Contestant(_version(name, "torch", "onnx-ir"), _worker(), job)
     choose_runtime(ORT, bundle)
     installed = _version(name, "onnxruntime-training", "onnx")
     say(f"exporting for {name}")
     job = {
-        "network": None,
+        "runtime": ORT,
         "inference": os.fspath(_export_inference(bundle, scratch)),
         "bundle": os.fspath(bundle.path.resolve() if name == ORT else _plain_bundle(bundle, scratch)),
         "rewritten": name == ORT,
@@ -150,20 +148,6 @@ def _version(runtime: str, *packages: str) -> str:
     return installed[0]
 
 
-def _save_network(bundle: Bundle, scratch: Path) -> Path:
-    """The PyTorch network in a file: its process then needs nothing else, as a user's own."""
-    import torch
-
-    from .eager import eager_network
-
-    path = scratch / "network.pt"
-    try:
-        torch.save(eager_network(bundle), path)
-    except (AttributeError, TypeError, RuntimeError) as error:  # pickle's and torch's ways to refuse
-        raise UsageError(f"The PyTorch network cannot be handed to a process of its own: {error}.") from error
-    return path
-
-
 def _export_inference(bundle: Bundle, scratch: Path) -> Path:
     from .export_run import export
 
@@ -174,21 +158,20 @@ def _export_inference(bundle: Bundle, scratch: Path) -> Path:
 
 def _plain_bundle(bundle: Bundle, scratch: Path) -> Path:
     """A bundle with nothing but onnxruntime-training's artifacts as it generates them."""
-    import onnx
+    import onnx_ir as ir
 
-    from tinytl_edge.export.ort_training import export_ort_training
+    from tinytl_edge.export.ort.training import export_ort_training
+    from tinytl_edge.export.tinytl.parameters import find_parameters
     from tinytl_edge.runtime.dataset import SEVERAL
 
-    manifest = bundle.manifest
-    forward = onnx.load(os.fspath(bundle.file(FORWARD)))
-    ours = onnx.load(os.fspath(bundle.file(ORT_FOLDER) / "training_model.onnx"))
-    parameters = {value.name for value in ours.graph.input} & {tensor.name for tensor in forward.graph.initializer}
-    frozen = sorted(parameters - manifest.trainable.keys())
+    manifest, forward = bundle.manifest, ir.load(bundle.file(FORWARD))
+    frozen = [name for name in find_parameters(forward) if name not in manifest.trainable]
     folder = scratch / "plain"
     (folder / ORT_FOLDER).mkdir(parents=True)
-    several = manifest.labels == SEVERAL
-    artifacts = folder / ORT_FOLDER
-    export_ort_training(forward, list(manifest.trainable), frozen, manifest.optimizer, artifacts, False, several)
+    export_ort_training(
+        forward, list(manifest.trainable), frozen, manifest.optimizer, folder / ORT_FOLDER, rewritten=False,
+        multi_label=manifest.labels == SEVERAL,
+    )  # fmt: skip
     write_manifest(folder, manifest)
     return folder
 
@@ -212,7 +195,7 @@ def _circumstances(bundle: Bundle, steps: int, threads: int) -> dict[str, Any]:
         "method": manifest.method,
         "optimizer": manifest.optimizer,
         "batch_size": manifest.batch_size,
-        "resolution": manifest.resolution,
+        "input": [manifest.input.height, manifest.input.width, manifest.input.channels],
         "classes": manifest.class_count,
         "frozen_weights": manifest.frozen_weights,
         "memory_limit_bytes": manifest.memory_limit,
@@ -267,8 +250,9 @@ def tenth_percentile(values: Sequence[float]) -> float:
 def describe(result: dict[str, Any]) -> str:
     """`bench`'s answer as text for a person."""
     batch, threads = result["batch_size"], result["threads"]
+    height, width, _ = result["input"]
     lines = [
-        f"{result['backbone']}, {result['method']}, {result['optimizer']}, batch {batch}, {result['resolution']} px, "
+        f"{result['backbone']}, {result['method']}, {result['optimizer']}, batch {batch}, {height} x {width} px, "
         f"{threads} {'thread' if threads == 1 else 'threads'}; {result['machine']}",
         "",
         f"{'':<28}{'step (ms)':>18}{'native':>9}{'of peak':>9}{'peak':>11}{'start':>9}{'evaluation (ms)':>19}",

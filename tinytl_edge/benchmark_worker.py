@@ -7,6 +7,7 @@ trainer's own bench (runtime/native/bench.cc) does the same steps on the same no
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tinytl_edge.runtime.bundle import Bundle, Manifest, open_bundle
+from tinytl_edge.runtime.bundle import FORWARD, Bundle, Manifest, open_bundle
 from tinytl_edge.runtime.dataset import SEVERAL
 from tinytl_edge.runtime.errors import TinyTLError
 from tinytl_edge.runtime.events import emit
@@ -43,7 +44,7 @@ def main() -> int:
     job = json.load(sys.stdin)
     try:
         bundle = open_bundle(job["bundle"])
-        runtime: Runtime = _PyTorch(job, bundle.manifest) if job["network"] else _OnnxRuntime(job, bundle)
+        runtime: Runtime = _PyTorch(job, bundle) if job["runtime"] == "pytorch" else _OnnxRuntime(job, bundle)
     except TinyTLError as error:
         emit("error", message=str(error), exit_code=error.exit_code, peak_rss_bytes=peak_rss())
         return error.exit_code
@@ -75,10 +76,10 @@ def _timed(work: Callable[[], T]) -> tuple[float, T]:
 
 def noise(manifest: Manifest, step: int) -> dict[str, Array]:
     """What step `step` is fed: pixels in -1..1, one class each, nothing dropped."""
-    size, classes = manifest.resolution, manifest.class_count
+    shape, classes = (manifest.input.height, manifest.input.width, manifest.input.channels), manifest.class_count
     numbers = range(step * manifest.batch_size, (step + 1) * manifest.batch_size)
-    uniform = [(draws(key(number), 3 * size * size) >> np.uint64(40)) * 2.0**-24 for number in numbers]
-    pixels = np.array([2 * u - 1 for u in uniform], np.float32).reshape(-1, size, size, 3)
+    uniform = [(draws(key(number), math.prod(shape)) >> np.uint64(40)) * 2.0**-24 for number in numbers]
+    pixels = np.array([2 * u - 1 for u in uniform], np.float32).reshape(-1, *shape)
     return {
         "images": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)),
         "targets": np.eye(classes, dtype=np.float32)[[number % classes for number in numbers]],
@@ -119,13 +120,16 @@ class _OnnxRuntime:
 class _PyTorch:
     """Eager, NCHW, as PyTorch is by default: what is frozen requires no gradient, BatchNorm is folded."""
 
-    def __init__(self, job: dict[str, Any], manifest: Manifest) -> None:
+    def __init__(self, job: dict[str, Any], bundle: Bundle) -> None:
         import torch
         from torch.nn import functional
 
+        from tinytl_edge.export.eager import EagerNetwork
+
         torch.set_num_threads(job["threads"])
         self._torch = torch
-        self._network: Any = torch.load(job["network"], weights_only=False).eval()  # nothing is dropped
+        manifest = bundle.manifest
+        self._network = EagerNetwork(bundle.file(FORWARD), manifest.trainable)  # without masks nothing is dropped
         several = manifest.labels == SEVERAL
         self._loss: Any = functional.binary_cross_entropy_with_logits if several else functional.cross_entropy
         trained = [parameter for parameter in self._network.parameters() if parameter.requires_grad]

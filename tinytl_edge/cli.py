@@ -16,6 +16,8 @@ import click
 
 from tinytl_edge import __version__
 
+from . import cli_options
+
 if TYPE_CHECKING:
     from tinytl_edge.runtime.events import Event
 
@@ -46,9 +48,10 @@ class _Command(click.Command):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tinytl-edge")
 def cli() -> None:
-    """Adapt an image classifier on the board it runs on, from a few dozen photographs, in little memory.
+    """Adapt an image classifier on the board it runs on, from a few dozen images, in little memory.
 
-    On a workstation `prepare` turns a PyTorch classifier into a bundle; on the board `train` adapts it.
+    On a workstation `prepare` turns a classifier (.tflite, .onnx, PyTorch) into a bundle; on the board `train` adapts
+    it.
     """
 
 
@@ -93,64 +96,32 @@ _threads_option = click.option("--threads", type=int, help="How many compute.  [
 _bundle_option = click.option("--bundle", type=_PATH, help="The run's bundle, if it has moved.")
 
 
-def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    from tinytl_edge.runtime.memory import parse_size
-
-    try:
-        return None if value is None else parse_size(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def _triple(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        numbers = tuple(float(part) for part in value.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) == 1:
-        numbers *= 3
-    if len(numbers) != 3:
-        raise click.BadParameter(f"'{value}' is neither one number nor three, as in 123.7,116.3,103.5.")
-    return numbers
-
-
-def _class_list(ctx: click.Context, param: click.Parameter, value: str | None) -> int | list[str] | None:
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return int(value)
-    names = [name.strip() for name in value.split(",")]
-    if not all(names):
-        raise click.BadParameter(f"'{value}' holds an empty name.")
-    return names
-
-
-@command("tinytl-edge prepare --data photos/train --method lite-residual+bias --resolution 160 --out bundle")
-@click.option("--backbone", metavar="NAME",
-              help="efficientnet-lite0/1/2, mobilenet-v2[-WIDTH], proxylessnas-mobile, or a .json.  "
-              "[default: efficientnet-lite0]")  # fmt: skip
-@click.option("--model", metavar="MODULE:FACTORY", help="Your own PyTorch classifier instead.")
+@command("tinytl-edge prepare model.tflite --data images/train --out bundle")
+@click.argument("model", default="efficientnet-lite0")
 @click.option("--weights", metavar="NAME|FILE",
-              help="imagenet, random, or a .pth file.  "
-              "[default: imagenet, where the backbone has them]")  # fmt: skip
-@click.option("--classes", metavar="N|NAMES", callback=_class_list,
+              help="Of a backbone or PyTorch network: imagenet, random, or a .pth file.  "
+              "[default: imagenet, where a backbone has them; a network's own]")  # fmt: skip
+@click.option("--classes", metavar="N|NAMES", callback=cli_options.class_list,
               help="How many classes, or their names: cat,dog,fox.")  # fmt: skip
-@click.option("--data", type=_PATH, help="Take the classes' names from this folder of photographs.")
+@click.option("--data", type=_PATH, help="Take the classes' names from this folder of images, and try MODEL on them.")
+@click.option("--labels", type=_PATH, metavar="FILE",
+              help="Names of MODEL's own outputs, one a line, where it does not bring them.")  # fmt: skip
 @click.option("--several-labels", is_flag=True,
-              help="With --classes: a photograph may have several.  [--data: where it has labels.csv]")  # fmt: skip
+              help="With --classes: an image may have several.  [--data: where it has labels.csv]")  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), default="lite-residual+bias", show_default=True,
               help="What trains.")  # fmt: skip
-@click.option("--resolution", type=int, metavar="PX",
-              help="Height and width of the input.  [default: the backbone's own]")  # fmt: skip
-@click.option("--batch-size", type=int, default=8, show_default=True, help="Pictures a step.")
+@click.option("--resolution", metavar="PX|HxW", callback=cli_options.pixels,
+              help="Height and width of the input, where MODEL leaves them open.  [default: MODEL's own]")  # fmt: skip
+@click.option("--fit", type=click.Choice(["crop", "squash", "pad"]),
+              help="How an image becomes the input: its centre; all of it, squashed; all of it, on black.  "
+              "[default: crop]")  # fmt: skip
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Images a step.")
 @click.option("--optimizer", type=click.Choice(["adam", "sgd", "momentum"]), default="adam", show_default=True,
               help="How it trains.")  # fmt: skip
 @click.option(
     "--memory-limit",
     metavar="SIZE",
-    callback=_size,
+    callback=cli_options.size,
     help="What the native trainer may take in all: 16MB (10^6), 15MiB, bytes.  [default: as fast as it goes]",
 )
 @click.option("--device", metavar="NAME",
@@ -158,25 +129,24 @@ def _class_list(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option("--threads", type=int, help="How many --memory-limit has room for.  [default: 1, or --device's cores]")
 @click.option("--frozen-weights", type=click.Choice(["float32", "int8"]),
               help="int8: rounded to 8 bits, a quarter of the memory in the native trainer.  "
-              "[default: float32, or what --memory-limit needs]")  # fmt: skip
-@click.option("--residual", multiple=True, metavar="GLOB",
-              help="With --model: submodules that get a lite residual.")  # fmt: skip
+              "[default: as they are, or what --memory-limit needs]")  # fmt: skip
 @click.option("--train", "also_train", multiple=True, metavar="GLOB",
               help="Further parameters to train, by name.")  # fmt: skip
-@click.option("--mean", metavar="R,G,B", callback=_triple,
-              help="With --model: mean of the pixels, 0..255.  [default: ImageNet's]")  # fmt: skip
-@click.option("--std", metavar="R,G,B", callback=_triple,
-              help="With --model: their standard deviation.  [default: ImageNet's]")  # fmt: skip
+@click.option("--mean", metavar="R,G,B", callback=cli_options.triple,
+              help="Mean of the pixels, 0..255, where MODEL's is wrong or not known.")  # fmt: skip
+@click.option("--std", metavar="R,G,B", callback=cli_options.triple, help="Their standard deviation.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is initialised at random.")
 @click.option("--out", type=_PATH, required=True, help="The bundle's folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
 @_json_option
 def prepare(as_json: bool, also_train: tuple[str, ...], **options: Any) -> None:
-    """Turn a PyTorch classifier into a bundle (on a workstation).
+    """Turn a classifier into a bundle that a board can train.
 
-    Freezes the weights, inserts lite residual modules, exports the training graph. Needs the extra `prepare`.
+    MODEL is FILE.tflite, FILE.onnx, a PyTorch network (torchvision.models:NAME, timm:NAME, package.module:factory), or
+    a backbone: efficientnet-lite0/1/2, mobilenet-v2[-WIDTH], proxylessnas-mobile, or a .json. Freezes its weights,
+    inserts lite residual modules, compiles the training step. On a workstation: needs the extra `prepare`.
     """
-    _need("torch", "prepare")
+    _need("onnx_ir", "prepare")
     from tinytl_edge.inspection import describe, inspect
     from tinytl_edge.preparation import prepare as run_prepare
 
@@ -205,45 +175,69 @@ def _need(module: str, extra: str) -> None:
 
 @command("tinytl-edge pack photos/train --resolution 160 --out train.safetensors")
 @click.argument("folder", type=_PATH)
-@click.option("--resolution", type=int, metavar="PX", help="Height and width of the model's input.")
-@click.option("--bundle", type=_PATH, help="Take resolution and classes from this bundle.")
+@click.option("--bundle", type=_PATH, help="Take what the input is like, and the classes, from this bundle.")
+@click.option("--resolution", type=int, metavar="PX", help="Or: height and width of the model's input.")
+@click.option("--size", metavar="HxW", callback=cli_options.pixels, help="Or both of them: 96x160.")
+@click.option("--channels", type=click.Choice(["1", "3"]), help="1: grey.  [default: 3, RGB]")
+@click.option("--fit", type=click.Choice(["crop", "squash", "pad"]),
+              help="What of an image is taken: its centre; all of it, squashed; all of it, on black.  "
+              "[default: crop]")  # fmt: skip
+@click.option("--margin/--no-margin", default=None, help="Store more than the input's size.  [default: margin]")
 @click.option("--out", type=_PATH, required=True, help="The dataset's file.")
 @_json_option
-def pack(folder: Path, resolution: int | None, bundle: Path | None, out: Path, as_json: bool) -> None:
-    """Pack a FOLDER of photographs into one file that training reads.
+def pack(
+    folder: Path,
+    bundle: Path | None,
+    resolution: int | None,
+    size: tuple[int, int] | None,
+    channels: str | None,
+    fit: str | None,
+    margin: bool | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Pack a FOLDER of images into one file that training reads.
 
-    FOLDER holds one folder for each class, with the class's photographs in it; or, where photographs have several
-    labels each, a table labels.csv: the row file,NAME,NAME,... and below it photographs, with 0 or 1 for each name.
+    FOLDER holds one folder for each class, with the class's images in it; or, where images have several labels each, a
+    table labels.csv: the row file,NAME,NAME,... and below it images, with 0 or 1 for each name.
     """
     from tinytl_edge.runtime.bundle import open_bundle
     from tinytl_edge.runtime.dataset import pack as run_pack
     from tinytl_edge.runtime.errors import UsageError
+    from tinytl_edge.runtime.framing import Framing
     from tinytl_edge.runtime.report import CountProgress, counted
     from tinytl_edge.runtime.source import check_exists, check_kind
 
     classes = None
     if bundle is not None:
+        if given := _given("resolution", "size", "channels", "fit", "margin"):
+            raise UsageError(f"{', '.join(given)}: the bundle says what its input is like; leave out either.")
         manifest = open_bundle(bundle).manifest
         check_exists(folder)
         check_kind(manifest, folder)
-        resolution, classes = manifest.resolution, manifest.classes or None
-    if resolution is None:
-        raise UsageError("Say for which input size: --resolution PX, or --bundle BUNDLE.")
-    if not 16 <= resolution <= 4096:
-        raise UsageError(f"--resolution {resolution} is out of range: 16 to 4096.")
+        framing, classes = manifest.input.framing, manifest.classes or None
+    else:
+        if (resolution is None) == (size is None):
+            raise UsageError("Say for which input size: --resolution PX, --size HxW, or --bundle BUNDLE.")
+        height, width = size or (resolution or 0, resolution or 0)
+        for side in (height, width):
+            if not 16 <= side <= 4096:
+                name = "--size" if size else "--resolution"
+                raise UsageError(f"{name} {side} is out of range: 16 to 4096.")
+        framing = Framing(height, width, int(channels or 3), fit or "crop", margin is not False)
     with CountProgress(sys.stderr) as progress:
-        report = run_pack(folder, out, resolution, classes, progress.warn, progress.show)
+        report = run_pack(folder, out, framing, classes, progress.warn, progress.show)
     if as_json:
         content = {"out": str(out), "images": report.count, "classes": report.counts}
         content["skipped"] = {str(path): reason for path, reason in dict(report.skipped).items()}
         click.echo(json.dumps(content, ensure_ascii=False))
     else:
-        click.echo(f"{out}: {counted(report.count, 'photograph')} of {len(report.counts)} classes")
+        click.echo(f"{out}: {counted(report.count, 'image')} of {len(report.counts)} classes, for {framing}")
 
 
 _TRAINING = [
-    click.option("--epochs", type=int, default=10, show_default=True, help="Rounds through the photographs."),
-    click.option("--batch-size", type=int, help="Photographs a step.  [default: the bundle's]"),
+    click.option("--epochs", type=int, default=10, show_default=True, help="Rounds through the images."),
+    click.option("--batch-size", type=int, help="Images a step.  [default: the bundle's]"),
     click.option("--lr", type=float, help="Learning rate of the classifier.  [default: by optimizer and batch size]"),
     click.option("--lr-bias", type=float, help="... of the biases."),
     click.option("--lr-lite-residual", type=float, help="... of the lite residual modules."),
@@ -252,7 +246,7 @@ _TRAINING = [
     click.option("--label-smoothing", type=float, default=0.1, show_default=True, help="Share given to all classes."),
     click.option("--dropout", type=float, help="Share dropped.  [default: the model's own]"),
     click.option("--min-area", type=float, default=0.22, show_default=True, help="Least share a random crop takes."),
-    click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror pictures at random."),
+    click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror images at random."),
     _threads_option,
     click.option("--log-every", type=int, default=10, show_default=True, help="Steps between step events."),
 ]
@@ -283,7 +277,7 @@ def train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Adapt a BUNDLE's classifier to photographs (on the board). Ctrl-C leaves a checkpoint."""
+    """Adapt a BUNDLE's classifier to images (on the board). Ctrl-C leaves a checkpoint."""
     from tinytl_edge.runtime.options import TrainOptions
     from tinytl_edge.runtime.report import JsonReport, ProgressReport
     from tinytl_edge.runtime.train import train as run_train
@@ -320,7 +314,7 @@ def summary(done: Event) -> str:
     from tinytl_edge.runtime.memory import megabytes
 
     accuracy = done.get("val_accuracy")
-    result = f"Validation accuracy {accuracy:.1%}." if accuracy is not None else "No validation photographs (--val)."
+    result = f"Validation accuracy {accuracy:.1%}." if accuracy is not None else "No validation images (--val)."
     median = done.get("step_ms_median")
     pace = f", {median:.0f} ms a step" if median is not None else ""
     return (
@@ -337,7 +331,7 @@ def summary(done: Event) -> str:
 @_threads_option
 @_json_option
 def evaluate(run: Path, data: Path, as_json: bool, **options: Any) -> None:
-    """Accuracy of a RUN (or of a bundle as prepared) on photographs."""
+    """Accuracy of a RUN (or of a bundle as prepared) on images."""
     from tinytl_edge.runtime.evaluate import evaluate as run_evaluate
     from tinytl_edge.runtime.memory import megabytes
     from tinytl_edge.runtime.report import CountProgress, counted
@@ -347,12 +341,12 @@ def evaluate(run: Path, data: Path, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
         return
-    images = counted(result["images"], "photograph")
+    images = counted(result["images"], "image")
     peak = megabytes(result["peak_rss_bytes"])
     click.echo(f"accuracy {result['accuracy']:.1%}, loss {result['loss']:.3f}, {images}, peak memory {peak}")
     width = max(len(name) for name in result["classes"])
     for name, share in zip(result["classes"], result["per_class"]):
-        click.echo(f"  {name:<{width}}  {'no photographs' if share is None else format(share, '.0%')}")
+        click.echo(f"  {name:<{width}}  {'no images' if share is None else format(share, '.0%')}")
 
 
 @command("tinytl-edge predict run new.jpg")
@@ -379,7 +373,7 @@ def predict(run: Path, images: tuple[Path, ...], top: int, as_json: bool, **opti
 @click.argument("run", type=_PATH)
 @click.option("--format", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Of the file.")
 @_bundle_option
-@click.option("--raw-pixels", is_flag=True, help="Take uint8 [batch, R, R, 3] as a camera gives it.")
+@click.option("--raw-pixels", is_flag=True, help="Take uint8 [batch, height, width, channels] as a camera gives it.")
 @click.option("--out", type=_PATH, required=True, help="The model's file.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
 @_json_option
@@ -395,7 +389,8 @@ def export(run: Path, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
     else:
-        click.echo(f"{result['out']}: {megabytes(result['bytes'])}, {result['resolution']} px")
+        size = f"{result['input']['height']} x {result['input']['width']} px"
+        click.echo(f"{result['out']}: {megabytes(result['bytes'])}, {size}")
 
 
 @command("tinytl-edge inspect bundle")
@@ -481,17 +476,17 @@ def devices(name: str | None, as_json: bool) -> None:
 
 
 @command("tinytl-edge demo --out demo")
-@click.option("--data", type=_PATH, help="Your own photographs, in class folders (or with train/ and test/ in it).")
-@click.option("--backbone", metavar="NAME", default="efficientnet-lite0", show_default=True, help="See prepare.")
+@click.option("--data", type=_PATH, help="Your own images, in class folders (or with train/ and test/ in it).")
+@click.option("--model", metavar="MODEL", default="efficientnet-lite0", show_default=True, help="See prepare.")
 @click.option("--runtime", type=click.Choice(["auto", "native", "onnxruntime-training"]), default="auto",
               show_default=True, help="auto: the native trainer where there is one.")  # fmt: skip
-@click.option("--epochs", type=int, default=10, show_default=True, help="Rounds through the photographs.")
+@click.option("--epochs", type=int, default=10, show_default=True, help="Rounds through the images.")
 @click.option("--resolution", type=int, metavar="PX", default=96, show_default=True, help="Size of the input.")
 @_threads_option
 @click.option("--out", type=_PATH, default=Path("demo"), show_default=True, help="Bundles and runs stay here.")
 @_json_option
 def demo(out: Path, as_json: bool, **options: Any) -> None:
-    """The whole way, on handwritten digits or your photographs.
+    """The whole way, on handwritten digits or your images.
 
     Prepares, trains, evaluates and exports twice: last layer alone against lite-residual+bias.
     """

@@ -19,7 +19,7 @@ from tinytl_edge.runtime.report import ProgressReport
 from tinytl_edge.runtime.train import train
 
 from .export_run import export
-from .preparation import prepare
+from .preparation import DEFAULT_MODEL, prepare
 
 MEMORY_LIMIT = 16_000_000  # bytes of the native trainer's process: what the paper promises
 BOARD_CORES = 4  # that share it
@@ -31,7 +31,7 @@ def demo(
     out: str | os.PathLike[str] = "demo",
     *,
     data: str | os.PathLike[str] | None = None,
-    backbone: str = "efficientnet-lite0",
+    model: str = DEFAULT_MODEL,
     runtime: str = "auto",
     epochs: int = 10,
     resolution: int = 96,
@@ -61,8 +61,6 @@ def demo(
         photographs, held_out = _split(Path(data), folder / "photographs")
     classes = tuple(find_photographs(photographs))
     train_file, test_file = folder / "train.safetensors", folder / "test.safetensors"
-    pack(photographs, train_file, resolution, classes, say)
-    pack(held_out, test_file, resolution, classes, say)
     options = TrainOptions(
         epochs=epochs,
         threads=threads or min(BOARD_CORES, performance_cores()),
@@ -71,17 +69,21 @@ def demo(
     )
     results = []
     for method in METHODS:
-        say(f"\n{method}: preparing {backbone} at {resolution} px")
+        say(f"\n{method}: preparing {model} at {resolution} px")
         bundle, run = folder / f"bundle-{method}", folder / f"run-{method}"
         prepared = prepare(
             bundle,
-            backbone=backbone,
+            model,
             classes=classes,
             method=method,
             resolution=resolution,
             memory_limit=MEMORY_LIMIT if data is None and runtime != "onnxruntime-training" else None,
             threads=options.threads,
         )
+        if not train_file.exists():  # the same for both methods
+            framing = prepared.bundle.manifest.input.framing
+            pack(photographs, train_file, framing, classes, say)
+            pack(held_out, test_file, framing, classes, say)
         begin = time.monotonic()
         if watch is None:
             done = train(bundle, train_file, test_file, run, runtime=runtime, options=options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ def export(
     """Write the classifier of a run (or of a bundle as prepared) as `format` to `out`.
 
     Args:
-        raw_pixels: take uint8 [batch, R, R, 3] pixels instead of normalised float32 [batch, 3, R, R].
+        raw_pixels: take uint8 [batch, H, W, C] pixels instead of normalised float32 [batch, C, H, W].
 
     Returns:
-        out, format, bytes, classes, resolution.
+        out, format, bytes, classes, input (as the bundle's manifest has it).
 
     Raises:
         TinyTLError: of the kind that says what is wrong.
@@ -41,11 +42,11 @@ def export(
         raise UsageError(f"{target} already exists: add --overwrite, or choose another --out.")
     try:
         import numpy as np
-        import onnx
+        import onnx_ir as ir
 
-        from tinytl_edge.export.inference import inference_model
+        from tinytl_edge.export.targets.onnx_model import inference_model
     except ImportError:
-        raise UsageError("Exporting needs the package onnx: pip install 'tinytl-edge[prepare]'.") from None
+        raise UsageError("Exporting needs the package onnx-ir: pip install 'tinytl-edge[prepare]'.") from None
 
     opened, adapter = open_model(model, bundle)
     classes = adapter.classes if adapter else opened.manifest.classes
@@ -53,7 +54,7 @@ def export(
     if adapter is not None:
         for name, entry in adapter.tensors.entries.items():
             parameters[name] = np.frombuffer(adapter.tensors.read(name), np.float32).reshape(entry.shape)
-    forward = onnx.load(opened.file(FORWARD))
+    forward = ir.load(opened.file(FORWARD))
     content = inference_model(forward, opened.manifest, parameters, classes, raw_pixels).SerializeToString()
     with atomic_write(target) as file:
         file.write(content)
@@ -62,5 +63,5 @@ def export(
         "format": format,
         "bytes": len(content),
         "classes": list(classes),
-        "resolution": opened.manifest.resolution,
+        "input": asdict(opened.manifest.input),
     }

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tinytl_edge.devices.prediction import predicted_step_seconds
 from tinytl_edge.devices.profiles import BOARDS
-from tinytl_edge.runtime.bundle import Bundle, Manifest, is_bundle, open_bundle
+from tinytl_edge.runtime.bundle import Bundle, Input, Manifest, is_bundle, open_bundle
 from tinytl_edge.runtime.dataset import SEVERAL, open_dataset
 from tinytl_edge.runtime.errors import DamagedFileError
+from tinytl_edge.runtime.framing import Framing
 from tinytl_edge.runtime.memory import megabytes
 from tinytl_edge.runtime.run import is_run, open_run
 from tinytl_edge.runtime.tensors import open_tensors
 
 from .board_choice import seconds_text
 from .knob_words import KNOB_WORDS, knob_words
+
+_SHOWN_CLASSES = 20
 
 
 def inspect(path: str | os.PathLike[str], *, bundle: str | os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -31,23 +35,11 @@ def inspect(path: str | os.PathLike[str], *, bundle: str | os.PathLike[str] | No
     path = Path(path)
     if is_run(path):
         run = open_run(path, bundle)
-        result = run.record.get("result") or {}
-        keys = (
-            "runtime",
-            "steps",
-            "step_ms_median",
-            "train_loss",
-            "val_loss",
-            "val_accuracy",
-            "peak_rss_bytes",
-        )
+        record = asdict(run.record)
         return {
             "kind": "run",
             "path": os.fspath(path),
-            "status": run.record.get("status"),
-            "error": run.record.get("error"),
-            "options": run.record.get("options"),
-            "result": {key: result.get(key) for key in keys},
+            **{name: record[name] for name in ("status", "error", "options", "result")},
             "bundle": _describe_bundle(run.bundle),
         }
     if is_bundle(path):
@@ -61,8 +53,8 @@ def inspect(path: str | os.PathLike[str], *, bundle: str | os.PathLike[str] | No
                 content = {
                     "kind": kind,
                     "images": dataset.count,
-                    "stored_px": dataset.size,
-                    "resolution": dataset.resolution,
+                    "stored": list(dataset.shape),
+                    "framing": asdict(dataset.framing),
                     "labels": dataset.kind,
                     "classes": dict(zip(dataset.classes, dataset.counts())),
                 }
@@ -73,7 +65,7 @@ def inspect(path: str | os.PathLike[str], *, bundle: str | os.PathLike[str] | No
 
 def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
-    paper = manifest.paper_memory
+    parameters, activations = (manifest.paper_memory.get(kind, 0.0) for kind in ("parameters", "activations"))
     groups: dict[str, int] = {}
     for group in manifest.trainable.values():
         groups[group] = groups.get(group, 0) + 1
@@ -84,7 +76,7 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "method": manifest.method,
         "classes": list(manifest.classes) or manifest.class_count,
         "labels": manifest.labels,
-        "resolution": manifest.resolution,
+        "input": asdict(manifest.input),
         "batch_size": manifest.batch_size,
         "device": manifest.device,
         "optimizer": manifest.optimizer,
@@ -92,13 +84,13 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "trainable": manifest.trainable_count,
         "trainable_tensors": groups,
         "runtimes": list(manifest.runtimes),
-        "bytes": sum(entry["bytes"] for entry in manifest.files.values()),
+        "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "native_step": _describe_step(manifest) if manifest.planned_memory else None,
         "paper_memory_bytes": {
-            "parameters": paper["parameters"],
-            "activations_per_image": paper["activations"],
-            "total": paper["activations"] * manifest.batch_size + paper["parameters"],
-            "total_at_batch_1": paper["activations"] + paper["parameters"],
+            "parameters": parameters,
+            "activations_per_image": activations,
+            "total": activations * manifest.batch_size + parameters,
+            "total_at_batch_1": activations + parameters,
         },
         "created_by": manifest.created_by,
     }
@@ -110,8 +102,8 @@ def _describe_step(manifest: Manifest) -> dict[str, Any]:
     return {
         "planned_bytes": {**planned, "total": sum(planned.values())},
         "memory_limit_bytes": manifest.memory_limit,
-        "knobs": manifest.knobs,
-        "choices": list(manifest.choices),
+        "knobs": asdict(manifest.knobs),
+        "choices": [asdict(choice) for choice in manifest.choices],
         "segments": manifest.segments,
         "predicted_step_seconds": {name: seconds for name, seconds in predicted.items() if seconds is not None},
     }
@@ -129,7 +121,8 @@ def describe(content: dict[str, Any]) -> str:
             lines.append(_row("steps", result["steps"]))
             if result["val_accuracy"] is not None:
                 lines.append(_row("validation accuracy", f"{result['val_accuracy']:.1%}"))
-            lines.append(_row("peak memory, measured", megabytes(result["peak_rss_bytes"])))
+            if result["peak_rss_bytes"] is not None:
+                lines.append(_row("peak memory, measured", megabytes(result["peak_rss_bytes"])))
             if result["step_ms_median"] is not None:
                 lines.append(_row("median step", f"{result['step_ms_median']:.1f} ms"))
         return "\n".join([*lines, "", describe(content["bundle"])])
@@ -137,10 +130,10 @@ def describe(content: dict[str, Any]) -> str:
         return _describe_bundle_text(content)
     if content["kind"] == "dataset":
         rows = [_row(name, count) for name, count in content["classes"].items()]
-        stored, resolution = content["stored_px"], content["resolution"]
         several = ", several labels each" if content["labels"] == SEVERAL else ""
-        head = f"dataset of {content['images']} photographs{several}, {stored} px, for an input of {resolution} px"
-        return "\n".join([head, *rows])
+        height, width, _ = content["stored"]
+        head = f"dataset of {content['images']} images{several}, stored as {height} x {width} px"
+        return "\n".join([head, _row("for an input of", Framing(**content["framing"])), *rows])
     about = [_row(name, value) for name, value in content["metadata"].items() if name != "format"]
     rows = [_row(name, f"{dtype} {shape}") for name, (dtype, shape) in content["tensors"].items()]
     return "\n".join([content["kind"], *about, f"{len(rows)} tensors", *rows])
@@ -149,9 +142,7 @@ def describe(content: dict[str, Any]) -> str:
 def _describe_bundle_text(content: dict[str, Any]) -> str:
     paper = content["paper_memory_bytes"]
     classes = content["classes"]
-    names = str(classes)
-    if not isinstance(classes, int):
-        names = f"{len(classes)}: {', '.join(classes[:6])}" + (", ..." if len(classes) > 6 else "")
+    model_input = Input(**content["input"])
     batch = content["batch_size"]
     trained = content["trainable"] / content["parameters"]
     return "\n".join(
@@ -159,10 +150,12 @@ def _describe_bundle_text(content: dict[str, Any]) -> str:
             f"bundle {content['path']}",
             _row("backbone", content["backbone"]),
             _row("method", content["method"]),
-            _row("classes", names),
+            *_describe_outputs(classes),
             *([_row("prepared for", content["device"])] if content["device"] else []),
             *([_row("labels", "several a photograph")] if content["labels"] == SEVERAL else []),
-            _row("input", f"{content['resolution']} x {content['resolution']} px"),
+            _row("input", model_input.framing),
+            _row("  mean of its pixels", ", ".join(f"{value:g}" for value in model_input.mean)),
+            _row("  standard deviation", ", ".join(f"{value:g}" for value in model_input.std)),
             _row("optimizer", f"{content['optimizer']}, batch {batch}"),
             _row(
                 "parameters",
@@ -178,6 +171,16 @@ def _describe_bundle_text(content: dict[str, Any]) -> str:
             *([_row(f"  total at batch {batch}", megabytes(paper["total"]))] if batch != 1 else []),
         ]
     )
+
+
+def _describe_outputs(classes: list[str] | int) -> list[str]:
+    """Which output is which class."""
+    if isinstance(classes, int):
+        return [_row("outputs", f"{classes}, without names: they take those of the images, sorted")]
+    shown = len(classes) if len(classes) <= _SHOWN_CLASSES else _SHOWN_CLASSES // 2
+    rows = [_row(f"  output {index}", name) for index, name in enumerate(classes[:shown])]
+    more = [f"  ... and {len(classes) - shown} more"] if shown < len(classes) else []
+    return [_row("classes", len(classes)), *rows, *more]
 
 
 def _describe_step_text(step: dict[str, Any]) -> list[str]:
@@ -201,6 +204,7 @@ def _describe_step_text(step: dict[str, Any]) -> list[str]:
     rows = [
         _row(f"  {names.get(kind, kind)}", f"{megabytes(planned[kind]):<9} {words}")
         for kind, words in explained.items()
+        if kind in planned
     ]
     weighed = {choice["knob"]: choice for choice in step["choices"]}
     choices = [

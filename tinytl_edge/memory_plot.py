@@ -93,7 +93,7 @@ def draw(bundle: Bundle, found: list[Stage], measured: int | None = None) -> Fig
     title = f"A training step in {_megabytes(totals[-1])}"
     figure.text(0.055, 0.962, title, fontsize=17, fontweight="bold", color=_INK)
     what = f"{manifest.backbone}, {manifest.method}, {manifest.optimizer}, batch {manifest.batch_size}"
-    size = f"{manifest.resolution} px, {manifest.class_count} classes"
+    size = f"{manifest.input.height} x {manifest.input.width} px, {manifest.class_count} classes"
     figure.text(0.055, 0.936, f"{what}, {size}: the native trainer's process, as planned", fontsize=11, color=_INK)
     levels = {"limit": manifest.memory_limit, "measured": measured}
     known = {name: size for name, size in levels.items() if size is not None}

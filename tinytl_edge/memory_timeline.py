@@ -10,11 +10,12 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 
 from tinytl_edge.export.step.choices import WITHOUT_ANY
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.differentiate import gradient_of
+from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.ir import Graph, Op
 from tinytl_edge.export.step.plan import ALIGNMENT
 from tinytl_edge.export.step.recompute import kept_values
@@ -89,8 +90,8 @@ def open_step(path: str | os.PathLike[str], bundle: str | os.PathLike[str] | Non
     """
     if is_run(Path(path)):
         run = open_run(path, bundle)
-        result = run.record.get("result") or {}
-        return run.bundle, result.get("peak_rss_bytes") if result.get("runtime") == "native" else None
+        result = run.record.result
+        return run.bundle, result.peak_rss_bytes if result.runtime == "native" else None
     if is_bundle(Path(path)):
         return open_bundle(path), None
     raise UsageError(f"{os.fspath(path)} is neither a bundle nor a run: only these have a training step to show.")
@@ -106,7 +107,7 @@ def compile_bundle(bundle: Bundle) -> StepPlan:
     manifest = bundle.manifest
     if not manifest.planned_memory:
         raise UsageError(f"{bundle.path} was prepared for onnxruntime-training alone: there is no plan to show.")
-    step = _compile(bundle, Knobs(**manifest.knobs))
+    step = _compile(bundle, manifest.knobs)
     if step.memory(manifest.optimizer) != manifest.planned_memory:
         raise DamagedFileError(
             f"{bundle.path} was compiled by another version of tinytl-edge than this one: prepare it again."
@@ -134,8 +135,9 @@ def stages(bundle: Bundle) -> list[Stage]:
 
 
 def _compile(bundle: Bundle, knobs: Knobs) -> StepPlan:
-    forward, manifest = onnx.load(os.fspath(bundle.file(FORWARD))), bundle.manifest
-    return compile_step(forward, manifest.trainable, knobs, manifest.labels == SEVERAL)
+    manifest = bundle.manifest
+    network = import_network(ir.load(bundle.file(FORWARD)), manifest.trainable, manifest.input.framing.stored)
+    return compile_step(network, knobs, manifest.labels == SEVERAL)
 
 
 def timeline(step: StepPlan, optimizer: str) -> Timeline:

@@ -2,58 +2,56 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import onnx
-import torch
+import numpy as np
+import onnx_ir as ir
 
 from tinytl_edge import __version__
 from tinytl_edge.devices.board import Board
 from tinytl_edge.devices.detect import find_board
 from tinytl_edge.devices.prediction import predicted_step_seconds
-from tinytl_edge.export.forward import export_forward
-from tinytl_edge.export.ort_training import OPTIMIZERS as ORT_OPTIMIZERS
-from tinytl_edge.export.ort_training import export_ort_training
+from tinytl_edge.export.ort.training import OPTIMIZERS as ORT_OPTIMIZERS
+from tinytl_edge.export.ort.training import export_ort_training
+from tinytl_edge.export.sources import read_network
+from tinytl_edge.export.sources.network import Network
 from tinytl_edge.export.step.choices import Choice, weigh_choices
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step, count_multiply_adds
 from tinytl_edge.export.step.fit import fit
+from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.program import write_program
+from tinytl_edge.export.step.verify import PlanError
 from tinytl_edge.export.step.work import count_work
+from tinytl_edge.export.tinytl.parameters import find_parameters
+from tinytl_edge.export.tinytl.rounding import round_frozen_weights
+from tinytl_edge.export.tinytl.trainables import METHODS
+from tinytl_edge.export.tinytl.transform import Transformed, transform
 from tinytl_edge.runtime.bundle import (
     FORWARD,
     ORT_FOLDER,
     STEP,
     Bundle,
     Dropout,
+    Input,
     Manifest,
     new_bundle,
     open_bundle,
     write_manifest,
 )
 from tinytl_edge.runtime.dataset import ONE, SEVERAL
-from tinytl_edge.runtime.errors import DataError, StorageError, UsageError
-from tinytl_edge.runtime.label_table import TABLE, has_table, read_table
-from tinytl_edge.runtime.photographs import find_photographs
+from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
+from tinytl_edge.runtime.framing import FITS
 
+from .adaptable import Adaptable, make_adaptable, wanted_classes
 from .board_choice import choose_memory_limit, choose_threads, explain_resolution, explain_time, smaller_resolution
-from .lite_residual import attach_lite_residuals
-from .model_source import Classifier, from_backbone, from_factory
-from .paper_memory import paper_memory
-from .transfer import (
-    METHODS,
-    choose_trainables,
-    fold_batchnorm,
-    parameter_group,
-    round_frozen_weights,
-    uses_lite_residuals,
-)
 
 OPTIMIZERS = (*ORT_OPTIMIZERS, "momentum")
-DEFAULT_BACKBONE = "efficientnet-lite0"
+DEFAULT_MODEL = "efficientnet-lite0"
 
 
 @dataclass(frozen=True)
@@ -66,21 +64,21 @@ class Prepared:
 
 def prepare(
     out: str | os.PathLike[str],
+    model: str = DEFAULT_MODEL,
     *,
-    backbone: str | None = None,
-    model: str | None = None,
     weights: str | None = None,
     classes: int | Sequence[str] | None = None,
     data: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
     several_labels: bool = False,
     method: str = "lite-residual+bias",
-    resolution: int | None = None,
+    resolution: int | tuple[int, int] | None = None,
+    fit: str | None = None,
     batch_size: int = 8,
     optimizer: str = "adam",
-    residual: Sequence[str] = (),
     train: Sequence[str] = (),
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     frozen_weights: str | None = None,
     memory_limit: int | None = None,
     threads: int | None = None,
@@ -92,20 +90,22 @@ def prepare(
     """Prepare a classifier for training on a board and write the bundle `out`.
 
     Args:
-        backbone: name of a backbone (default: efficientnet-lite0) or a .json description; or
-        model: 'package.module:factory' of any torch.nn.Module classifier.
-        weights: 'imagenet', 'random', or a PyTorch weight file.
+        model: a backbone's name or .json description, FILE.tflite, FILE.onnx, or 'package.module:factory' of a
+            torch.nn.Module classifier ('torchvision.models:NAME' and 'timm:NAME' are such).
+        weights: of a backbone or module: 'imagenet', 'random', or a PyTorch weight file.
         classes: how many, or their names; or
-        data: a folder with one sub-folder of photographs a class, whose names are taken; or with labels.csv, which
-            gives each photograph several labels.
-        several_labels: with `classes`: a photograph may have several of them, or none.
-        method: one of `transfer.METHODS`.
-        resolution: the input's height and width in pixels; default: the backbone's own.
-        residual: with `model`, name patterns of the submodules that get lite residual modules.
+        data: a folder with one sub-folder of images a class, whose names are taken; or with labels.csv, which
+            gives each image several labels. Its images also tell which range of pixels a file was trained on.
+        labels: a file with the names of the model's own outputs, one a line, where the model does not bring them.
+        several_labels: with `classes`: an image may have several of them, or none.
+        method: one of `METHODS`.
+        resolution: the input's height and width in pixels, or one number for both; default: the model's own.
+        fit: how an image becomes the input: 'crop' (its centre), 'squash' (all of it, its aspect ignored), 'pad' (all
+            of it, on black); default: crop.
         train: name patterns of further parameters to train.
-        mean, std: with `model`, of the pixels in 0..255 by channel, for the input (pixel - mean) / std.
+        mean, std: of the pixels in 0..255 by channel, for the input (pixel - mean) / std, where the model's are wrong.
         frozen_weights: 'float32', or 'int8': rounded to 8 bits, a quarter of the size in the native trainer; default:
-            float32, unless `memory_limit` asks for less.
+            float32, unless `memory_limit` asks for less. Weights that a file has in 8 bits stay as they are.
         memory_limit: bytes that the native trainer's process may take in all; what it gives up for that, it gives up
             in the order of the time that it costs.
         threads: how many of the native trainer's `memory_limit` has room for; default: 1.
@@ -118,11 +118,10 @@ def prepare(
         TinyTLError: of the kind that says what is wrong; nothing is left behind.
     """
     say = on_progress or (lambda text: None)
-    _check(method, optimizer, batch_size, threads, resolution, backbone, model, residual, mean, std)
-    if frozen_weights not in (None, "float32", "int8"):
-        raise UsageError(f"'{frozen_weights}' is no kind of frozen weights: choose float32 or int8.")
+    size = (resolution, resolution) if isinstance(resolution, int) else resolution
+    _check(method, optimizer, batch_size, threads, size, fit, mean, std, frozen_weights)
     board = find_board(device) if device is not None else None
-    names, count, several = _classes(classes, data, several_labels)
+    wanted = wanted_classes(classes, data, several_labels)
     choices: list[str] = []
     if board is not None and memory_limit is None:
         memory_limit, why = choose_memory_limit(board)
@@ -132,86 +131,45 @@ def prepare(
         choices.append(why)
     limited_by = "--device" if choices else "--memory-limit"
     options = _StepOptions(
-        method,
-        tuple(train),
-        optimizer,
-        batch_size,
-        frozen_weights,
-        memory_limit,
-        threads or 1,
-        limited_by,
-        several,
-        seed,
-    )
+        method, tuple(train), optimizer, batch_size, frozen_weights, memory_limit, threads or 1, limited_by,
+        wanted.several, seed,
+    )  # fmt: skip
 
-    def at(resolution: int | None) -> _Compiled:
-        say("building the model")
-        if model is not None:
-            classifier = from_factory(model, weights, count, resolution, tuple(residual), seed, mean, std)
-        else:
-            classifier = from_backbone(backbone or DEFAULT_BACKBONE, weights, count, resolution, seed)
-        return _compile(classifier, options, say)
+    def at(size: tuple[int, int] | None) -> _Compiled:
+        say("reading the model")
+        network = read_network(model, weights, size, wanted.count, seed)
+        _check_numbers(network)
+        network.input = _told(network.input, fit, mean, std)
+        network.range_known |= mean is not None or std is not None
+        adaptable = make_adaptable(network, wanted, labels, seed, say)
+        return _compile(adaptable, options, say)
 
     try:
         with new_bundle(Path(out), overwrite) as folder:
-            compiled = at(resolution)
-            if board is not None and resolution is None and model is None:
+            compiled = at(size)
+            sizes_itself = ":" not in model and Path(model).suffix.lower() not in (".tflite", ".lite", ".onnx")
+            if board is not None and size is None and sizes_itself:
                 compiled, why = _fast_enough(compiled, at, batch_size, board)
                 choices.append(why)
             if board is not None:
                 choices.append(explain_time(board, compiled.work, batch_size))
-            classifier, forward, step = compiled.classifier, compiled.forward, compiled.step
-            network, trainable = classifier.model, compiled.trainable
-            refusal = compiled.refusal
-            onnx.save(forward, folder / FORWARD)
-
+            step, refusal = compiled.step, list(compiled.refusal)
+            ir.save(compiled.network.model, folder / FORWARD)
             runtimes = ["native"] if step else []
-            if optimizer in ORT_OPTIMIZERS:
-                say("differentiating for onnxruntime-training")
-                present = {tensor.name for tensor in forward.graph.initializer}
-                frozen = [n for n, _ in network.named_parameters() if n in present and n not in trainable]
-                (folder / ORT_FOLDER).mkdir()
-                export_ort_training(forward, list(trainable), frozen, optimizer, folder / ORT_FOLDER, several=several)
+            said = _export_for_ort(compiled, options, folder / ORT_FOLDER, say)
+            if said is None:
                 runtimes.append("onnxruntime-training")
-            elif not step:
-                raise UsageError(f"--optimizer {optimizer} is for the native trainer. {' '.join(refusal)}")
+            elif step is None:
+                raise UsageError(" ".join([*refusal, said]))
             else:
-                refusal = (f"For the native trainer only: onnxruntime-training has no {optimizer}.",)
-
-            manifest = Manifest(
-                backbone=classifier.name,
-                method=method,
-                classes=names,
-                class_count=count,
-                resolution=classifier.resolution,
-                mean=classifier.mean,
-                std=classifier.std,
-                optimizer=optimizer,
-                batch_size=batch_size,
-                dropouts=compiled.dropouts,
-                trainable=trainable,
-                parameter_count=sum(p.numel() for p in network.parameters()),
-                trainable_count=sum(p.numel() for p in network.parameters() if p.requires_grad),
-                paper_memory=compiled.paper_memory,
-                runtimes=tuple(runtimes),
-                created_by=__version__,
-                frozen_weights=step.knobs.frozen_weights if step else frozen_weights or "float32",
-                memory_limit=memory_limit,
-                planned_memory=step.memory(optimizer) if step else {},
-                knobs=asdict(step.knobs) if step else {},
-                choices=tuple(map(asdict, compiled.choices)),
-                segments=step.segments if step else 0,
-                labels=SEVERAL if several else ONE,
-                multiply_adds=count_multiply_adds(forward, trainable) if step else 0,
-                work=compiled.work,
-                device=board.name if board else None,
-            )
+                refusal.append(f"For the native trainer only. {said}")
+            manifest = _manifest(compiled, options, tuple(runtimes), board)
             if step:
                 write_program(folder / STEP, step, manifest)
             write_manifest(folder, manifest)
     except MemoryError:
         raise StorageError("There is not enough memory to prepare this model: use a smaller --resolution.") from None
-    return Prepared(open_bundle(out), (*classifier.notes, *choices, *refusal))
+    return Prepared(open_bundle(out), (*compiled.notes, *choices, *refusal))
 
 
 @dataclass(frozen=True)
@@ -232,100 +190,172 @@ class _StepOptions:
 
 @dataclass(frozen=True)
 class _Compiled:
-    """A transformed classifier, its forward graph, and the native step, or why there is none."""
+    """A transformed network, and the native step, or why there is none."""
 
-    classifier: Classifier
-    trainable: dict[str, str]
-    paper_memory: dict[str, float]
-    forward: onnx.ModelProto
-    dropouts: tuple[Dropout, ...]
-    step: StepPlan | None
-    work: dict[str, int]
-    choices: tuple[Choice, ...]
-    refusal: tuple[str, ...]
-
-
-def _compile(classifier: Classifier, options: _StepOptions, say: Callable[[str], None]) -> _Compiled:
-    paper = transform(classifier, options.method, options.also_train, options.seed)
-    network = classifier.model
-    trainable = {
-        name: parameter_group(name, classifier.head)
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad
-    }
-
-    say(f"exporting {FORWARD}")
-    if options.frozen_weights == "int8":
-        round_frozen_weights(network)
-    forward, dropouts = export_forward(network, classifier.resolution)
-    present = {tensor.name for tensor in forward.graph.initializer}
-    unused = [name for name in trainable if name not in present]
-    if unused:
-        raise UsageError(f"The parameter '{unused[0]}' does not take part in the model's output: it cannot train.")
-
-    say("compiling the native step")
-
-    def compile_with(knobs: Knobs) -> StepPlan:
-        return compile_step(forward, trainable, knobs, options.several)
-
-    optimizer, frozen_weights, limit = options.optimizer, options.frozen_weights, options.memory_limit
+    network: Network
+    transformed: Transformed
+    classes: tuple[str, ...]
+    class_count: int
+    notes: tuple[str, ...]
     step: StepPlan | None = None
-    work: dict[str, int] = {}
+    multiply_adds: int = 0
+    work: dict[str, int] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
     refusal: tuple[str, ...] = ()
+
+
+def _compile(adaptable: Adaptable, options: _StepOptions, say: Callable[[str], None]) -> _Compiled:
+    network, model = adaptable.network, adaptable.network.model
+    transformed = transform(model, options.method, options.also_train, options.seed)
+    if options.frozen_weights == "int8":
+        round_frozen_weights(model, transformed.trainable)
+    compiled = _Compiled(network, transformed, adaptable.classes, adaptable.count, tuple(adaptable.notes))
+    say("compiling the native step")
     try:
-        step = fit(
-            forward, trainable, optimizer, options.batch_size, frozen_weights, limit, options.threads, options.several
+        return _with_step(compiled, options)
+    except PlanError as error:
+        refusal = f"The step compiler made a fault on this network, which is ours and not yours ({error})."
+    except UsageError as error:
+        refusal = str(error)
+    if options.memory_limit is not None:
+        raise UsageError(f"{options.limited_by} is for the native trainer. {refusal}")
+    return replace(compiled, refusal=(f"For onnxruntime-training only. {refusal}",))
+
+
+def _with_step(compiled: _Compiled, options: _StepOptions) -> _Compiled:
+    model, trainable = compiled.network.model, compiled.transformed.trainable
+    stored = compiled.network.input.framing.stored
+    graph = import_network(model, trainable, stored)
+    step = fit(
+        graph, options.optimizer, options.batch_size, options.frozen_weights, options.memory_limit, options.threads,
+        options.several,
+    )  # fmt: skip
+    if step.knobs.frozen_weights == "int8" and options.frozen_weights != "int8":
+        # Both runtimes compute the same function.
+        round_frozen_weights(model, trainable)
+        graph = import_network(model, trainable, stored)
+        step = compile_step(graph, step.knobs, options.several)
+
+    def compile_with(knobs: Knobs) -> StepPlan:
+        return compile_step(graph, knobs, options.several)
+
+    return replace(
+        compiled,
+        step=step,
+        multiply_adds=count_multiply_adds(graph),
+        work=count_work(step.graph, step.graph.ops(), step.knobs, options.optimizer),
+        choices=tuple(weigh_choices(step, options.optimizer, options.batch_size, compile_with)),
+    )
+
+
+def _export_for_ort(compiled: _Compiled, options: _StepOptions, folder: Path, say: Callable[[str], None]) -> str | None:
+    """Write onnxruntime-training's artifacts; or say why there are none."""
+    if options.optimizer not in ORT_OPTIMIZERS:
+        return f"onnxruntime-training has no {options.optimizer}."
+    if not _has_ort_training():
+        return "onnxruntime-training is not installed here."
+    say("differentiating for onnxruntime-training")
+    trainable = compiled.transformed.trainable
+    frozen = [name for name in find_parameters(compiled.network.model) if name not in trainable]
+    folder.mkdir()
+    try:
+        export_ort_training(
+            compiled.network.model, list(trainable), frozen, options.optimizer, folder, multi_label=options.several
         )
     except UsageError as error:
-        if limit is not None:
-            raise UsageError(f"{options.limited_by} is for the native trainer. {error}") from None
-        refusal = (f"For onnxruntime-training only. {error}",)
-    if step and step.knobs.frozen_weights != (frozen_weights or "float32"):
-        round_frozen_weights(network)
-        forward, dropouts = export_forward(network, classifier.resolution)
-        step = compile_with(step.knobs)
-    if step:
-        work = count_work(step.graph, step.graph.ops(), step.knobs, optimizer)
-        choices = tuple(weigh_choices(step, optimizer, options.batch_size, compile_with))
-    masks = tuple(Dropout(d.name, d.shape, d.rate) for d in dropouts)
-    return _Compiled(classifier, trainable, paper, forward, masks, step, work, choices, refusal)
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+        return str(error)
+    return None
+
+
+def _has_ort_training() -> bool:
+    try:
+        return importlib.util.find_spec("onnxruntime.training") is not None
+    except ModuleNotFoundError:  # not even onnxruntime
+        return False
+
+
+def _manifest(compiled: _Compiled, options: _StepOptions, runtimes: tuple[str, ...], board: Board | None) -> Manifest:
+    network, transformed, step = compiled.network, compiled.transformed, compiled.step
+    return Manifest(
+        backbone=network.name,
+        method=options.method,
+        classes=compiled.classes,
+        class_count=compiled.class_count,
+        input=network.input,
+        optimizer=options.optimizer,
+        batch_size=options.batch_size,
+        dropouts=tuple(Dropout(d.name, d.shape, d.rate) for d in network.dropouts),
+        trainable=transformed.trainable,
+        parameter_count=transformed.parameter_count,
+        trainable_count=transformed.trainable_count,
+        paper_memory={
+            "activations": transformed.paper_memory.activations,
+            "parameters": float(transformed.paper_memory.parameters),
+        },
+        runtimes=runtimes,
+        created_by=__version__,
+        frozen_weights=step.knobs.frozen_weights if step else options.frozen_weights or "float32",
+        memory_limit=options.memory_limit,
+        planned_memory=step.memory(options.optimizer) if step else {},
+        knobs=step.knobs if step else Knobs(),
+        choices=compiled.choices,
+        segments=step.segments if step else 0,
+        labels=SEVERAL if options.several else ONE,
+        multiply_adds=compiled.multiply_adds,
+        work=compiled.work,
+        device=board.name if board else None,
+    )
+
+
+def _check_numbers(network: Network) -> None:
+    """Refuse weights that are no numbers, by the name of the first.
+
+    Raises:
+        DamagedFileError: so it is.
+    """
+    for name, value in network.model.graph.initializers.items():
+        array = value.const_value.numpy() if value.const_value is not None else None
+        if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+            if array.size < 2:  # a clamp without an end
+                continue
+            wrong = array[~np.isfinite(array)].flat[0]
+            raise DamagedFileError(
+                f"{network.name} has {wrong} among the numbers of '{name}': its weights are damaged."
+            )
+    for node in network.model.graph:
+        if node.op_type == "BatchNormalization":
+            variance = node.inputs[4]
+            if variance is not None and variance.const_value is not None and (variance.const_value.numpy() < 0).any():
+                raise DamagedFileError(f"{network.name} has a negative variance in '{variance.name}': it is damaged.")
+
+
+def _told(taken: Input, fit: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Input:
+    """The input with what the user says of it."""
+
+    def each(values: tuple[float, ...]) -> tuple[float, ...]:
+        return values[: taken.channels] if len(values) >= taken.channels else values * taken.channels
+
+    return replace(
+        taken, fit=fit or taken.fit, mean=each(mean) if mean else taken.mean, std=each(std) if std else taken.std
+    )
 
 
 def _fast_enough(
-    compiled: _Compiled, at: Callable[[int], _Compiled], batch_size: int, board: Board
+    compiled: _Compiled, at: Callable[[tuple[int, int]], _Compiled], batch_size: int, board: Board
 ) -> tuple[_Compiled, str]:
     """The same at the largest resolution that is fast enough for the board, and why it is that one."""
 
-    def seconds_a_photograph() -> float | None:
+    def seconds_an_image() -> float | None:
         seconds = predicted_step_seconds(compiled.work, batch_size, board)
         return seconds and seconds / batch_size
 
-    own, own_seconds = compiled.classifier.resolution, seconds_a_photograph()
-    while resolution := smaller_resolution(compiled.classifier.resolution, seconds_a_photograph()):
-        compiled = at(resolution)
-    return compiled, explain_resolution(compiled.classifier.resolution, own, seconds_a_photograph(), own_seconds)
-
-
-def transform(classifier: Classifier, method: str, also: tuple[str, ...] = (), seed: int = 0) -> dict[str, float]:
-    """Apply the TinyTL transform in place; returns the paper's memory count in bytes.
-
-    The count is taken before BatchNorm is folded, as the paper does.
-    """
-    network = classifier.model.eval()
-    size = classifier.resolution
-    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    if uses_lite_residuals(method):
-        if not classifier.blocks:
-            raise UsageError(
-                f"--method {method} needs to know which blocks get a lite residual module: name them with --residual."
-            )
-        torch.manual_seed(seed)
-        attach_lite_residuals(network, classifier.blocks, image)
-    choose_trainables(network, method, classifier.head, also)
-    counted = paper_memory(network, image)
-    fold_batchnorm(network, image)
-    return {"activations": counted.activations, "parameters": float(counted.parameters)}
+    own, own_seconds = compiled.network.input.height, seconds_an_image()
+    while resolution := smaller_resolution(compiled.network.input.height, seconds_an_image()):
+        compiled = at((resolution, resolution))
+    return compiled, explain_resolution(compiled.network.input.height, own, seconds_an_image(), own_seconds)
 
 
 def _check(
@@ -333,61 +363,26 @@ def _check(
     optimizer: str,
     batch_size: int,
     threads: int | None,
-    resolution: int | None,
-    backbone: str | None,
-    model: str | None,
-    residual: Sequence[str],
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
+    size: tuple[int, int] | None,
+    fit: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    frozen_weights: str | None,
 ) -> None:
     if method not in METHODS:
         raise UsageError(f"'{method}' is no method: choose one of {', '.join(METHODS)}.")
     if optimizer not in OPTIMIZERS:
         raise UsageError(f"'{optimizer}' is no optimizer: choose one of {', '.join(OPTIMIZERS)}.")
+    if frozen_weights not in (None, "float32", "int8"):
+        raise UsageError(f"'{frozen_weights}' is no kind of frozen weights: choose float32 or int8.")
+    if fit not in (None, *FITS):
+        raise UsageError(f"'{fit}' is no way to fit an image: choose one of {', '.join(FITS)}.")
     if not 1 <= batch_size <= 4096:
         raise UsageError(f"--batch-size {batch_size} is out of range: 1 to 4096.")
     if threads is not None and not 1 <= threads <= 1024:
         raise UsageError(f"--threads {threads} is out of range: 1 to 1024.")
-    if resolution is not None and not 32 <= resolution <= 1024:
-        raise UsageError(f"--resolution {resolution} is out of range: 32 to 1024.")
-    if backbone is not None and model is not None:
-        raise UsageError("--backbone and --model exclude each other: name one.")
-    if residual and model is None:
-        raise UsageError("--residual goes with --model: a backbone knows its blocks.")
-    if (mean or std) and model is None:
-        raise UsageError("--mean and --std go with --model: a backbone knows its own.")
+    for side in size or ():
+        if not 16 <= side <= 1024:
+            raise UsageError(f"--resolution {side} is out of range: 16 to 1024.")
     if not all(map(math.isfinite, mean or ())) or not all(0 < value < math.inf for value in std or ()):
         raise UsageError("--mean and --std are of pixels in 0..255, and --std is above zero.")
-
-
-def _classes(
-    classes: int | Sequence[str] | None, data: str | os.PathLike[str] | None, several: bool
-) -> tuple[tuple[str, ...], int, bool]:
-    """Names (none, if only their number is known) and number; and whether a photograph may have several."""
-    if (classes is None) == (data is None):
-        raise UsageError("Say what is to be told apart by one of --classes N, --classes NAME,NAME,... and --data DIR.")
-    names: tuple[str, ...]
-    if data is not None and has_table(Path(data)):
-        names, several = read_table(Path(data)).classes, True
-    elif data is not None:
-        if several:
-            raise UsageError(f"{os.fspath(data)} has no {TABLE}: several labels a photograph are written there.")
-        found = find_photographs(data)
-        empty = [name for name, files in found.items() if not files]
-        if empty:
-            raise DataError(f"The class '{empty[0]}' in {os.fspath(data)} has no photographs: add some, or remove it.")
-        names = tuple(found)
-    elif isinstance(classes, int):
-        names = ()
-    else:
-        names = tuple(classes or ())
-        if len(set(names)) != len(names):
-            raise UsageError("--classes names a class twice.")
-    count = classes if isinstance(classes, int) else len(names)
-    if not (1 if several else 2) <= count <= 100_000:
-        raise UsageError(
-            f"A classifier of several labels a photograph has 1 to 100000 classes, not {count}."
-            if several
-            else f"A classifier tells at least 2 classes apart, not {count}."
-        )
-    return names, count, several

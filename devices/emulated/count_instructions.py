@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from scipy.optimize import lsq_linear
 from system import EMULATORS, boot, make_disk, make_system, trainer_of
 
 from tinytl_edge import prepare
 from tinytl_edge.devices.instructions import INSTRUCTIONS_PER_MULTIPLY_ADD, MULTIPLY_ADDS
-from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
+from tinytl_edge.export.step.compile import StepPlan, compile_step
+from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.work import count_work
 from tinytl_edge.runtime.bundle import FORWARD, STEP, open_bundle
 from tinytl_edge.runtime.memory import parse_size
@@ -103,7 +104,7 @@ def prepared(workload: Workload, folder: Path) -> Path:
     if not out.exists():
         with contextlib.redirect_stderr(io.StringIO()):
             prepare(
-                out, backbone=workload.backbone, weights="random", classes=10, method=workload.method,
+                out, model=workload.backbone, weights="random", classes=10, method=workload.method,
                 optimizer=workload.optimizer, batch_size=workload.batch, resolution=workload.resolution,
                 memory_limit=parse_size(workload.limit) if workload.limit else None,
             )  # fmt: skip
@@ -114,7 +115,8 @@ def halves(path: Path) -> tuple[dict[str, int], dict[str, int]]:
     """The work of a step's forward and of its backward pass."""
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    step: StepPlan = compile_step(onnx.load(bundle.file(FORWARD)), manifest.trainable, Knobs(**manifest.knobs))
+    network = import_network(ir.load(bundle.file(FORWARD)), manifest.trainable, manifest.input.framing.stored)
+    step: StepPlan = compile_step(network, manifest.knobs)
     graph = step.graph
     forward, backward = (
         count_work(graph, ops, step.knobs, manifest.optimizer) for ops in (graph.forward, graph.backward)

@@ -118,8 +118,7 @@ def copy_pictures(source: Path, out: Path, count: int | None) -> None:
     chosen = [i * dataset.count // count for i in range(count)]
     images = b"".join(dataset.image(i) for i in chosen)
     labels = b"".join(dataset.labels[i].to_bytes(4, "little") for i in chosen)
-    side = dataset.size
-    tensors = [("images", "U8", (count, side, side, 3), images), ("labels", "I32", (count,), labels)]
+    tensors = [("images", "U8", (count, *dataset.shape), images), ("labels", "I32", (count,), labels)]
     write_tensors(out, tensors, open_tensors(source).metadata)
 
 

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
-from .compile import Knobs, StepPlan
+from tinytl_edge.runtime.knobs import Choice as Choice
+from tinytl_edge.runtime.knobs import Knobs
+
+from .compile import StepPlan
 from .cost import cost
 
 WITHOUT_ANY = Knobs(scratch_bytes=2**62)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A knob that is turned, what its step would take more without it, and the share of time that it adds.
-
-    `time_share` is an estimate, below zero where the choice saves time as well.
-    """
-
-    knob: str
-    bytes_saved: int
-    time_share: float
 
 
 def weigh_choices(

@@ -1,22 +1,18 @@
-"""The passes in order: import, fuse, differentiate, fold, recompute, compress, update, stream, plan, verify; and what
+"""The passes in order: fuse, differentiate, fold, recompute, compress, update, stream, plan, verify; and what
 the result takes in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from onnx import ModelProto
-
-from tinytl_edge.runtime.dataset import stored_size
+from tinytl_edge.runtime.knobs import Knobs as Knobs
 
 from .compress import compress_kept
 from .differentiate import differentiate
 from .fold import fold
-from .fuse import SCRATCH_BYTES, fuse
-from .import_onnx import import_forward
+from .fuse import fuse
 from .ir import Graph
-from .plan import PHOTOGRAPH, Plan, plan
+from .plan import Plan, plan
 from .quantise import is_quantised
 from .recompute import candidates, multiply_adds, name_segments, recompute
 from .stream import stream
@@ -31,20 +27,6 @@ PROCESS_BYTES = 1_330_000
 OPERATOR_BYTES = 450
 PARAMETER_BYTES = 1_300
 MAPPED_BYTES = 3_500
-
-
-@dataclass(frozen=True)
-class Knobs:
-    """How a step trades time and precision for memory; the defaults trade nothing."""
-
-    frozen_weights: str = "float32"  # or 'int8'
-    streamed: bool = False  # frozen weights are read from the file where they are needed, instead of mapped
-    trained_weights: str = "float32"  # or 'bfloat16', with stochastic rounding
-    moments: str = "float32"  # of the optimizer; or '8bit', block-wise
-    sums: str = "float32"  # of a batch's gradients; 'bfloat16', or 'none': one sample a step
-    kept: str = "float32"  # maps that wait for the backward pass; or 'bfloat16', '8bit'
-    recomputed: int = 0  # how many of the segments, the most worthwhile first
-    scratch_bytes: int = SCRATCH_BYTES  # for the wide maps of an inverted residual
 
 
 @dataclass(frozen=True)
@@ -104,29 +86,21 @@ class StepPlan:
         return sum(multiply_adds(op) for op in self.graph.ops())
 
 
-def count_multiply_adds(forward: ModelProto, trainable: Iterable[str]) -> int:
+def count_multiply_adds(network: Graph) -> int:
     """Of one sample's step that computes nothing twice: forward and backward, what any runtime has to do.
 
     Those of convolutions and linear layers: forward, for each gradient of an input that leads to a trainable, and for
     each gradient of a weight that trains.
     """
-    graph = import_forward(forward, trainable)
+    graph = network.copy()
     differentiate(graph)
     return sum(multiply_adds(op) for op in graph.ops())
 
 
-def compile_step(
-    forward: ModelProto, trainable: Iterable[str], knobs: Knobs | None = None, several: bool = False
-) -> StepPlan:
-    """Compile a training step, for one label a photograph or for several.
-
-    Raises:
-        UsageError: the graph holds something that cannot be compiled.
-    """
+def compile_step(network: Graph, knobs: Knobs | None = None, several: bool = False) -> StepPlan:
+    """Compile a training step of an imported network, for one label an image or for several."""
     knobs = knobs or Knobs()
-    graph = import_forward(forward, trainable)
-    side = stored_size(graph.values[graph.image].shape[0])
-    graph.add_value(PHOTOGRAPH, (side, side, 3), "uint8")
+    graph = network.copy()
     fuse(graph, knobs.scratch_bytes)
     name_segments(graph)
     differentiate(graph, several)

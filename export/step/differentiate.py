@@ -3,12 +3,12 @@
 What an operator keeps from the forward pass:
 
 - a convolution or linear layer: its input, where its weight trains; nothing otherwise
-- ReLU and ReLU6, fused or not: one bit an element; other activations: their input
+- a clamp (ReLU, ReLU6, a quantised range), fused or not: one bit an element; other activations: their input
 - a product: each factor, where the other has a gradient
 - max pooling: one byte an output, the winner's place in its window
-- GroupNorm, and a channel's scale that trains: the input (and GroupNorm's statistics)
+- a norm, and a channel's scale that trains: the input (and the norm's statistics)
 - dropout: its mask
-- add, average pooling, upsampling: nothing
+- add, average pooling, resizing, copies and shuffles of channels: nothing
 
 The gradient of a trainable part is a value like others, which operators add to.
 """
@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from .ir import Graph, Op
 
 GRADIENT_OF_LOGITS = "gradient/logits"
-CLAMPS = ("relu", "relu6")  # activations whose gradient one bit an element decides
 
 
 def gradient_of(part: str) -> str:
@@ -69,12 +68,17 @@ class _Differentiation:
             "add": self._add,
             "dropout": self._dropout,
             "affine": self._affine,
-            "group_norm": self._group_norm,
+            "prelu": self._prelu,
+            "group_norm": self._norm,
+            "channel_norm": self._norm,
+            "copy": self._copy,
+            "shuffle": self._shuffle,
             "multiply": self._multiply,
             "max_pool": self._max_pool,
             "average_pool": self._linear_map,
             "global_pool": self._linear_map,
             "upsample": self._linear_map,
+            "resample": self._resample,
         }
         for op in reversed(graph.forward):
             y = op.writes["y"]
@@ -119,14 +123,14 @@ class _Differentiation:
         """The gradient of another value is a contribution to the gradient of `value`, a whole map."""
         self._gradients.setdefault(value, _Gradient()).shared.append(gradient)
 
-    def _emit_dx(self, op: Op, x: str) -> None:
-        """Append an operator that computes a contribution to the gradient of x under the role dx."""
+    def _emit_dx(self, op: Op, x: str, role: str = "dx", partial: bool = False) -> None:
+        """Append an operator that adds under a role to the gradient of x; `partial`: to some of it."""
         graph, root = self._graph, self._graph.root(x)
         gradient = self._gradients.setdefault(root, _Gradient())
         view = graph.values[x]
-        adds = op.kind in ("pointwise_dx", "conv_dx")
-        if gradient.own is None and view.base is None:
-            gradient.own = op.writes["dx"] = graph.add_value(f"gradient/{root}", view.shape)
+        adds = op.kind in ("pointwise_dx", "conv_dx", "copy")
+        if gradient.own is None and view.base is None and not partial:
+            gradient.own = op.writes[role] = graph.add_value(f"gradient/{root}", view.shape)
             graph.backward.append(op)
             return
         if gradient.own is None:
@@ -134,12 +138,12 @@ class _Differentiation:
             graph.backward.append(Op("zero", {}, {"y": gradient.own}))
         total = graph.same_run(x, gradient.own)
         if adds:
-            op.writes["dx"] = total
-            op.adds_to = ("dx",)
+            op.writes[role] = total
+            op.adds_to = (role,)
             graph.backward.append(op)
             return
-        op.writes["dx"] = graph.add_value(f"gradient/{x}", view.shape)
-        graph.backward += [op, Op("add", {"x": total, "other": op.writes["dx"]}, {"y": total}, adds_to=("y",))]
+        op.writes[role] = graph.add_value(f"gradient/{x}", view.shape)
+        graph.backward += [op, Op("add", {"x": total, "other": op.writes[role]}, {"y": total}, adds_to=("y",))]
 
     def _through_mask(self, op: Op, gradient: str) -> str:
         """Let the forward operator keep its mask, and apply it to the gradient of its output."""
@@ -168,7 +172,7 @@ class _Differentiation:
             self._emit_dx(Op(f"{op.kind}_dx", {"dy": gradient}, {}, parameters, attributes), x)
 
     def _activate(self, op: Op, gradient: str) -> None:
-        if op.attributes["activation"] in CLAMPS:
+        if op.attributes["activation"] == "clamp":
             self._arrives(op.reads["x"], self._through_mask(op, gradient))
             return
         op.in_place = ()  # the input is read later
@@ -200,22 +204,51 @@ class _Differentiation:
             reads = {"dy": gradient, "mask": op.writes["mask"]}
             self._emit_dx(Op("dropout_dx", reads, {}, in_place=("dy",)), op.reads["x"])
 
+    def _copy(self, op: Op, gradient: str) -> None:
+        x = op.reads["x"]
+        if not self._is_wanted(x):
+            return
+        first, count = op.attributes["x_first"], op.attributes["count"]
+        back = {"x_first": op.attributes["y_first"], "y_first": first, "count": count}
+        partial = count < self._graph.values[x].shape[2]
+        self._emit_dx(Op("copy", {"x": gradient}, {}, {}, back), x, "y", partial)
+
+    def _shuffle(self, op: Op, gradient: str) -> None:
+        x = op.reads["x"]
+        back = {"groups": self._graph.values[x].shape[2] // op.attributes["groups"]}
+        self._emit_dx(Op("shuffle", {"x": gradient}, {}, {}, back), x, "y")
+
     def _affine(self, op: Op, gradient: str) -> None:
+        x, trained = op.reads["x"], self._trained(op, "weight", "bias")
+        if "weight" not in op.parameters:  # a shift alone
+            if "db" in trained:
+                bias_gradient = Op("bias_gradient", {"dy": gradient}, {"db": trained["db"]}, adds_to=("db",))
+                self._graph.backward.append(bias_gradient)
+            if self._is_wanted(x):
+                self._arrives(x, gradient)
+            return
         reads = {"dy": gradient}
-        trained = self._trained(op, "weight", "bias")
         if "dw" in trained:
-            reads["x"] = op.reads["x"]
+            reads["x"] = x
             # The input is read later, so the forward pass must not write over it.
             op.in_place = ()
         parameters = {"weight": op.parameters["weight"]}
-        self._emit_backward(Op("affine_backward", reads, {}, parameters, in_place=("dy",)), op.reads["x"], trained)
+        self._emit_backward(Op("affine_backward", reads, {}, parameters, in_place=("dy",)), x, trained)
 
-    def _group_norm(self, op: Op, gradient: str) -> None:
+    def _prelu(self, op: Op, gradient: str) -> None:
+        reads = {"x": op.reads["x"], "dy": gradient}
+        backward = Op("prelu_backward", reads, {}, dict(op.parameters), in_place=("dy",))
+        self._emit_backward(backward, op.reads["x"], self._trained(op, "weight"))
+
+    def _norm(self, op: Op, gradient: str) -> None:
         reads = {"x": op.reads["x"], "dy": gradient, "statistics": op.writes["statistics"]}
-        backward = Op(
-            "group_norm_backward", reads, {}, {"weight": op.parameters["weight"]}, dict(op.attributes), in_place=("dy",)
-        )
+        parameters = {role: name for role, name in op.parameters.items() if role == "weight"}
+        backward = Op(f"{op.kind}_backward", reads, {}, parameters, dict(op.attributes), in_place=("dy",))
         self._emit_backward(backward, op.reads["x"], self._trained(op, "weight", "bias"))
+
+    def _resample(self, op: Op, gradient: str) -> None:
+        back = Op("resample_dx", {"dy": gradient}, {}, dict(op.parameters), dict(op.attributes))
+        self._emit_dx(back, op.reads["x"])
 
     def _emit_backward(self, op: Op, x: str, trained: dict[str, str]) -> None:
         """Append an operator that computes dx and, beside it, gradients of its parameters."""

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
-from onnx import ModelProto
-
 from tinytl_edge.runtime.errors import MemoryLimitError
+from tinytl_edge.runtime.knobs import SCRATCH_BYTES
 from tinytl_edge.runtime.memory import megabytes
 from tinytl_edge.runtime.threads import THREAD_BYTES
 
 from .compile import Knobs, StepPlan, compile_step
 from .cost import cost
-from .fuse import SCRATCH_BYTES
+from .ir import Graph
 
 _SCRATCH = (SCRATCH_BYTES, SCRATCH_BYTES // 2)
 _KEPT = (("float32", "bfloat16"), ("8bit",))  # 8 bits only where nothing else fits
 
 
 def fit(
-    forward: ModelProto,
-    trainable: Iterable[str],
+    network: Graph,
     optimizer: str,
     batch_size: int,
     frozen_weights: str | None,
@@ -35,10 +33,9 @@ def fit(
     `frozen_weights` None lets the limit decide: float32 where it fits. `several` labels a photograph have another loss.
 
     Raises:
-        UsageError: the graph cannot be compiled.
         MemoryLimitError: no setting fits; names the smallest limit that would do.
     """
-    compiler = _Compiler(forward, tuple(trainable), optimizer, batch_size, threads, several)
+    compiler = _Compiler(network, optimizer, batch_size, threads, several)
     sums = "none" if batch_size == 1 else "float32"
     exact = Knobs(frozen_weights=frozen_weights or "float32", sums=sums)
     plain = compiler.step(exact)
@@ -86,14 +83,13 @@ class _Compiler:
 
     def __init__(
         self,
-        forward: ModelProto,
-        trainable: tuple[str, ...],
+        network: Graph,
         optimizer: str,
         batch_size: int,
         threads: int,
         several: bool,
     ) -> None:
-        self._forward, self._trainable, self._optimizer, self._several = forward, trainable, optimizer, several
+        self._network, self._optimizer, self._several = network, optimizer, several
         self._batch_size = batch_size
         self._other_threads = (threads - 1) * THREAD_BYTES
         self._compiled: dict[Knobs, StepPlan] = {}
@@ -103,7 +99,7 @@ class _Compiler:
         if not knobs.streamed:
             program = replace(program, frozen_weights="float32")
         if program not in self._compiled:
-            self._compiled[program] = compile_step(self._forward, self._trainable, program, self._several)
+            self._compiled[program] = compile_step(self._network, program, self._several)
         return replace(self._compiled[program], knobs=knobs)
 
     def with_recomputation(self, step: StepPlan, limit: int) -> StepPlan:

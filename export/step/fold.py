@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from .ir import Graph, Op
 
 _DX = ("pointwise_dx", "depthwise_dx", "conv_dx")
@@ -9,10 +11,10 @@ _DX = ("pointwise_dx", "depthwise_dx", "conv_dx")
 
 def fold(graph: Graph) -> None:
     """Fold what stands right behind a dX and works on its result alone."""
-    readers: dict[str, int] = {}
+    readers, writers = Counter[str](), Counter[str]()
     for op in graph.backward:
-        for name in op.reads.values():
-            readers[name] = readers.get(name, 0) + 1
+        readers.update(op.reads.values())
+        writers.update(op.writes.values())
     maker: dict[str, Op] = {}
     backward: list[Op] = []
     for op in graph.backward:
@@ -26,7 +28,8 @@ def fold(graph: Graph) -> None:
             dx.writes["db"] = op.writes["db"]
             dx.adds_to = (*dx.adds_to, "db")
             continue
-        if op.kind in _DX and not op.adds_to:
+        # What a second operator adds to is finished only there.
+        if op.kind in _DX and not op.adds_to and writers[op.writes["dx"]] == 1:
             maker[op.writes["dx"]] = op
         backward.append(op)
     graph.backward = backward

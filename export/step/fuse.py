@@ -17,16 +17,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tinytl_edge.runtime.knobs import SCRATCH_BYTES
+
 from .ir import Graph, Op, Shape
 
-SCRATCH_BYTES = 512 * 1024  # of a chain's wide maps, or of a weight's gradient: they stay in a second-level cache
 _CHANNEL_STEP = 32  # chunks are whole panels of the kernels
 
 
 def fuse(graph: Graph, scratch_bytes: int = SCRATCH_BYTES) -> None:
     """Split all chains of a forward graph whose wide maps, or a weight's gradient, take more than `scratch_bytes`."""
     forward: list[Op] = []
-    chains = {id(chain.ops[-1]): chain for chain in _chains(graph)}
+    chains = {id(chain.ops[-1]): chain for chain in _apart(_chains(graph))}
     inside = {id(op) for chain in chains.values() for op in chain.ops[:-1]}
     for op in graph.forward:
         if id(op) in chains:
@@ -50,10 +51,22 @@ def _chains(graph: Graph) -> list[_Chain]:
             ops.append(following[0])
             if following[0].kind not in ("depthwise", "affine", "activate"):
                 break
-        narrows = ops[-1].kind == "pointwise" and ops[-1].attributes["activation"] == "none"
+        narrows = ops[-1].kind == "pointwise" and len(ops) > 1
         if ops[-1].kind == "global_pool" or (narrows and any(middle.kind == "depthwise" for middle in ops[1:-1])):
             chains.append(_Chain(graph, ops))
     return chains
+
+
+def _apart(chains: list[_Chain]) -> list[_Chain]:
+    """Chains that share no operator: where one ends with what begins another, that with the larger wide maps."""
+    taken: set[int] = set()
+    chosen = []
+    for chain in sorted(chains, key=lambda chain: -chain.widest()):
+        operators = {id(op) for op in chain.ops}
+        if not taken & operators:
+            taken |= operators
+            chosen.append(chain)
+    return chosen
 
 
 @dataclass
@@ -82,6 +95,10 @@ class _Chain:
     def is_head(self) -> bool:
         """Does it end with the mean of each channel?"""
         return self.ops[-1].kind == "global_pool"
+
+    def widest(self) -> int:
+        """Elements of the largest of its wide maps."""
+        return max(math.prod(self._shape(op.writes["y"])) for op in self.ops[:-1])
 
     def _pixels(self) -> int:
         """The most that the wide maps have at a time: two neighbours of them live."""
@@ -130,7 +147,21 @@ class _Chain:
                 chunk_ops.append(copy)
             self._tag(chunk_ops, name)
             result += chunk_ops
-        return result
+        return result + self._clamped(result)
+
+    def _clamped(self, chunks: list[Op]) -> list[Op]:
+        """A clamp of the last operator waits for the sum of all chunks."""
+        last = self.ops[-1]
+        if self.is_head or last.attributes["activation"] == "none":
+            return []
+        whole = last.writes["y"]
+        total = self.graph.add_value(f"{whole}/sum", self._shape(whole))
+        for op in chunks:
+            if op.writes["y"] == whole:
+                op.writes["y"] = total
+                clamp = {key: op.attributes.pop(key) for key in ("low", "high")}
+                op.attributes["activation"] = "none"
+        return [Op("activate", {"x": total}, {"y": whole}, {}, {"activation": "clamp", **clamp}, in_place=("x",))]
 
     def _narrowed(self, op: Op, channels: int) -> dict[str, object]:
         """An operator's attributes when it works on fewer of the wide channels."""
@@ -181,7 +212,8 @@ class _Chain:
             if "geometry" in op.attributes:
                 g = op.attributes["geometry"]
                 first = max(0, first * g["stride"][0] - g["pad"][0])
-                end = min(g["in"][0], (end - 1) * g["stride"][0] - g["pad"][0] + g["kernel"][0])
+                reach = (g["kernel"][0] - 1) * g["dilation"][0] + 1
+                end = min(g["in"][0], (end - 1) * g["stride"][0] - g["pad"][0] + reach)
             spans.insert(0, (first, end))
         return spans
 

@@ -1,23 +1,26 @@
 """The compiler's graph: operators on the values of one sample, in the order in which they run.
 
-Maps are [height, width, channels]; vectors [channels]; masks hold one bit for each element of their shape. An operator
-names what it reads and writes by role. A value is written once, except that operators may add to it, and that each may
-write a run of a map: some rows, or some channels of its only pixel.
+Maps are [height, width, channels], vectors are maps of one pixel; masks hold one bit for each element of their shape.
+An operator names what it reads and writes by role. A value is written once, except that operators may add to it, and
+that each may write a run of a map (some rows, or some channels of its only pixel) or some channels of all pixels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .quantise import Quantised
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
-BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "uint8": 8, "bit": 1}
+BITS = {"float32": 32, "bfloat16": 16, "uint16": 16, "int8": 8, "uint8": 8, "bit": 1}
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ class Op:
 
     `reads` and `writes` map roles to values, `parameters` roles to names of parts of parameters. The first of `writes`
     may take the place of a value that it reads under one of the roles in `in_place`, where nobody reads that one
-    later. What is written under the roles in `adds_to` is added to what the value holds. Operators of one `segment`
-    can be run again together.
+    later. What is written under the roles in `adds_to` is added to what the value holds; under those in `completes`
+    only a part of the value is written, and the rest of it stays. Operators of one `segment` can be run again
+    together.
     """
 
     kind: str
@@ -58,7 +62,15 @@ class Op:
     attributes: dict[str, Any] = field(default_factory=dict)
     in_place: tuple[str, ...] = ()
     adds_to: tuple[str, ...] = ()
+    completes: tuple[str, ...] = ()
     segment: str | None = None
+
+    def copy(self) -> Op:
+        """An operator that can be changed without changing this one."""
+        return replace(
+            self, reads=dict(self.reads), writes=dict(self.writes), parameters=dict(self.parameters),
+            attributes=dict(self.attributes),
+        )  # fmt: skip
 
 
 @dataclass
@@ -73,11 +85,20 @@ class Graph:
     backward: list[Op] = field(default_factory=list)
     parts: dict[str, Part] = field(default_factory=dict)
     persistent: set[str] = field(default_factory=set)  # values that live from step to step, zero at first
+    mask_pixels: dict[int, int] = field(
+        default_factory=dict
+    )  # by dropout layer: its mask is [channels, so many pixels]
 
     def ops(self) -> Iterator[Op]:
         """All operators in the order of a training step."""
         yield from self.forward
         yield from self.backward
+
+    def copy(self) -> Graph:
+        """A graph that passes may change without changing this one; parameters are shared."""
+        copied = replace(self, values=dict(self.values), parts=dict(self.parts), persistent=set(self.persistent))
+        copied.forward, copied.backward = [op.copy() for op in self.forward], [op.copy() for op in self.backward]
+        return copied
 
     def add_value(self, name: str, shape: Shape, dtype: str = "float32") -> str:
         """A new value under `name`, or a name near to it; returns the name."""
@@ -135,9 +156,19 @@ class Graph:
         return names
 
 
+def in_engine_layout(value: Array, layout: str, groups: int = 1) -> Array:
+    """PyTorch's values in the order in which the engine has them; see `Parameter`."""
+    if layout == "conv":
+        out, inner, height, width = value.shape
+        return value.reshape(groups, out // groups, inner, height, width).transpose(3, 4, 0, 2, 1)
+    if layout == "depthwise":
+        return value[:, 0].transpose(1, 2, 0)
+    return value.T if layout == "linear" else value
+
+
 @dataclass
 class Parameter:
-    """A weight or bias: its PyTorch name and shape, and its values in the engine's layout.
+    """A weight or bias: its name and shape in the network graph, and its values in the engine's layout.
 
     `layout` tells how one becomes the other: 'conv' [out, in/group, h, w] -> [h, w, group, in/group, out/group],
     'depthwise' [channel, 1, h, w] -> [h, w, channel], 'linear' [out, in] -> [in, out], 'vector' as it is.
@@ -149,20 +180,13 @@ class Parameter:
     value: Array
     groups: int = 1
     trains: bool = False
+    quantised: Quantised | None = None  # the source's own 8 bits
 
     @staticmethod
     def from_torch(name: str, value: Array, layout: str, groups: int = 1) -> Parameter:
         """Bring PyTorch's values into the engine's layout."""
-        shape = value.shape
-        if layout == "conv":
-            out, inner, height, width = shape
-            split = value.reshape(groups, out // groups, inner, height, width)
-            value = split.transpose(3, 4, 0, 2, 1)
-        elif layout == "depthwise":
-            value = value[:, 0].transpose(1, 2, 0)
-        elif layout == "linear":
-            value = value.T
-        return Parameter(name, tuple(shape), layout, np.ascontiguousarray(value, np.float32), groups)
+        laid_out = np.ascontiguousarray(in_engine_layout(value, layout, groups), np.float32)
+        return Parameter(name, tuple(value.shape), layout, laid_out, groups)
 
     def to_torch(self, value: Array) -> Array:
         """The inverse: values in the engine's layout as PyTorch has them."""

@@ -1,17 +1,16 @@
 """The step program as a file: step.safetensors, which the native trainer executes.
 
-Tensors: `ops` i32 [operators, WORDS], one record an operator (`Word` names the words); `parts` i32 [parts, 4]:
+Tensors: `ops` i32 [operators, WORDS], one record an operator (operators.py names the words); `parts` i32 [parts, 4]:
 parameter, axis, first, count (see `ir.Part`); for each parameter `value/NAME`, its parts one behind the other in the
-engine's layout: float32, or int8 with `scale/NAME` [outputs] where it is frozen and quantised. The metadata entry
-`program` is JSON: arena size, where image, targets and logits lie, the number of forward operators, the parameters, and
-what of the bundle the trainer has to know.
+engine's layout: float32, or int8 with `scale/NAME` [outputs in all] where it is frozen and quantised (and its "zero" in
+the parameter's description). The metadata entry `program` is JSON: arena size, where image, targets and logits lie, the
+number of forward operators, the parameters, and what of the bundle the trainer has to know.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -19,101 +18,22 @@ import numpy as np
 from tinytl_edge.runtime.bundle import Manifest
 from tinytl_edge.runtime.tensors import write_tensors
 
+from .check import check
 from .compile import StepPlan
 from .ir import Graph, Op
+from .operators import ACTIVATION_NUMBERS, OPERATORS, WORDS, Activation, AttributeType, Word, adds, geometry
 from .plan import PHOTOGRAPH, Plan
 from .quantise import is_quantised, quantise
 
 FORMAT = "tinytl-edge-step"
-VERSION = "2"
-
-
-class Opcode(IntEnum):
-    """Kernels, by number; runtime/native/program.h repeats them."""
-
-    POINTWISE = 1
-    POINTWISE_DX = 2
-    POINTWISE_DW = 3
-    DEPTHWISE = 4
-    DEPTHWISE_DX = 5
-    DEPTHWISE_DW = 6
-    CONV = 7
-    CONV_DX = 8
-    CONV_DW = 9
-    ACTIVATE = 10
-    MASK_GRADIENT = 11
-    BIAS_GRADIENT = 12
-    ADD = 13
-    AVERAGE_POOL = 14
-    AVERAGE_POOL_DX = 15
-    GLOBAL_POOL = 16
-    GLOBAL_POOL_DX = 17
-    UPSAMPLE = 18
-    UPSAMPLE_DX = 19
-    GROUP_NORM = 20
-    GROUP_NORM_BACKWARD = 21
-    AFFINE = 22
-    AFFINE_BACKWARD = 23
-    DROPOUT = 24
-    DROPOUT_DX = 25
-    LOSS = 26
-    ZERO = 27
-    UPDATE = 28
-    ADD_ROUNDED = 29
-    LOAD = 30
-    ACTIVATION_DX = 31
-    MULTIPLY = 32
-    MULTIPLY_DX = 33
-    MULTIPLY_DOTHER = 34
-    MAX_POOL = 35
-    MAX_POOL_DX = 36
-    COMPRESS = 37
-    DECOMPRESS = 38
-
-
-class Word(IntEnum):
-    """What each word of a record is. Places are byte offsets in the arena, parameters indices; -1 is none."""
-
-    OPCODE = 0
-    X = 1
-    OTHER = 2
-    DY = 3
-    MASK = 4
-    STATISTICS = 5
-    Y = 6
-    DX = 7
-    DW = 8  # where a weight's gradient is added to
-    DB = 9  # where a bias' gradient is added to
-    WEIGHT = 10
-    BIAS = 11
-    ADDS = 12  # 1: y or dx is added to
-    ACTIVATION = 13
-    NUMBER = 14  # a dropout's layer, a GroupNorm's groups, a kept map's bits, or an attribute that is true (`_NUMBERS`)
-    EPSILON = 15  # float32 bits
-    IN_HEIGHT = 16
-    IN_WIDTH = 17
-    IN_CHANNELS = 18
-    OUT_HEIGHT = 19
-    OUT_WIDTH = 20
-    OUT_CHANNELS = 21
-    KERNEL_HEIGHT = 22
-    KERNEL_WIDTH = 23
-    STRIDE_HEIGHT = 24
-    STRIDE_WIDTH = 25
-    PAD_TOP = 26
-    PAD_LEFT = 27
-    GROUPS = 28
-
-
-WORDS = len(Word)
-_ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "hard_swish": 3, "hard_sigmoid": 4, "sigmoid": 5, "silu": 6}
-_WORDS = {"targets": Word.OTHER, "index": Word.MASK}  # roles without a word of their own
-_NUMBERS = ("layer", "groups", "bits", "rounded", "include_pad", "per_channel", "several")
+VERSION = "3"
 
 
 def write_program(path: Path, step: StepPlan, manifest: Manifest) -> None:
     """Write a verified plan as a program."""
     graph, plan, knobs = step.graph, step.plan, step.knobs
+    for op in graph.ops():
+        check(op, graph, knobs.frozen_weights)
     used = {name for op in graph.ops() for name in op.parameters.values()}
     parts = sorted(map(graph.part, used), key=lambda part: (part.parameter.name, part.first))
     index = {part.name: number for number, part in enumerate(parts)}
@@ -122,7 +42,7 @@ def write_program(path: Path, step: StepPlan, manifest: Manifest) -> None:
     records = np.array([_record(op, graph, plan, index) for op in graph.ops()], np.int32)
     table = np.array([(number[p.parameter.name], p.axis, p.first, p.count) for p in parts], np.int32)
     tensors = [("ops", "I32", records.shape, records.tobytes()), ("parts", "I32", table.shape, table.tobytes())]
-    described = []
+    described: list[dict[str, object]] = []
     for parameter in parameters:
         quantised = is_quantised(parameter, knobs.frozen_weights)
         own = [part for part in parts if part.parameter is parameter]
@@ -138,11 +58,14 @@ def write_program(path: Path, step: StepPlan, manifest: Manifest) -> None:
                 "moments": knobs.moments if low_precision else "float32",
             }
         )
-        values, scale = quantise(parameter.value) if quantised else (parameter.value, None)
+        values = parameter.value
+        if quantised:
+            stored = quantise(parameter)
+            values, scale = stored.codes, stored.scale.astype(np.float32)
+            described[-1]["zero"] = stored.zero
+            tensors.append((f"scale/{parameter.name}", "F32", scale.shape, scale.tobytes()))
         content = b"".join(part.of(values).tobytes() for part in own)
         tensors.append((f"value/{parameter.name}", "I8" if quantised else "F32", (parameter.value.size,), content))
-        if scale is not None:
-            tensors.append((f"scale/{parameter.name}", "F32", scale.shape, scale.tobytes()))
     program = {
         "arena_bytes": plan.arena_bytes,
         "forward_ops": len(graph.forward),
@@ -154,10 +77,15 @@ def write_program(path: Path, step: StepPlan, manifest: Manifest) -> None:
         "sums": knobs.sums,
         "streamed": knobs.streamed,
         "classes": manifest.class_count,
-        "resolution": manifest.resolution,
-        "mean": list(manifest.mean),
-        "std": list(manifest.std),
-        "dropouts": [{"elements": int(np.prod(d.shape)), "rate": d.rate} for d in manifest.dropouts],
+        "height": manifest.input.height,
+        "width": manifest.input.width,
+        "channels": manifest.input.channels,
+        "mean": list(manifest.input.mean),
+        "std": list(manifest.input.std),
+        "dropouts": [
+            {"elements": int(np.prod(d.shape)), "pixels": graph.mask_pixels[layer], "rate": d.rate}
+            for layer, d in enumerate(manifest.dropouts)
+        ],
         "optimizer": manifest.optimizer,
         "backbone": manifest.backbone,
         "method": manifest.method,
@@ -170,30 +98,28 @@ def write_program(path: Path, step: StepPlan, manifest: Manifest) -> None:
 
 
 def _record(op: Op, graph: Graph, plan: Plan, index: dict[str, int]) -> list[int]:
-    record = [-1] * WORDS
-    record[Word.OPCODE] = Opcode[op.kind.upper()]
-    for role, name in (*op.reads.items(), *op.writes.items()):
-        if role != "loaded":  # the operator that loads it says where it lies
-            record[_WORDS[role] if role in _WORDS else Word[role.upper()]] = plan.offsets[name]
+    operator = OPERATORS[op.kind]
+    record = [-1] * Word.ADDS + [0] * (WORDS - Word.ADDS)
+    record[Word.OPCODE] = operator.number
+    for place in (*operator.reads, *operator.writes):
+        name = op.reads.get(place.role) or op.writes.get(place.role)
+        if name is not None and place.role != "loaded":  # the operator that loads it says where it lies
+            record[place.word] = plan.offsets[name]
     for role, name in op.parameters.items():
         record[Word[role.upper()]] = index[name]
-    record[Word.ADDS] = int("y" in op.adds_to or "dx" in op.adds_to)
-    record[Word.ACTIVATION] = _ACTIVATIONS[op.attributes.get("activation", "none")]
-    record[Word.NUMBER] = next((int(op.attributes[key]) for key in _NUMBERS if key in op.attributes), 0)
-    record[Word.EPSILON] = struct.unpack("<i", struct.pack("<f", op.attributes.get("epsilon", 0.0)))[0]
-    record[Word.IN_HEIGHT :] = _geometry(op, graph)
+    record[Word.ADDS] = int(adds(op))
+    for attribute in operator.attributes:
+        value = op.attributes[attribute.name]
+        if attribute.type is AttributeType.ACTIVATION:
+            record[attribute.word] = activation = Activation[value.upper()]
+            for name, word in zip(ACTIVATION_NUMBERS.get(activation, ()), (Word.ALPHA, Word.BETA)):
+                record[word] = _bits(op.attributes[name])
+        else:
+            record[attribute.word] = _bits(value) if attribute.type is AttributeType.POSITIVE else int(value)
+    record[Word.IN_HEIGHT :] = geometry(op, graph)
     return record
 
 
-def _geometry(op: Op, graph: Graph) -> list[int]:
-    """The operator's own geometry, or the shape of what it works on (where a kernel only counts elements)."""
-    if "geometry" in op.attributes:
-        g = op.attributes["geometry"]
-        return [*g["in"], *g["out"], *g["kernel"], *g["stride"], *g["pad"], g["groups"]]
-    first = next(iter((*op.reads.values(), *op.writes.values())))
-    entering, leaving = (_as_map(graph.values[name].shape) for name in (first, next(iter(op.writes.values()), first)))
-    return [*entering, *leaving, 1, 1, 1, 1, 0, 0, 1]
-
-
-def _as_map(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape if len(shape) == 3 else (1,) * (3 - len(shape)) + shape
+def _bits(number: float) -> int:
+    """Of a float32."""
+    return int(struct.unpack("<i", struct.pack("<f", number))[0])

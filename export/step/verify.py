@@ -62,7 +62,7 @@ def verify(graph: Graph, plan: Plan) -> None:
             check_held(name, who)
         spots = [(role, name, place(name, who)) for role, name in op.writes.items()]
         for position, (role, name, spot) in enumerate(spots):
-            if role in op.adds_to:
+            if role in op.adds_to + op.completes:
                 check_held(name, who)
             for _, other, taken in spots[:position]:
                 if spot.start < taken.stop and taken.start < spot.stop:

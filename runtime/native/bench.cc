@@ -21,7 +21,7 @@ double percentile(std::vector<double> values, double share) {
 
 void fill_with_noise(Execution& execution, const Program& program, uint64_t number) {
   const uint64_t k = key({number});
-  const int64_t elements = 3LL * program.resolution * program.resolution;
+  const int64_t elements = int64_t{program.height} * program.width * program.channels;
   for (int64_t i = 0; i < elements; ++i) execution.image()[i] = static_cast<float>(2 * uniform(k, static_cast<uint64_t>(i)) - 1);
   for (int i = 0; i < program.classes; ++i)
     execution.targets()[i] = i == static_cast<int>(number % static_cast<uint64_t>(program.classes)) ? 1.0f : 0.0f;
@@ -96,7 +96,7 @@ void bench(const Job& job, Events& events) {
       .number("peak_multiply_adds_per_s", peak_multiply_adds())
       .begin_object("operator_ms");
   for (size_t i = 0; i < times.size(); ++i)
-    if (times[i] > 0) event.number(opcode_name(static_cast<Opcode>(i)), 1e3 * times[i] / static_cast<double>(profiled));
+    if (times[i] > 0) event.number(kDeclarations[i].name, 1e3 * times[i] / static_cast<double>(profiled));
   event.end_object();
   write_array(event, "step_ms", step_ms);
   write_array(event, "evaluation_ms", evaluation_ms);

@@ -1,5 +1,20 @@
-// Checks a program before anything of it runs: every place, size and index that an operator will use.
+// Checks a program before anything of it runs: holds every word of every operator against the operator's declaration
+// (operators.inc). A program that passes makes no kernel touch anything outside of its arena and its parameters:
+//
+//   - all sizes follow from an operator's geometry and attributes, which are bounded first, so that no product wraps,
+//     here in 64 bits or in a kernel in 32;
+//   - every place is aligned, lies in the arena with all of its size, and overlaps no other that is written;
+//   - every part of a parameter has the layout, the size and the storage that the kernel takes, and lies in memory, or
+//     in the arena since an operator before this one has loaded it;
+//   - what else a kernel follows (bands of a resample, layers of dropout, runs of channels) is followed here before.
+//
+// Winners of max pooling are read from the arena, where anything may lie: its kernel compares them and never follows.
+#include <array>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <initializer_list>
 
 #include "errors.h"
 #include "program.h"
@@ -7,298 +22,351 @@
 namespace tinytl {
 namespace {
 
+constexpr int64_t kLongest = 1 << 20;   // rows, columns, and how far a window reaches or a map is padded
+constexpr int64_t kLargest = 1 << 29;   // elements of a map
+constexpr int64_t kLongestStride = 4096;
+
+#define SAME_WORD(word, member) static_assert(static_cast<size_t>(Word::word) * 4 == offsetof(Record, member))
+SAME_WORD(kOpcode, opcode);
+SAME_WORD(kX, x);
+SAME_WORD(kOther, other);
+SAME_WORD(kDy, dy);
+SAME_WORD(kMask, mask);
+SAME_WORD(kStatistics, statistics);
+SAME_WORD(kY, y);
+SAME_WORD(kDx, dx);
+SAME_WORD(kDw, dw);
+SAME_WORD(kDb, db);
+SAME_WORD(kWeight, weight);
+SAME_WORD(kBias, bias);
+SAME_WORD(kAdds, adds);
+SAME_WORD(kActivation, activation);
+SAME_WORD(kNumber, number);
+SAME_WORD(kEpsilon, epsilon);
+SAME_WORD(kAlpha, alpha);
+SAME_WORD(kBeta, beta);
+SAME_WORD(kXFirst, x_first);
+SAME_WORD(kYFirst, y_first);
+SAME_WORD(kInHeight, geometry);
+static_assert(static_cast<size_t>(Word::kDilationHeight) * 4 ==
+              offsetof(Record, geometry) + offsetof(Geometry, dilation_height));
+static_assert(static_cast<size_t>(Word::kGroups) * 4 == offsetof(Record, geometry) + offsetof(Geometry, groups));
+
+// The product of numbers that are 1 or more, or `most` + 1 where it is larger than that.
+int64_t product(std::initializer_list<int64_t> factors, int64_t most) {
+  int64_t result = 1;
+  for (const int64_t factor : factors)
+    if (__builtin_mul_overflow(result, factor, &result) || result > most) return most + 1;
+  return result;
+}
+
+// An operator's size in one direction.
+struct Axis {
+  int64_t in, out, kernel, stride, pad, dilation;
+
+  int64_t reach() const { return (kernel - 1) * dilation + 1; }
+  bool bounded() const {
+    for (const int64_t size : {in, out, kernel, dilation})
+      if (size < 1 || size > kLongest) return false;
+    return stride >= 1 && stride <= kLongestStride && pad >= 0 && pad <= kLongest && reach() <= kLongest &&
+           (out - 1) * stride <= in + 2 * kLongest;
+  }
+  // Does every window hold a pixel?
+  bool always_holds() const { return pad < reach() && (out - 1) * stride - pad < in; }
+  bool is_plain() const { return kernel == 1 && stride == 1 && pad == 0 && dilation == 1; }
+};
+
 class Checker {
  public:
-  Checker(const Program& program, const std::string& path) : program_(program), path_(path), loaded_(program.parts.size()) {}
+  Checker(const Program& program, const std::string& path)
+      : program_(program), path_(path), loaded_(program.parts.size(), -1) {}
 
   void run() {
-    const int64_t pixels = int64_t{program_.resolution} * program_.resolution;
-    place(program_.photograph, program_.photograph_bytes, "the photograph");
-    place(program_.image, 12 * pixels, "the image");
-    place(program_.targets, 4LL * program_.classes, "the targets");
-    place(program_.logits, 4LL * program_.classes, "the logits");
-    for (index_ = 0; index_ < program_.ops.size(); ++index_) check(program_.ops[index_]);
+    outer("photograph", program_.photograph, program_.photograph_bytes);
+    outer("image", program_.image, 4LL * program_.channels * program_.height * program_.width);
+    outer("targets", program_.targets, 4LL * program_.classes);
+    outer("logits", program_.logits, 4LL * program_.classes);
+    const auto forward = static_cast<size_t>(program_.forward_ops);
+    for (; index_ < program_.ops.size(); ++index_) {
+      const Record& op = program_.ops[index_];
+      if (op.opcode < 1 || op.opcode >= static_cast<int32_t>(kOpcodes)) bad("kind");
+      declared_ = &kDeclarations[op.opcode];
+      if (index_ < forward && !declared_->forward) bad("place in the forward part");
+      check(op);
+    }
+    if (losses_ != 1) fail(kDamaged, "%s is damaged: it has %d losses.", path_.c_str(), losses_);
   }
 
  private:
   [[noreturn]] void bad(const char* what) const {
     fail(kDamaged, "%s is damaged: operator %zu has a bad %s.", path_.c_str(), index_, what);
   }
-
-  void place(int64_t offset, int64_t bytes, const char* what) const {
-    if (offset < 0 || offset % 4 != 0 || bytes <= 0 || offset + bytes > program_.arena_bytes) bad(what);
+  void need(bool holds, const char* what) const {
+    if (!holds) bad(what);
   }
 
-  const Part& part(int32_t index, int64_t elements) const {
-    if (index < 0 || static_cast<size_t>(index) >= program_.parts.size()) bad("parameter");
-    const Part& found = program_.parts[static_cast<size_t>(index)];
-    if (found.elements != elements) bad("parameter");
-    return found;
+  bool in_arena(int64_t offset, int64_t bytes) const {
+    return offset >= 0 && offset % 4 == 0 && bytes > 0 && bytes <= program_.arena_bytes &&
+           offset <= program_.arena_bytes - bytes;
   }
-
-  const Parameter& parameter_of(const Part& part) const {
-    return program_.parameters[static_cast<size_t>(part.parameter)];
-  }
-
-  // A weight that lies in memory, or was loaded by an operator before; with a scale for each output if it is int8.
-  void weight(int32_t index, int64_t elements, int64_t outputs) {
-    const Part& found = part(index, elements);
-    if (!found.weight.f32 && !found.weight.bf16 && !found.weight.i8 && !loaded_[static_cast<size_t>(index)])
-      bad("weight that was not loaded");
-    const Parameter& parameter = parameter_of(found);
-    if (parameter.storage == Storage::kInt8 && parameter.shape[0] != outputs && found.count != outputs) bad("weight");
-  }
-
-  void vector(int32_t index, int64_t elements) const {
-    if (!part(index, elements).weight.f32) bad("parameter");
-  }
-
-  void gradient(int32_t offset, int64_t elements) const {
-    if (offset >= 0) place(offset, 4 * elements, "gradient of a parameter");
-  }
-
-  void sizes(const Geometry& g, bool windows) const {
-    for (const int32_t n : {g.in_height, g.in_width, g.in_channels, g.out_height, g.out_width, g.out_channels,
-                            g.kernel_height, g.kernel_width, g.stride_height, g.stride_width, g.groups})
-      if (n < 1 || n > (1 << 20)) bad("size");
-    if (int64_t{g.in_height} * g.in_width * g.in_channels > (1 << 29) ||
-        int64_t{g.out_height} * g.out_width * g.out_channels > (1 << 29))
-      bad("size");
-    if (g.pad_top < 0 || g.pad_left < 0 || g.in_channels % g.groups != 0 || g.out_channels % g.groups != 0) bad("size");
-    // Each window must begin within the padded map, so that no kernel counts past it.
-    if (windows && ((g.out_height - 1) * int64_t{g.stride_height} - g.pad_top >= g.in_height ||
-                    (g.out_width - 1) * int64_t{g.stride_width} - g.pad_left >= g.in_width ||
-                    g.pad_top >= g.kernel_height || g.pad_left >= g.kernel_width))
-      bad("window");
+  void outer(const char* name, int64_t offset, int64_t bytes) const {
+    if (!in_arena(offset, bytes)) fail(kDamaged, "%s is damaged: its %s lies nowhere.", path_.c_str(), name);
   }
 
   void check(const Record& op) {
-    const Geometry& g = op.geometry;
+    std::memcpy(words_.data(), &op, sizeof op);
+    used_.fill(false);
+    used_[0] = true;
+    spots_count_ = 0;
+    geometry(op.geometry);
+    for (const DeclaredAttribute& attribute : declared_->attributes)
+      if (attribute.type != AttributeType{}) check_attribute(op, attribute);
+    bool may_add = false;
+    for (const DeclaredPlace& place : declared_->places) {
+      if (!place.use) break;
+      may_add |= (place.use & kMayAdd) != 0;
+      check_place(op, place);
+    }
+    for (const DeclaredPart& part : declared_->parts)
+      if (part.kind != PartKind{}) check_part(op, part);
+    overlaps();
+    const bool plain = op.activation == 0 && op.mask < 0 && op.db < 0;
+    need(op.adds == 0 || (op.adds == 1 && may_add && plain), "addition");
+    used_[static_cast<size_t>(Word::kAdds)] = true;
+    for (size_t word = 0; word < static_cast<size_t>(Word::kInHeight); ++word)
+      need(used_[word] || words_[word] == (word < static_cast<size_t>(Word::kAdds) ? -1 : 0), "word");
+    order(op);
+  }
+
+  // What a single declaration does not say.
+  void order(const Record& op) {
     const auto kind = static_cast<Opcode>(op.opcode);
-    const bool depthwise = kind >= Opcode::kDepthwise && kind <= Opcode::kDepthwiseDw;
-    const bool windows = kind >= Opcode::kPointwise && kind <= Opcode::kConvDw;
-    const bool pooling = kind == Opcode::kAveragePool || kind == Opcode::kAveragePoolDx || kind == Opcode::kMaxPool ||
-                         kind == Opcode::kMaxPoolDx;
-    sizes(g, windows || pooling);
-    const int64_t in = int64_t{g.in_height} * g.in_width * g.in_channels;
-    const int64_t out = int64_t{g.out_height} * g.out_width * g.out_channels;
-    const int64_t taps = int64_t{g.kernel_height} * g.kernel_width;
-    const int64_t weights = depthwise ? taps * g.in_channels : taps * (g.in_channels / g.groups) * g.out_channels;
-    if (depthwise && (g.in_channels != g.out_channels || g.groups != g.in_channels)) bad("size");
-    if (op.activation < 0 || op.activation > 6) bad("activation");
-    const bool curve = op.activation > 2;
-    if (curve && kind != Opcode::kActivate && kind != Opcode::kActivationDx) bad("activation");
-    for (const int32_t index : {op.weight, op.bias})
-      if (index < -1 || index >= static_cast<int32_t>(program_.parts.size())) bad("parameter");
-    if (op.adds < 0 || op.adds > 1) bad("addition");
-    switch (kind) {
-      case Opcode::kPointwise:
-      case Opcode::kDepthwise:
-      case Opcode::kConv:
-        place(op.x, 4 * in, "input");
-        place(op.y, 4 * out, "output");
-        weight(op.weight, weights, g.out_channels);
-        if (op.bias >= 0) vector(op.bias, g.out_channels);
-        if (op.mask >= 0) place(op.mask, (out + 7) / 8, "mask");
-        if (op.adds && (kind != Opcode::kPointwise || op.mask >= 0 || op.activation != 0)) bad("addition");
-        pointwise_shape(kind, g);
+    if (kind == Opcode::kLoss) ++losses_;
+    // Where the loss is no number, nothing has been updated.
+    need(kind != Opcode::kUpdate || losses_ == 1, "place in front of the loss");
+    need(kind != Opcode::kAffineBackward || op.dw < 0 || op.x >= 0, "input");
+  }
+
+  void geometry(const Geometry& g) {
+    const Axis rows{g.in_height, g.out_height, g.kernel_height, g.stride_height, g.pad_top, g.dilation_height};
+    const Axis columns{g.in_width, g.out_width, g.kernel_width, g.stride_width, g.pad_left, g.dilation_width};
+    need(rows.bounded() && columns.bounded() && g.in_channels >= 1 && g.out_channels >= 1 && g.groups >= 1, "size");
+    in_ = product({g.in_height, g.in_width, g.in_channels}, kLargest);
+    out_ = product({g.out_height, g.out_width, g.out_channels}, kLargest);
+    need(in_ <= kLargest && out_ <= kLargest, "size");
+    const bool channels_stay = g.in_channels == g.out_channels;
+    const int64_t in_pixels = int64_t{g.in_height} * g.in_width, out_pixels = int64_t{g.out_height} * g.out_width;
+    switch (declared_->rule) {
+      case Rule::kConvolution:
+        return need(g.in_channels % g.groups == 0 && g.out_channels % g.groups == 0, "number of groups");
+      case Rule::kDepthwise:
+        return need(channels_stay && g.groups == g.in_channels, "number of groups");
+      case Rule::kPooling:
+        need(rows.always_holds() && columns.always_holds() && rows.dilation == 1 && columns.dilation == 1, "window");
+        return need(channels_stay && g.groups == 1, "size");
+      default:
+        need(rows.is_plain() && columns.is_plain() && g.groups == 1, "window");
+    }
+    switch (declared_->rule) {
+      case Rule::kPointwise:
+      case Rule::kPixels:
+        return need(in_pixels == out_pixels, "size");
+      case Rule::kResizing:
+        return need(channels_stay, "size");
+      case Rule::kSame:
+        return need(in_ == out_, "size");
+      case Rule::kByChannel:
+        return need(out_ == g.in_channels, "size");
+      case Rule::kOfOnePixel:
+        return need(in_ == g.out_channels, "size");
+      default:
         return;
-      case Opcode::kPointwiseDx:
-      case Opcode::kDepthwiseDx:
-      case Opcode::kConvDx:
-        place(op.dy, 4 * out, "gradient");
-        place(op.dx, 4 * in, "output");
-        weight(op.weight, weights, g.out_channels);
-        if (op.mask >= 0) place(op.mask, (in + 7) / 8, "mask");
-        gradient(op.db, g.in_channels);
-        if (op.adds && (kind == Opcode::kDepthwiseDx || op.mask >= 0 || op.db >= 0)) bad("addition");
-        pointwise_shape(kind, g);
-        return;
-      case Opcode::kPointwiseDw:
-      case Opcode::kDepthwiseDw:
-      case Opcode::kConvDw:
-        place(op.x, 4 * in, "input");
-        place(op.dy, 4 * out, "gradient");
-        place(op.dw, 4 * weights, "gradient of a parameter");
-        pointwise_shape(kind, g);
-        return;
-      case Opcode::kActivate:
-        same(g);
-        place(op.x, 4 * in, "input");
-        place(op.y, 4 * in, "output");
-        if (op.mask >= 0) place(op.mask, (in + 7) / 8, "mask");
-        if (op.mask >= 0 && curve) bad("mask");
-        return;
-      case Opcode::kActivationDx:
-        same(g);
-        if (!curve) bad("activation");
-        place(op.x, 4 * in, "input");
-        place(op.dy, 4 * in, "gradient");
-        place(op.dx, 4 * in, "output");
-        return;
-      case Opcode::kMultiply:
-      case Opcode::kMultiplyDx:
-        same(g);
-        place(kind == Opcode::kMultiply ? op.x : op.dy, 4 * in, "input");
-        place(op.other, 4 * (op.number ? g.in_channels : in), "factor");
-        place(kind == Opcode::kMultiply ? op.y : op.dx, 4 * in, "output");
-        return;
-      case Opcode::kMultiplyDother:
-        place(op.dy, 4 * in, "gradient");
-        place(op.x, 4 * in, "input");
-        place(op.dx, 4 * (op.number ? g.in_channels : in), "output");
-        return;
-      case Opcode::kMaxPool:
-      case Opcode::kMaxPoolDx:
-        if (g.in_channels != g.out_channels || int64_t{g.kernel_height} * g.kernel_width > 256) bad("size");
-        place(kind == Opcode::kMaxPool ? op.x : op.dx, 4 * in, "map");
-        place(kind == Opcode::kMaxPool ? op.y : op.dy, 4 * out, "map");
-        if (kind == Opcode::kMaxPoolDx || op.mask >= 0) place(op.mask, out, "index");
-        return;
-      case Opcode::kMaskGradient:
-        same(g);
-        place(op.dy, 4 * in, "gradient");
-        place(op.dx, 4 * in, "output");
-        place(op.mask, (in + 7) / 8, "mask");
-        return;
-      case Opcode::kBiasGradient:
-        place(op.dy, 4 * in, "gradient");
-        place(op.db, 4LL * g.in_channels, "gradient of a parameter");
-        return;
-      case Opcode::kAdd:
-        same(g);
-        place(op.x, 4 * in, "input");
-        place(op.other, 4 * in, "input");
-        place(op.y, 4 * in, "output");
-        return;
-      case Opcode::kAveragePool:
-      case Opcode::kUpsample:
-        if (g.in_channels != g.out_channels) bad("size");
-        place(op.x, 4 * in, "input");
-        place(op.y, 4 * out, "output");
-        return;
-      case Opcode::kAveragePoolDx:
-      case Opcode::kUpsampleDx:
-        if (g.in_channels != g.out_channels) bad("size");
-        place(op.dy, 4 * out, "gradient");
-        place(op.dx, 4 * in, "output");
-        return;
-      case Opcode::kGlobalPool:
-        place(op.x, 4 * in, "input");
-        place(op.y, 4LL * g.in_channels, "output");
-        return;
-      case Opcode::kGlobalPoolDx:
-        place(op.dy, 4LL * g.out_channels, "gradient");
-        place(op.dx, 4 * out, "output");
-        return;
-      case Opcode::kGroupNorm:
-        groups(op, g);
-        place(op.x, 4 * in, "input");
-        place(op.y, 4 * in, "output");
-        vector(op.weight, g.in_channels);
-        vector(op.bias, g.in_channels);
-        return;
-      case Opcode::kGroupNormBackward:
-        groups(op, g);
-        place(op.x, 4 * in, "input");
-        backward_of_scale(op, g, in);
-        return;
-      case Opcode::kAffine:
-        same(g);
-        place(op.x, 4 * in, "input");
-        place(op.y, 4 * in, "output");
-        vector(op.weight, g.in_channels);
-        vector(op.bias, g.in_channels);
-        return;
-      case Opcode::kAffineBackward:
-        if (op.dw >= 0) place(op.x, 4 * in, "input");
-        backward_of_scale(op, g, in);
-        return;
-      case Opcode::kDropout:
-      case Opcode::kDropoutDx:
-        same(g);
-        place(op.mask, 4 * in, "mask");
-        place(kind == Opcode::kDropout ? op.x : op.dy, 4 * in, "input");
-        place(kind == Opcode::kDropout ? op.y : op.dx, 4 * in, "output");
-        if (kind == Opcode::kDropout &&
-            (op.number < 0 || static_cast<size_t>(op.number) >= program_.dropouts.size() ||
-             program_.dropouts[static_cast<size_t>(op.number)].elements != in))
-          bad("dropout");
-        return;
-      case Opcode::kLoss:
-        if (op.number != int{program_.several_labels}) bad("kind of loss");
-        place(op.x, 4LL * program_.classes, "input");
-        place(op.other, 4LL * program_.classes, "input");
-        place(op.dx, 4LL * program_.classes, "output");
-        return;
-      case Opcode::kZero:
-        place(op.y, 4 * in, "output");
-        return;
-      case Opcode::kUpdate: {
-        const Part& updated = part(op.weight, in);
-        if (!parameter_of(updated).trains()) bad("parameter");
-        place(op.dw, (op.number ? 2 : 4) * in, "gradient of a parameter");
-        return;
+    }
+  }
+
+  int32_t use(Word word) {
+    used_[static_cast<size_t>(word)] = true;
+    return words_[static_cast<size_t>(word)];
+  }
+
+  void check_attribute(const Record& op, const DeclaredAttribute& attribute) {
+    const int32_t value = use(attribute.word);
+    const Geometry& g = op.geometry;
+    const bool within = value >= attribute.low && value <= attribute.high;
+    switch (attribute.type) {
+      case AttributeType::kWhole:
+        return need(within, "attribute");
+      case AttributeType::kDivisor:
+        return need(value >= 1 && g.in_channels % value == 0, "number of groups");
+      case AttributeType::kLayer: {
+        const std::vector<DropoutLayer>& layers = program_.dropouts;
+        need(value >= 0 && static_cast<size_t>(value) < layers.size(), "dropout");
+        return need(layers[static_cast<size_t>(value)].elements == in_, "dropout");
       }
-      case Opcode::kAddRounded:
-        place(op.x, 4 * in, "input");
-        place(op.y, 2 * in, "output");
-        return;
-      case Opcode::kCompress:
-        place(op.x, 4 * in, "input");
-        place(op.y, compressed_bytes(op.number, in), "output");
-        return;
-      case Opcode::kDecompress:
-        place(op.x, compressed_bytes(op.number, out), "input");
-        place(op.y, 4 * out, "output");
-        return;
-      case Opcode::kLoad: {
-        const Part& wanted = part(op.weight, in);
-        if (!program_.streamed || parameter_of(wanted).trains()) bad("parameter");
-        place(op.y, program_.bytes(wanted), "output");
-        loaded_[static_cast<size_t>(op.weight)] = true;
-        return;
+      case AttributeType::kBits:
+        return need(value == 8 || value == 16, "number of bits");
+      case AttributeType::kLoss:
+        return need(value == static_cast<int32_t>(program_.several_labels) && in_ == program_.classes, "loss");
+      case AttributeType::kPositive: {
+        float number;
+        std::memcpy(&number, &value, sizeof number);
+        return need(std::isfinite(number) && number > 0, "epsilon");
+      }
+      case AttributeType::kRun: {
+        const int32_t channels = attribute.word == Word::kXFirst ? g.in_channels : g.out_channels;
+        return need(value >= 0 && op.number >= 1 && op.number <= channels && value <= channels - op.number, "run");
+      }
+      case AttributeType::kActivation: {
+        need(within, "activation");
+        const int numbers = kActivationNumbers[value];
+        if (numbers > 0) use(Word::kAlpha);
+        if (numbers > 1) use(Word::kBeta);
+        if (static_cast<Activation>(value) == Activation::kClamp) return need(op.alpha <= op.beta, "clamp");
+        need(std::isfinite(op.alpha) && std::isfinite(op.beta), "activation");
+        return need(op.mask < 0, "mask");
       }
     }
-    bad("kind");
   }
 
-  void pointwise_shape(Opcode kind, const Geometry& g) const {
-    if (kind <= Opcode::kPointwiseDw &&
-        (g.in_height != g.out_height || g.in_width != g.out_width || g.kernel_height * g.kernel_width != 1 ||
-         g.groups != 1))
-      bad("size");
+  int64_t bytes_of(const Record& op, Extent extent) const {
+    const Geometry& g = op.geometry;
+    switch (extent) {
+      case Extent::kIn: return 4 * in_;
+      case Extent::kOut: return 4 * out_;
+      case Extent::kInBits: return (in_ + 7) / 8;
+      case Extent::kOutBits: return (out_ + 7) / 8;
+      case Extent::kInChannels: return 4LL * g.in_channels;
+      case Extent::kOutChannels: return 4LL * g.out_channels;
+      case Extent::kClasses: return 4LL * program_.classes;
+      case Extent::kWeights: return 4 * weights(g);
+      case Extent::kFactors: return 4 * (op.number ? int64_t{g.in_channels} : in_);
+      case Extent::kGroupStatistics: return 8LL * op.number;
+      case Extent::kPixelStatistics: return 8LL * g.in_height * g.in_width;
+      case Extent::kWinners: {
+        const int64_t window = product({g.kernel_height, g.kernel_width}, 65536);
+        need(window <= 65536, "window");
+        return window <= 256 ? out_ : 2 * out_;
+      }
+      case Extent::kRoundedIn: return 2 * in_;
+      case Extent::kGradient: return (op.number ? 2 : 4) * in_;
+      case Extent::kCodedIn: return coded(op.number, in_);
+      case Extent::kCodedOut: return coded(op.number, out_);
+      case Extent::kStored: return program_.bytes(part(op.weight));
+    }
+    bad("size");
   }
 
-  int64_t compressed_bytes(int32_t bits, int64_t elements) const {
+  static int64_t coded(int32_t bits, int64_t elements) {
     if (bits == 16) return 2 * elements;
-    if (bits != 8) bad("number of bits");
     return (elements + 3) / 4 * 4 + 4 * ((elements + kCompressedBlock - 1) / kCompressedBlock);
   }
 
-  void same(const Geometry& g) const {
-    if (int64_t{g.in_height} * g.in_width * g.in_channels != int64_t{g.out_height} * g.out_width * g.out_channels)
-      bad("size");
+  int64_t weights(const Geometry& g) const {
+    return product({g.kernel_height, g.kernel_width, g.in_channels / g.groups, g.out_channels}, kLargest);
   }
 
-  void groups(const Record& op, const Geometry& g) const {
-    same(g);
-    if (op.number < 1 || g.in_channels % op.number != 0) bad("number of groups");
-    place(op.statistics, 8LL * op.number, "statistics");
+  void check_place(const Record& op, const DeclaredPlace& place) {
+    const int64_t offset = use(place.word);
+    if (offset == -1 && (place.use & kOptional)) return;
+    const int64_t bytes = bytes_of(op, place.extent);
+    need(in_arena(offset, bytes), "place");
+    spots_[spots_count_++] = {offset, offset + bytes, place.use};
   }
 
-  void backward_of_scale(const Record& op, const Geometry& g, int64_t elements) const {
-    place(op.dy, 4 * elements, "gradient");
-    place(op.dx, 4 * elements, "output");
-    vector(op.weight, g.in_channels);
-    gradient(op.dw, g.in_channels);
-    gradient(op.db, g.in_channels);
+  const Part& part(int32_t index) const {
+    need(index >= 0 && static_cast<size_t>(index) < program_.parts.size(), "parameter");
+    return program_.parts[static_cast<size_t>(index)];
   }
+
+  void check_part(const Record& op, const DeclaredPart& declared) {
+    const int32_t index = use(declared.word);
+    if (index == -1 && declared.optional) return;
+    const Geometry& g = op.geometry;
+    const Part& found = part(index);
+    const Parameter& parameter = program_.parameters[static_cast<size_t>(found.parameter)];
+    const bool vector = parameter.layout == Layout::kVector;
+    switch (declared.kind) {
+      case PartKind::kWeight: {
+        need(fits(found, parameter, g), "weight");
+        if (found.weight.f32 || found.weight.bf16 || found.weight.i8) return;
+        const int64_t at = loaded_[static_cast<size_t>(index)];
+        need(at >= 0, "weight that was not loaded");
+        spots_[spots_count_++] = {at, at + program_.bytes(found), kRead};
+        return;
+      }
+      case PartKind::kInVector:
+        return need(vector && found.elements == g.in_channels, "parameter");
+      case PartKind::kOutVector:
+        return need(vector && found.elements == g.out_channels, "parameter");
+      case PartKind::kRowBands:
+        return need(vector && !parameter.trains() && bands(found, g.in_height, g.out_height), "band");
+      case PartKind::kColumnBands:
+        return need(vector && !parameter.trains() && bands(found, g.in_width, g.out_width), "band");
+      case PartKind::kTrained:
+        return need(parameter.trains() && found.elements == in_, "parameter");
+      case PartKind::kLoaded:
+        need(program_.streamed && !parameter.trains() && !vector && found.elements == in_, "parameter");
+        loaded_[static_cast<size_t>(index)] = op.y;
+        return;
+    }
+  }
+
+  // Is it the weight of this geometry? Its scales, where it has any, are then as many as its outputs.
+  bool fits(const Part& part, const Parameter& p, const Geometry& g) const {
+    const Layout wanted = declared_->rule == Rule::kDepthwise ? Layout::kDepthwise : Layout::kConv;
+    if (p.layout == Layout::kVector || (p.layout == Layout::kDepthwise) != (wanted == Layout::kDepthwise)) return false;
+    const int64_t outputs = part.axis == 0 ? part.count : p.shape[0];
+    if (outputs != g.out_channels || part.elements != weights(g)) return false;
+    const bool window = p.layout != Layout::kLinear;
+    const int64_t height = window ? p.shape[2] : 1, width = window ? p.shape[3] : 1;
+    if (p.layout == Layout::kDepthwise) return part.axis == 0 && height == g.kernel_height && width == g.kernel_width;
+    if (p.groups != g.groups) return false;
+    // A product takes a whole map as one pixel.
+    return declared_->rule == Rule::kPointwise || (height == g.kernel_height && width == g.kernel_width);
+  }
+
+  // For each output a band of inputs: where it begins, and the weights of those from there.
+  static bool bands(const Part& part, int32_t inputs, int32_t outputs) {
+    const float* band = part.weight.f32;
+    const int64_t length = part.elements / outputs;
+    if (!band || part.elements % outputs != 0 || length < 2 || length - 1 > inputs) return false;
+    for (int32_t i = 0; i < outputs; ++i, band += length)
+      if (!(*band >= 0 && *band <= static_cast<float>(inputs - (length - 1))) || *band != std::floor(*band)) return false;
+    return true;
+  }
+
+  // What is written overlaps nothing else, but that the first result may take the place of an operand.
+  void overlaps() const {
+    bool first = true;
+    for (size_t i = 0; i < spots_count_; ++i) {
+      const Spot& written = spots_[i];
+      if (!(written.use & kWrite)) continue;
+      for (size_t j = 0; j < spots_count_; ++j) {
+        const Spot& other = spots_[j];
+        const bool same = first && (other.use & kInPlace) && other.begin == written.begin && other.end == written.end;
+        need(i == j || same || other.end <= written.begin || written.end <= other.begin, "overlap");
+      }
+      first = false;
+    }
+  }
+
+  struct Spot {
+    int64_t begin, end;
+    int use;
+  };
 
   const Program& program_;
   const std::string& path_;
-  std::vector<bool> loaded_;
+  std::vector<int32_t> loaded_;  // where each part lies, or -1
   size_t index_ = 0;
+  int losses_ = 0;
+  // Of the operator that is checked:
+  const Declaration* declared_ = nullptr;
+  std::array<int32_t, kWords> words_{};
+  std::array<bool, kWords> used_{};
+  int64_t in_ = 0, out_ = 0;  // elements of its maps
+  std::array<Spot, 8> spots_{};
+  size_t spots_count_ = 0;
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <initializer_list>
 
 #include "json.h"
 
@@ -10,21 +11,31 @@ namespace tinytl {
 namespace {
 
 constexpr char kFormat[] = "tinytl-edge-dataset";
-constexpr char kVersion[] = "1";
+constexpr char kVersion[] = "2";
+constexpr int32_t kLargest = 16384;  // pixels of a side
 
 [[noreturn]] void damaged(const std::string& path, const std::string& what) {
   fail(kDamaged, "%s is not a usable dataset: %s.", path.c_str(), what.c_str());
 }
 
-// 1 to 99999, without a leading zero; 0: it is something else.
-int32_t resolution_from(const std::string* text) {
-  if (text == nullptr || text->empty() || text->size() > 5 || (*text)[0] == '0') return 0;
-  int32_t resolution = 0;
-  for (const char c : *text) {
-    if (c < '0' || c > '9') return 0;
-    resolution = 10 * resolution + (c - '0');
+// A side in pixels, without a leading zero.
+int32_t side_from(const TensorFile& file, const char* name) {
+  const std::string* text = file.metadata(name);
+  int32_t side = 0;
+  bool digits = text != nullptr && !text->empty() && text->size() <= 5 && (*text)[0] != '0';
+  for (size_t i = 0; digits && i < text->size(); ++i) {
+    const char c = (*text)[i];
+    digits = c >= '0' && c <= '9';
+    side = 10 * side + (c - '0');
   }
-  return resolution;
+  if (!digits || side > kLargest) damaged(file.path(), std::string("its ") + name + " is not a number of pixels");
+  return side;
+}
+
+bool is_one_of(const std::string* text, std::initializer_list<const char*> words) {
+  for (const char* word : words)
+    if (text != nullptr && *text == word) return true;
+  return false;
 }
 
 bool classes_from(const std::string* text, std::vector<std::string>* classes) {
@@ -59,9 +70,9 @@ std::vector<int32_t> read_labels(const TensorFile& file, const TensorEntry& entr
   return labels;
 }
 
-// Of several labels a photograph: for each of its classes whether it has it, 0 or 1.
+// Of several labels an image: for each of its classes whether it has it, 0 or 1.
 std::vector<uint8_t> read_marks(const TensorFile& file, const TensorEntry& entry, int64_t count, size_t class_count) {
-  if (class_count == 0) damaged(file.path(), "it has several labels a photograph, but no classes");
+  if (class_count == 0) damaged(file.path(), "it has several labels an image, but no classes");
   check_labels(file, entry, DType::kU8, Shape{count, static_cast<int64_t>(class_count)});
   std::vector<uint8_t> marks(static_cast<size_t>(count) * class_count);
   file.read(entry, marks.data());
@@ -85,8 +96,15 @@ Dataset Dataset::open(const std::string& path) {
     damaged(path, "it has version " + (version == nullptr ? "None" : quoted(*version)) + ", not '" + kVersion +
                       "', so pack the photographs again");
   }
-  dataset.resolution_ = resolution_from(file.metadata("resolution"));
-  if (dataset.resolution_ == 0) damaged(path, "its resolution is not a number of pixels");
+  dataset.input_.height = side_from(file, "height");
+  dataset.input_.width = side_from(file, "width");
+  const std::string* channels = file.metadata("channels");
+  if (!is_one_of(channels, {"1", "3"})) damaged(path, "its channels are neither 1 nor 3");
+  dataset.channels_ = *channels == "1" ? 1 : 3;
+  if (!is_one_of(file.metadata("fit"), {"crop", "squash", "pad"})) damaged(path, "its fit is none of crop, squash, pad");
+  const std::string* margin = file.metadata("margin");
+  if (!is_one_of(margin, {"true", "false"})) damaged(path, "its margin is neither true nor false");
+  dataset.stored_ = stored_size(dataset.input_, *margin == "true");
   if (!classes_from(file.metadata("classes"), &dataset.classes_)) damaged(path, "its classes are not a list of names");
   const std::string* labels = file.metadata("labels");
   dataset.several_ = labels != nullptr && *labels == "several";
@@ -96,12 +114,13 @@ Dataset Dataset::open(const std::string& path) {
   }
 
   const TensorEntry& images = file.entry("images");
-  const int64_t side = dataset.size();
+  const Size stored = dataset.stored_, input = dataset.input_;
   const Shape& shape = images.shape;
-  if (images.dtype != DType::kU8 || shape.size() != 4 || shape[1] != side || shape[2] != side || shape[3] != 3) {
-    const std::string pixels = std::to_string(side) + ", " + std::to_string(side) + ", 3]";
-    damaged(path, "its images are " + typed(images.dtype, shape) + ", not U8 [N, " + pixels + " as resolution " +
-                      std::to_string(dataset.resolution_) + " needs");
+  if (images.dtype != DType::kU8 || shape.size() != 4 || shape[1] != stored.height || shape[2] != stored.width ||
+      shape[3] != dataset.channels_) {
+    const std::string pixels = std::to_string(stored.height) + ", " + std::to_string(stored.width) + ", " + *channels;
+    damaged(path, "its images are " + typed(images.dtype, shape) + ", not U8 [N, " + pixels + "] as an input of " +
+                      std::to_string(input.height) + " x " + std::to_string(input.width) + " px needs");
   }
   if (dataset.several_) {
     dataset.marks_ = read_marks(file, file.entry("labels"), shape[0], dataset.classes_.size());
@@ -109,7 +128,7 @@ Dataset Dataset::open(const std::string& path) {
     dataset.labels_ = read_labels(file, file.entry("labels"), shape[0], dataset.classes_.size());
   }
   dataset.count_ = static_cast<uint32_t>(shape[0]);
-  const uint64_t image_bytes = static_cast<uint64_t>(side) * static_cast<uint64_t>(side) * 3;
+  const uint64_t image_bytes = uint64_t(stored.height) * uint64_t(stored.width) * uint64_t(dataset.channels_);
   if (image_bytes > SIZE_MAX) damaged(path, "one image does not fit the memory of a 32-bit system");
   dataset.image_bytes_ = static_cast<size_t>(image_bytes);
   dataset.images_ = &images;

@@ -7,13 +7,16 @@
 #include <vector>
 
 #include "safetensors.h"
+#include "sampling.h"
 
 namespace tinytl {
 
 constexpr int32_t kUnlabelled = -1;
 
-// Side in pixels of the square that is kept of a photograph: ceil(resolution / 0.875), in integers.
-constexpr int32_t stored_size(int32_t resolution) { return (8 * resolution + 6) / 7; }
+// What is stored of an image for an input of this size: with a margin, ceil(8 / 7) of each side; or just as much.
+constexpr Size stored_size(Size input, bool margin) {
+  return margin ? Size{(8 * input.height + 6) / 7, (8 * input.width + 6) / 7} : input;
+}
 
 // An open dataset: labels in memory, images on the medium until one is asked for; never mapped. The file stays open,
 // so that replacing it does not mix two datasets. All faults are Failures of kDamaged.
@@ -23,15 +26,16 @@ class Dataset {
 
   const std::string& path() const { return file_.path(); }
   uint32_t count() const { return count_; }  // at least 1
-  int32_t resolution() const { return resolution_; }
-  int32_t size() const { return stored_size(resolution_); }  // side of a stored image
-  size_t image_bytes() const { return image_bytes_; }        // size * size * 3
+  Size input() const { return input_; }    // what the images are packed for
+  Size stored() const { return stored_; }  // of an image in the file
+  int32_t channels() const { return channels_; }       // 3 (RGB) or 1 (grey)
+  size_t image_bytes() const { return image_bytes_; }  // of a stored one
   const std::vector<std::string>& classes() const { return classes_; }
-  bool several() const { return several_; }  // labels a photograph, told by marks(); otherwise one, told by label()
+  bool several() const { return several_; }  // labels an image, told by marks(); otherwise one, told by label()
   int32_t label(uint32_t index) const { return labels_[index]; }  // 0 .. classes - 1, or kUnlabelled without classes
   const uint8_t* marks(uint32_t index) const { return marks_.data() + index * classes_.size(); }  // [classes], 0 or 1
 
-  // Reads one image, U8 [size, size, 3], RGB, to `out`; `index` < count().
+  // Reads one image, U8 [stored height, stored width, channels], to `out`; `index` < count().
   void read_image(uint32_t index, uint8_t* out) const;
 
  private:
@@ -42,7 +46,8 @@ class Dataset {
   std::vector<int32_t> labels_;
   std::vector<uint8_t> marks_;
   std::vector<std::string> classes_;
-  int32_t resolution_ = 0;
+  Size input_{}, stored_{};
+  int32_t channels_ = 0;
   size_t image_bytes_ = 0;
 };
 

@@ -80,12 +80,19 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
   const int32_t in_pixels = g.in_height * g.in_width, out_pixels = g.out_height * g.out_width;
   const int64_t elements = int64_t{in_pixels} * g.in_channels;
   uint8_t* mask = op.mask < 0 ? nullptr : arena_ + op.mask;
-  const auto activation = static_cast<Activation>(op.activation);
+  const Curve curve{static_cast<Activation>(op.activation), op.alpha, op.beta};
+  const Bounds bounds = curve.kind == Activation::kClamp ? Bounds{op.alpha, op.beta} : Bounds{};
+  const auto bands = [&](int32_t part, int32_t results) {
+    const auto length = static_cast<int32_t>(program_.parts[static_cast<size_t>(part)].elements / results);
+    return Bands{weight_of(part).f32, length - 1};
+  };
+  const auto rows = [&] { return bands(op.weight, g.out_height); };
+  const auto columns = [&] { return bands(op.bias, g.out_width); };
   // A product with a factor for each channel, or of two maps: one pixel of many channels.
   const int32_t factor_pixels = op.number ? in_pixels : 1;
   const auto factor_channels = static_cast<int32_t>(op.number ? g.in_channels : elements);
   const bool adds = op.adds == 1;
-  const Epilogue epilogue{b, activation, mask, adds};
+  const Epilogue epilogue{b, bounds, mask, adds};
   const GradientEpilogue gradient{mask, at(op.db), adds};
 
   switch (static_cast<Opcode>(op.opcode)) {
@@ -108,7 +115,8 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
     case Opcode::kConvDw:
       return conv_dw(at(op.x), at(op.dy), at(op.dw), g);
     case Opcode::kActivate:
-      return activate(at(op.x), at(op.y), elements, activation, mask);
+      if (curve.kind == Activation::kClamp) return clamp_map(at(op.x), at(op.y), elements, bounds, mask);
+      return curve_forward(at(op.x), at(op.y), elements, curve);
     case Opcode::kMaskGradient:
       return mask_gradient(at(op.dy), at(op.dx), mask, elements);
     case Opcode::kBiasGradient:
@@ -124,7 +132,7 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
     case Opcode::kMaxPoolDx:
       return max_pool_dx(at(op.dy), mask, at(op.dx), g);
     case Opcode::kActivationDx:
-      return activation_dx(at(op.x), at(op.dy), at(op.dx), elements, activation);
+      return curve_dx(at(op.x), at(op.dy), at(op.dx), elements, curve);
     case Opcode::kMultiply:
       return multiply(at(op.x), at(op.other), at(op.y), factor_pixels, factor_channels);
     case Opcode::kMultiplyDx:
@@ -139,12 +147,28 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
       return upsample_forward(at(op.x), at(op.y), g);
     case Opcode::kUpsampleDx:
       return upsample_dx(at(op.dy), at(op.dx), g);
-    case Opcode::kGroupNorm: {
-      float epsilon;
-      std::memcpy(&epsilon, &op.epsilon_bits, sizeof epsilon);
-      return group_norm_forward(at(op.x), at(op.y), in_pixels, g.in_channels, op.number, epsilon, w.f32, b,
+    case Opcode::kResample:
+      return resample_forward(at(op.x), at(op.y), g, rows(), columns());
+    case Opcode::kResampleDx:
+      return resample_dx(at(op.dy), at(op.dx), g, rows(), columns());
+    case Opcode::kPrelu:
+      return prelu_forward(at(op.x), at(op.y), in_pixels, g.in_channels, w.f32);
+    case Opcode::kPreluBackward:
+      return prelu_backward(at(op.x), at(op.dy), at(op.dx), in_pixels, g.in_channels, w.f32, at(op.dw));
+    case Opcode::kShuffle:
+      return shuffle(at(op.x), at(op.y), in_pixels, g.in_channels, op.number);
+    case Opcode::kCopy:
+      return copy_channels(at(op.x) + op.x_first, g.in_channels, at(op.y) + op.y_first, g.out_channels, in_pixels,
+                           op.number, adds);
+    case Opcode::kChannelNorm:
+      return channel_norm_forward(at(op.x), at(op.y), in_pixels, g.in_channels, op.number != 0, op.epsilon, w.f32, b,
+                                  at(op.statistics));
+    case Opcode::kChannelNormBackward:
+      return channel_norm_backward(at(op.x), at(op.dy), at(op.dx), in_pixels, g.in_channels, op.number != 0, w.f32,
+                                   at(op.statistics), at(op.dw), at(op.db));
+    case Opcode::kGroupNorm:
+      return group_norm_forward(at(op.x), at(op.y), in_pixels, g.in_channels, op.number, op.epsilon, w.f32, b,
                                 at(op.statistics));
-    }
     case Opcode::kGroupNormBackward:
       return group_norm_backward(at(op.x), at(op.dy), at(op.dx), in_pixels, g.in_channels, op.number, w.f32,
                                  at(op.statistics), at(op.dw), at(op.db));

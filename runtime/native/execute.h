@@ -31,7 +31,7 @@ class Execution {
   Execution& operator=(const Execution&) = delete;
 
   uint8_t* photograph() { return arena_ + program_.photograph; }  // [photograph_bytes], before the image is made
-  float* image() { return at(program_.image); }      // [resolution, resolution, 3]
+  float* image() { return at(program_.image); }      // [height, width, channels]
   float* targets() { return at(program_.targets); }  // [classes]
   float* logits() { return at(program_.logits); }    // [classes]
 

@@ -62,6 +62,6 @@ int main(int count, char** words) {
   } catch (const tinytl::Failure& failure) {
     return report(events, failure.exit_code, failure.message.c_str());
   } catch (const std::bad_alloc&) {
-    return report(events, tinytl::kMemoryLimit, "There is not enough memory: use a smaller resolution.");
+    return report(events, tinytl::kMemoryLimit, "There is not enough memory: use a smaller input.");
   }
 }

@@ -35,11 +35,17 @@ class Fields {
     if (!value.is_array()) bad(name);
     return value;
   }
-  std::array<float, 3> triple(const char* name) const {
+  float number(const char* name, double low, double high) const {
+    const json::Value& value = get(name);
+    if (!value.is_number() || !(value.number() >= low && value.number() <= high)) bad(name);
+    return static_cast<float>(value.number());
+  }
+  // A number for each of the input's channels.
+  std::array<float, 3> per_channel(const char* name, int channels) const {
     const json::Value& values = array(name);
-    if (values.size() != 3) bad(name);
-    std::array<float, 3> result;
-    for (size_t i = 0; i < 3; ++i) {
+    if (values.size() != static_cast<size_t>(channels)) bad(name);
+    std::array<float, 3> result{};
+    for (size_t i = 0; i < values.size(); ++i) {
       if (!values[i].is_number()) bad(name);
       result[i] = static_cast<float>(values[i].number());
     }
@@ -108,32 +114,23 @@ Parameter read_header(const json::Value& entry, const std::string& path) {
   }
   const size_t ranks[] = {4, 4, 2, 1};
   if (parameter.shape.size() != ranks[static_cast<size_t>(parameter.layout)]) fields.bad("shape");
-  if (parameter.layout == Layout::kConv && parameter.shape[0] % parameter.groups != 0) fields.bad("groups");
+  if (parameter.layout == Layout::kConv ? parameter.shape[0] % parameter.groups != 0 : parameter.groups != 1)
+    fields.bad("groups");
   if (parameter.layout == Layout::kDepthwise && parameter.shape[1] != 1) fields.bad("shape");
   const bool small = parameter.layout == Layout::kVector;
   if ((parameter.trains() ? parameter.storage == Storage::kInt8 : parameter.storage == Storage::kBfloat16) ||
       (small && parameter.storage != Storage::kFloat32))
     fields.bad("type");
+  if (parameter.storage == Storage::kInt8) parameter.zero = fields.number("zero", -256, 256);
   return parameter;
 }
 
-// The size of the engine's last axis, along which a quantised weight has its scales.
-int64_t scales(const Parameter& p) { return p.layout == Layout::kConv ? p.shape[0] / p.groups : p.shape[0]; }
+// Of a quantised weight: one for each output, of all groups.
+int64_t scales(const Parameter& p) { return p.shape[0]; }
 
 int64_t blocks(int64_t elements) { return (elements + kMomentBlock - 1) / kMomentBlock; }
 
 }  // namespace
-
-const char* opcode_name(Opcode opcode) {
-  static const char* const names[kOpcodes] = {
-      "none", "pointwise", "pointwise_dx", "pointwise_dw", "depthwise", "depthwise_dx", "depthwise_dw", "conv", "conv_dx",
-      "conv_dw", "activate", "mask_gradient", "bias_gradient", "add", "average_pool", "average_pool_dx", "global_pool",
-      "global_pool_dx", "upsample", "upsample_dx", "group_norm", "group_norm_backward", "affine", "affine_backward",
-      "dropout", "dropout_dx", "loss", "zero", "update", "add_rounded", "load",
-      "activation_dx", "multiply", "multiply_dx", "multiply_dother", "max_pool", "max_pool_dx", "compress",
-      "decompress"};
-  return names[static_cast<size_t>(opcode)];
-}
 
 std::unique_ptr<Program> Program::load(const std::string& path, bool for_training) {
   auto file = std::make_unique<TensorFile>(TensorFile::open(path));
@@ -142,7 +139,7 @@ std::unique_ptr<Program> Program::load(const std::string& path, bool for_trainin
   const std::string* description = file->metadata("program");
   if (!format || *format != "tinytl-edge-step" || !description)
     fail(kDamaged, "%s is no step program of tinytl-edge.", path.c_str());
-  if (!version || *version != "2") fail(kDamaged, "%s is a step program of another version: prepare the bundle again.", path.c_str());
+  if (!version || *version != "3") fail(kDamaged, "%s is a step program of another version: prepare the bundle again.", path.c_str());
   const std::string damaged = path + " is no usable step program: its description is not JSON.";
   const json::Value tree = json::parse_or_fail(*description, kDamaged, damaged.c_str());
   const Fields fields(tree, path);
@@ -151,9 +148,14 @@ std::unique_ptr<Program> Program::load(const std::string& path, bool for_trainin
   program->backbone = fields.text("backbone");
   program->method = fields.text("method");
   program->classes = static_cast<int>(fields.integer("classes", 1, 1 << 20));
-  program->resolution = static_cast<int>(fields.integer("resolution", 1, 1 << 14));
-  program->mean = fields.triple("mean");
-  program->std = fields.triple("std");
+  program->height = static_cast<int>(fields.integer("height", 1, 1 << 14));
+  program->width = static_cast<int>(fields.integer("width", 1, 1 << 14));
+  program->channels = static_cast<int>(fields.integer("channels", 1, 3));
+  if (program->channels == 2) fields.bad("channels");
+  program->mean = fields.per_channel("mean", program->channels);
+  program->std = fields.per_channel("std", program->channels);
+  for (int i = 0; i < program->channels; ++i)
+    if (!(program->std[static_cast<size_t>(i)] > 0)) fields.bad("std");
   program->optimizer = optimizer_named(fields.text("optimizer"), fields);
   program->arena_bytes = fields.integer("arena_bytes", 1, kLargest - 1);
   program->photograph = static_cast<int32_t>(fields.integer("photograph", 0, kLargest - 1));
@@ -166,7 +168,10 @@ std::unique_ptr<Program> Program::load(const std::string& path, bool for_trainin
     const Fields dropout(dropouts[i], path);
     const double rate = dropout.get("rate").number();
     if (!(rate >= 0 && rate < 1)) dropout.bad("rate");
-    program->dropouts.push_back({dropout.integer("elements", 1, kLargest - 1), rate});
+    const int64_t elements = dropout.integer("elements", 1, kLargest - 1);
+    const int64_t pixels = dropout.integer("pixels", 1, elements);
+    if (elements % pixels != 0) dropout.bad("pixels");
+    program->dropouts.push_back({elements, pixels, rate});
   }
 
   const TensorEntry& ops = file->entry("ops");
@@ -301,6 +306,7 @@ void Program::place_parameter(Parameter& p, bool for_training) {
   for (int32_t i = 0; i < p.parts; ++i) {
     Part& part = parts[static_cast<size_t>(p.first_part + i)];
     part.trained.elements = part.elements;
+    part.weight.zero = p.zero;
     if (int8) part.weight.scale = scale + (part.axis == 0 && p.parts > 1 ? part.first : 0);
     if (!values) continue;
     place_values(part, const_cast<uint8_t*>(values));

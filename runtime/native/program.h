@@ -12,58 +12,49 @@
 
 namespace tinytl {
 
-// Kernels by number, and the words of a record; export/step/program.py is where they are defined.
-enum class Opcode : int32_t {
-  kPointwise = 1,
-  kPointwiseDx,
-  kPointwiseDw,
-  kDepthwise,
-  kDepthwiseDx,
-  kDepthwiseDw,
-  kConv,
-  kConvDx,
-  kConvDw,
-  kActivate,
-  kMaskGradient,
-  kBiasGradient,
-  kAdd,
-  kAveragePool,
-  kAveragePoolDx,
-  kGlobalPool,
-  kGlobalPoolDx,
-  kUpsample,
-  kUpsampleDx,
-  kGroupNorm,
-  kGroupNormBackward,
-  kAffine,
-  kAffineBackward,
-  kDropout,
-  kDropoutDx,
-  kLoss,
-  kZero,
-  kUpdate,
-  kAddRounded,
-  kLoad,
-  kActivationDx,
-  kMultiply,
-  kMultiplyDx,
-  kMultiplyDother,
-  kMaxPool,
-  kMaxPoolDx,
-  kCompress,
-  kDecompress,
+// What the table of operators says of a place that one reads or writes, of a part of a parameter, and of an attribute;
+// export/step/operators.py explains it.
+enum Use : uint8_t { kRead = 1, kWrite = 2, kOptional = 4, kInPlace = 8, kMayAdd = 16 };
+enum class Word : uint8_t;
+enum class Extent : uint8_t;
+enum class PartKind : uint8_t;
+enum class AttributeType : uint8_t;
+enum class Rule : uint8_t;
+struct DeclaredPlace {
+  Word word;
+  Extent extent;
+  int use;
 };
-constexpr size_t kOpcodes = 39;  // and 0, which is none
-const char* opcode_name(Opcode opcode);
+struct DeclaredPart {
+  Word word;
+  PartKind kind;
+  bool optional;
+};
+struct DeclaredAttribute {
+  Word word;
+  AttributeType type;
+  int32_t low, high;
+};
+struct Declaration {
+  const char* name;
+  Rule rule;
+  bool forward;  // may stand in the forward part
+  DeclaredPlace places[6];
+  DeclaredPart parts[2];
+  DeclaredAttribute attributes[3];
+};
+#include "operators.inc"
 
-// Places are byte offsets in the arena, weight and bias parts of parameters; -1 is none.
+// An operator as it stands in the file. Places are byte offsets in the arena, weight and bias parts of parameters; -1 is
+// none.
 struct Record {
   int32_t opcode, x, other, dy, mask, statistics, y, dx, dw, db;
   int32_t weight, bias;
-  int32_t adds, activation, number, epsilon_bits;
+  int32_t adds, activation, number;
+  float epsilon, alpha, beta;
+  int32_t x_first, y_first;
   Geometry geometry;
 };
-constexpr int kWords = 29;
 static_assert(sizeof(Record) == kWords * sizeof(int32_t), "a record is the file's words");
 
 enum class Layout { kConv, kDepthwise, kLinear, kVector };
@@ -79,6 +70,7 @@ struct Parameter {
   Layout layout = Layout::kVector;
   int groups = 1;
   Storage storage = Storage::kFloat32;
+  float zero = 0;  // of int8: a weight is (code - zero) * scale
   bool moments8 = false;  // optimizer state in 8 bits
   int64_t elements = 0;
   int32_t first_part = 0, parts = 0;  // whose values lie one behind the other
@@ -97,15 +89,15 @@ struct Part {
 };
 
 struct DropoutLayer {
-  int64_t elements;
+  int64_t elements, pixels;
   double rate;
 };
 
 struct Program {
   std::string backbone, method;
   int classes = 0;
-  int resolution = 0;
-  std::array<float, 3> mean{}, std{};
+  int height = 0, width = 0, channels = 0;  // of the input
+  std::array<float, 3> mean{}, std{};       // of its channels
   Optimizer optimizer = Optimizer::kSgd;
   std::vector<DropoutLayer> dropouts;
   int64_t arena_bytes = 0;

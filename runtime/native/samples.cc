@@ -12,13 +12,15 @@ int32_t likeliest(const float* logits, int classes) {
 
 Samples::Samples(const Program& program, const Dataset& dataset)
     : program_(program), dataset_(dataset) {
-  if (dataset.resolution() != program.resolution ||
+  const Size input = dataset.input();
+  if (input.height != program.height || input.width != program.width || dataset.channels() != program.channels ||
       static_cast<int64_t>(dataset.image_bytes()) > program.photograph_bytes)
-    fail(kData, "%s is packed for %d px, the program takes %d.", dataset.path().c_str(), dataset.resolution(),
-         program.resolution);
+    fail(kData, "%s is packed for %d x %d px of %d channels, the program takes %d x %d of %d: pack it with --bundle.",
+         dataset.path().c_str(), input.height, input.width, dataset.channels(), program.height, program.width,
+         program.channels);
   if (dataset.classes().empty()) return;  // unlabelled
   if (dataset.several() != program.several_labels)
-    fail(kData, "%s has %s a photograph, the program takes %s: pack the photographs with --bundle.",
+    fail(kData, "%s has %s an image, the program takes %s: pack the images with --bundle.",
          dataset.path().c_str(), dataset.several() ? "several labels" : "one label",
          program.several_labels ? "several" : "one");
   const auto classes = static_cast<size_t>(program.classes);
@@ -38,8 +40,8 @@ int Samples::right_answers(uint32_t index, const float* logits) const {
 
 void Samples::fill(uint32_t index, const Crop& crop, double smoothing, Execution& execution) {
   dataset_.read_image(index, execution.photograph());
-  resample(execution.photograph(), dataset_.size(), crop, program_.resolution, program_.mean.data(), program_.std.data(),
-           execution.image());
+  resample(execution.photograph(), dataset_.stored(), crop, dataset_.input(), dataset_.channels(), program_.mean.data(),
+           program_.std.data(), execution.image());
   float* targets = execution.targets();
   if (dataset_.several()) {
     const auto absent = static_cast<float>(smoothing / 2), present = static_cast<float>(1 - smoothing / 2);

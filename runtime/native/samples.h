@@ -23,12 +23,12 @@ class Samples {
   // Of several labels: does it have this class?
   bool has(uint32_t index, int of_class) const { return dataset_.several() && dataset_.marks(index)[of_class] != 0; }
 
-  // Of how many answers about a photograph logits are right: the likeliest class is one answer; of several labels,
+  // Of how many answers about an image logits are right: the likeliest class is one answer; of several labels,
   // each class is one.
   int answers() const { return program_.several_labels ? program_.classes : 1; }
   int right_answers(uint32_t index, const float* logits) const;
 
-  // Writes the cropped and normalised picture, and soft targets: 1 - smoothing at the label and smoothing / classes
+  // Writes the cropped and normalised image, and soft targets: 1 - smoothing at the label and smoothing / classes
   // everywhere, or of several labels 1 - smoothing / 2 and smoothing / 2; all zero without a label.
   void fill(uint32_t index, const Crop& crop, double smoothing, Execution& execution);
 

@@ -28,9 +28,9 @@ struct Tap {
   float fraction;
 };
 
-Tap tap(int32_t output, int32_t length, int32_t resolution) {
+Tap tap(int32_t output, int32_t length, int32_t outputs) {
   const int64_t numerator = (2 * int64_t{output} + 1) * length;
-  const int64_t denominator = 2 * int64_t{resolution};
+  const int64_t denominator = 2 * int64_t{outputs};
   const double quotient = static_cast<double>(numerator) / static_cast<double>(denominator);
   double source = quotient - 0.5;
   source = std::clamp(source, 0.0, static_cast<double>(length - 1));
@@ -81,55 +81,58 @@ void epoch_order(uint64_t seed, uint64_t epoch, uint32_t count, uint32_t* order)
   }
 }
 
-Crop random_crop(uint64_t seed, uint64_t epoch, uint64_t position, int32_t size, double min_area, bool flip) {
+Crop random_crop(uint64_t seed, uint64_t epoch, uint64_t position, Size image, double min_area, bool flip) {
   const uint64_t k = key({seed, kAugment, epoch, position});
   const double rest = 1.0 - min_area;
   const double extra = rest * uniform(k, 0);
   const double share = min_area + extra;
-  const double area = share * static_cast<double>(int64_t{size} * size);
+  const double area = share * static_cast<double>(int64_t{image.height} * image.width);
   const double doubled = 2.0 * uniform(k, 1);
   const double v = doubled - 1.0;
   const double above = 7.0 + v;
   const double below = 7.0 - v;
   const double ratio = above / below;
-  const double height_squared = area / ratio;
-  const double width_squared = area * ratio;
+  const double shape = static_cast<double>(image.height) / static_cast<double>(image.width);
+  const double tall = area / ratio;
+  const double wide = area * ratio;
+  const double height_squared = tall * shape;
+  const double width_squared = wide / shape;
   Crop crop;
-  crop.height = rounded_side(std::sqrt(height_squared), size);
-  crop.width = rounded_side(std::sqrt(width_squared), size);
-  const double top = uniform(k, 2) * (size - crop.height + 1);
-  const double left = uniform(k, 3) * (size - crop.width + 1);
+  crop.height = rounded_side(std::sqrt(height_squared), image.height);
+  crop.width = rounded_side(std::sqrt(width_squared), image.width);
+  const double top = uniform(k, 2) * (image.height - crop.height + 1);
+  const double left = uniform(k, 3) * (image.width - crop.width + 1);
   crop.top = static_cast<int32_t>(std::floor(top));
   crop.left = static_cast<int32_t>(std::floor(left));
   crop.flip = flip && uniform(k, 4) < 0.5;
   return crop;
 }
 
-Crop centre_crop(int32_t size) {
-  const int32_t side = static_cast<int32_t>(7 * int64_t{size} / 8);
-  const int32_t margin = (size - side) / 2;
-  return {margin, margin, side, side, false};
+Crop centre_crop(Size stored, Size input) {
+  return {(stored.height - input.height) / 2, (stored.width - input.width) / 2, input.height, input.width, false};
 }
 
-void resample(const uint8_t* image, int32_t size, const Crop& crop, int32_t resolution, const float mean[3],
-              const float deviation[3], float* out) {
+void resample(const uint8_t* image, Size stored, const Crop& crop, Size input, int32_t channels, const float* mean,
+              const float* deviation, float* out) {
   // Columns in blocks, so that their taps are computed once for all rows and still need no memory of the heap.
   constexpr int32_t kBlock = 64;
+  const auto depth = static_cast<size_t>(channels), stride = depth * static_cast<size_t>(stored.width);
+  const uint8_t* corner = image + static_cast<size_t>(crop.top) * stride + static_cast<size_t>(crop.left) * depth;
   Tap columns[kBlock];
-  for (int32_t first = 0; first < resolution; first += kBlock) {
-    const int32_t width = std::min(kBlock, resolution - first);
+  for (int32_t first = 0; first < input.width; first += kBlock) {
+    const int32_t width = std::min(kBlock, input.width - first);
     for (int32_t i = 0; i < width; ++i) {
-      const int32_t column = crop.flip ? resolution - 1 - (first + i) : first + i;
-      columns[i] = tap(column, crop.width, resolution);
+      const int32_t column = crop.flip ? input.width - 1 - (first + i) : first + i;
+      columns[i] = tap(column, crop.width, input.width);
     }
-    for (int32_t y = 0; y < resolution; ++y) {
-      const Tap row = tap(y, crop.height, resolution);
-      const uint8_t* upper = image + 3 * (static_cast<size_t>(crop.top + row.low) * size + crop.left);
-      const uint8_t* lower = image + 3 * (static_cast<size_t>(crop.top + row.high) * size + crop.left);
-      float* to = out + 3 * (static_cast<size_t>(y) * resolution + first);
+    for (int32_t y = 0; y < input.height; ++y) {
+      const Tap row = tap(y, crop.height, input.height);
+      const uint8_t* upper = corner + static_cast<size_t>(row.low) * stride;
+      const uint8_t* lower = corner + static_cast<size_t>(row.high) * stride;
+      float* to = out + depth * (static_cast<size_t>(y) * static_cast<size_t>(input.width) + static_cast<size_t>(first));
       for (int32_t i = 0; i < width; ++i) {
-        const size_t low = 3 * static_cast<size_t>(columns[i].low), high = 3 * static_cast<size_t>(columns[i].high);
-        for (size_t channel = 0; channel < 3; ++channel) {
+        const size_t low = depth * static_cast<size_t>(columns[i].low), high = depth * static_cast<size_t>(columns[i].high);
+        for (size_t channel = 0; channel < depth; ++channel) {
           const float left = lerp(upper[low + channel], lower[low + channel], row.fraction);
           const float right = lerp(upper[high + channel], lower[high + channel], row.fraction);
           const float pixel = lerp(left, right, columns[i].fraction);
@@ -141,13 +144,14 @@ void resample(const uint8_t* image, int32_t size, const Crop& crop, int32_t reso
   }
 }
 
-void dropout_mask(uint64_t seed, uint64_t epoch, uint64_t position, uint64_t layer, size_t elements, double rate,
-                  float* out) {
+void dropout_mask(uint64_t seed, uint64_t epoch, uint64_t position, uint64_t layer, size_t pixels, size_t channels,
+                  double rate, float* out) {
   const double keep = 1.0 - rate;
   const double inverse = 1.0 / keep;
   const float scale = static_cast<float>(inverse);
   const uint64_t k = key({seed, kDropout, epoch, position, layer});
-  for (size_t i = 0; i < elements; ++i) out[i] = uniform(k, i) >= rate ? scale : 0.0f;
+  for (size_t p = 0; p < pixels; ++p)
+    for (size_t c = 0; c < channels; ++c) *out++ = uniform(k, c * pixels + p) >= rate ? scale : 0.0f;
 }
 
 }  // namespace tinytl

@@ -37,7 +37,7 @@ void trace(const Job& job, Events& events) {
            static_cast<size_t>(part.elements) * (op.number ? 2 : 4));
     }
   });
-  samples.fill(0, centre_crop(data.size()), 0, execution);
+  samples.fill(0, centre_crop(data.stored(), data.input()), 0, execution);
   execution.forward(nullptr);
   const float loss = execution.backward(Sample{});
   keep("loss", 0, DType::kF32, &loss, sizeof loss);

@@ -104,8 +104,8 @@ class Training {
         }
       } while (step_ % steps_an_epoch_ != 0);
       const double mean = sums_.losses / static_cast<double>(sums_.seen);
-      if (mean > kHopeless * std::log(program_->several_labels ? 2 : program_->classes))
-        diverged("the epoch's loss is far above that of guessing");
+      const bool hopeless = mean > kHopeless * std::log(program_->several_labels ? 2 : program_->classes);
+      if (hopeless && mean > first_loss_) diverged("the epoch's loss is far above that of guessing");
       save();
       if (validation_) score_ = measure();
       say_epoch(epoch, mean);
@@ -136,11 +136,12 @@ class Training {
     for (int64_t position = first; position < last; ++position) {
       const uint32_t index = order_[static_cast<size_t>(position)];
       const auto e = static_cast<uint64_t>(epoch), p = static_cast<uint64_t>(position);
-      samples_.fill(index, random_crop(seed_, e, p, dataset_.size(), min_area, flip), smoothing, execution_);
+      samples_.fill(index, random_crop(seed_, e, p, dataset_.stored(), min_area, flip), smoothing, execution_);
       const Execution::MaskFiller masks = [&](int32_t layer, int64_t elements, float* out) {
-        const double rate = options_.is_null("dropout") ? program_->dropouts[static_cast<size_t>(layer)].rate
-                                                        : options_.number("dropout", 0, 0.99);
-        dropout_mask(seed_, e, p, static_cast<uint64_t>(layer), static_cast<size_t>(elements), rate, out);
+        const DropoutLayer& dropout = program_->dropouts[static_cast<size_t>(layer)];
+        const double rate = options_.is_null("dropout") ? dropout.rate : options_.number("dropout", 0, 0.99);
+        dropout_mask(seed_, e, p, static_cast<uint64_t>(layer), static_cast<size_t>(dropout.pixels),
+                     static_cast<size_t>(elements / dropout.pixels), rate, out);
       };
       execution_.forward(&masks);
       sums_.correct += samples_.right_answers(index, execution_.logits());
@@ -154,6 +155,7 @@ class Training {
     sums_.losses += loss;
     sums_.seen += last - first;
     loss /= static_cast<double>(last - first);
+    if (std::isnan(first_loss_)) first_loss_ = loss;
     if (step_ % options_.integer("log_every", 1, INT64_MAX) == 0 || step_ == 1 || step_ == total_) {
       events_.begin("step")
           .integer("step", step_)
@@ -167,7 +169,7 @@ class Training {
 
   Score measure() {
     Score score;
-    const Crop crop = centre_crop(validation_data_->size());
+    const Crop crop = centre_crop(validation_data_->stored(), validation_data_->input());
     int64_t correct = 0;
     for (uint32_t i = 0; i < validation_->count(); ++i) {
       if (stop_asked)
@@ -269,6 +271,7 @@ class Training {
   std::vector<std::string> classes_;
   int64_t steps_an_epoch_ = 0, total_ = 0, step_ = 0;
   EpochSums sums_;
+  double first_loss_ = NAN;  // of this process; one that is high from the start, as with random weights, has not grown
   Score score_;
   std::vector<float> durations_;
 };
@@ -298,7 +301,7 @@ std::vector<double> probabilities(const float* logits, const Program& program) {
 // Calls visit(index) behind the forward pass of every sample.
 template <typename Visit>
 void for_each_sample(const Dataset& data, Samples& samples, Execution& execution, Visit visit) {
-  const Crop crop = centre_crop(data.size());
+  const Crop crop = centre_crop(data.stored(), data.input());
   for (uint32_t i = 0; i < samples.count(); ++i) {
     if (stop_asked) fail(kInterrupted, "Interrupted.");
     samples.fill(i, crop, 0, execution);
@@ -316,7 +319,7 @@ void evaluate(const Job& job, Events& events) {
   const Dataset data = Dataset::open(job.text("data"));
   Samples samples(*program, data);
   Execution execution(*program, job.threads());
-  if (data.classes().empty()) fail(kData, "%s has photographs without a label.", data.path().c_str());
+  if (data.classes().empty()) fail(kData, "%s has images without a label.", data.path().c_str());
   // Of several labels, how often each was right; otherwise the confusion matrix.
   const bool several = program->several_labels;
   const auto classes = static_cast<size_t>(program->classes);

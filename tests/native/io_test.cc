@@ -1,7 +1,8 @@
 // Tests of the trainer's input and output. A plain program: it prints what failed and ends with 1, or with 0.
 //
 //   io_test                                           runs all tests, on files in a new folder under $TMPDIR
-//   io_test sample SEED EPOCH COUNT SIZE RESOLUTION   prints what sampling makes, for tests/test_native_sampling.py
+//   io_test sample SEED EPOCH COUNT HEIGHT WIDTH TO_HEIGHT TO_WIDTH CHANNELS   prints what sampling makes of a stored
+//       image for an input of TO_HEIGHT x TO_WIDTH, for tests/test_native_sampling.py
 //   io_test tensors FILE                              prints the checked header, or the exit code and the sentence
 //   io_test dataset FILE                              the same for a dataset, with CRC-32s of labels and images
 //   io_test copy FROM TO                              reads a safetensors file and writes it again
@@ -395,33 +396,40 @@ void test_writing() {
 
 // Dataset ----------------------------------------------------------------------------------------------------------
 
-constexpr int32_t kResolution = 7, kSide = 8, kImageBytes = kSide * kSide * 3;
+constexpr int32_t kHeight = 8, kWidth = 16, kImageBytes = kHeight * kWidth * 3;  // stored for an input of 7 x 14
+
+Metadata dataset_metadata(const char* classes) {
+  return {{"format", "tinytl-edge-dataset"}, {"version", "2"},  {"classes", classes}, {"height", "7"},
+          {"width", "14"},                   {"channels", "3"}, {"fit", "crop"},      {"margin", "true"}};
+}
 
 std::string write_dataset(const char* name, const std::vector<int32_t>& labels, const Metadata& changes = {},
-                          int64_t side = kSide) {
-  Metadata metadata = {
-      {"format", "tinytl-edge-dataset"}, {"version", "1"}, {"classes", "[\"cat\", \"d\u00f6g\"]"}, {"resolution", "7"}};
+                          int64_t width = kWidth) {
+  Metadata metadata = dataset_metadata("[\"cat\", \"d\u00f6g\"]");
   for (const auto& [key, value] : changes) {
     for (auto& [existing, old] : metadata) {
       if (existing == key) old = value;
     }
   }
   const int64_t count = static_cast<int64_t>(labels.size());
-  std::vector<uint8_t> images(labels.size() * static_cast<size_t>(side * side * 3));
+  std::vector<uint8_t> images(labels.size() * static_cast<size_t>(kHeight * width * 3));
   for (size_t i = 0; i < images.size(); ++i) images[i] = static_cast<uint8_t>(draw(9, i));
   const std::string path = in_folder(name);
   write_tensors(path,
-                {{"images", DType::kU8, {count, side, side, 3}, images.data(), images.size()},
+                {{"images", DType::kU8, {count, kHeight, width, 3}, images.data(), images.size()},
                  {"labels", DType::kI32, {count}, labels.data(), 4 * labels.size()}},
                 metadata);
   return path;
 }
 
 void test_dataset() {
-  CHECK(stored_size(224) == 256 && stored_size(7) == 8 && stored_size(8) == 10 && stored_size(99999) == 114285);
+  const Size stored = stored_size({224, 8}, true), own = stored_size({224, 8}, false);
+  CHECK(stored.height == 256 && stored.width == 10 && own.height == 224 && own.width == 8);
+  CHECK(stored_size({7, 16384}, true).height == 8 && stored_size({7, 16384}, true).width == 18725);
   Dataset dataset = Dataset::open(write_dataset("data", {1, 0, 1}));
   dataset = Dataset(std::move(dataset));
-  CHECK(dataset.count() == 3 && dataset.resolution() == kResolution && dataset.size() == kSide);
+  CHECK(dataset.count() == 3 && dataset.input().height == 7 && dataset.input().width == 14 && dataset.channels() == 3);
+  CHECK(dataset.stored().height == kHeight && dataset.stored().width == kWidth);
   CHECK(dataset.classes() == (std::vector<std::string>{"cat", "d\u00f6g"}) && dataset.label(0) == 1);
   CHECK(dataset.image_bytes() == kImageBytes);
   std::vector<uint8_t> pixels(kImageBytes);
@@ -437,31 +445,38 @@ void test_dataset() {
   };
   CHECK(fault("was not written by 'tinytl-edge pack'", write_dataset("d", {0}, {{"format", "x"}})));
   CHECK(fault("was not written by 'tinytl-edge pack'", write_example("d")));
-  CHECK(fault("it has version '2', not '1', so pack", write_dataset("d", {0}, {{"version", "2"}})));
-  for (const char* resolution : {"", "0", "07", "-7", "7.0", "x", "123456", " 7"}) {
-    CHECK(fault("its resolution is not a number of pixels", write_dataset("d", {0}, {{"resolution", resolution}})));
+  CHECK(fault("it has version '1', not '2', so pack", write_dataset("d", {0}, {{"version", "1"}})));
+  for (const char* side : {"", "0", "07", "-7", "7.0", "x", "123456", " 7", "16385"}) {
+    CHECK(fault("its height is not a number of pixels", write_dataset("d", {0}, {{"height", side}})));
+    CHECK(fault("its width is not a number of pixels", write_dataset("d", {0}, {{"width", side}})));
+  }
+  for (const char* word : {"", "2", "31", "True"}) {
+    CHECK(fault("its channels are neither 1 nor 3", write_dataset("d", {0}, {{"channels", word}})));
+    CHECK(fault("its fit is none of crop, squash, pad", write_dataset("d", {0}, {{"fit", word}})));
+    CHECK(fault("its margin is neither true nor false", write_dataset("d", {0}, {{"margin", word}})));
   }
   for (const char* classes : {"", "{}", "[1]", "[\"a\", null]", "[", "\"cat\""}) {
     CHECK(fault("its classes are not a list of names", write_dataset("d", {0}, {{"classes", classes}})));
   }
-  CHECK(fault("its images are U8 [1, 8, 8, 3], not U8 [N, 10, 10, 3] as resolution 8 needs",
-              write_dataset("d", {0}, {{"resolution", "8"}})));
-  CHECK(fault("not U8 [N, 8, 8, 3]", write_dataset("d", {0}, {}, 9)));
+  CHECK(fault("its images are U8 [1, 8, 16, 3], not U8 [N, 10, 16, 3] as an input of 8 x 14 px needs",
+              write_dataset("d", {0}, {{"height", "8"}})));
+  CHECK(fault("not U8 [N, 8, 16, 3]", write_dataset("d", {0}, {}, 9)));
+  CHECK(fault("not U8 [N, 8, 16, 1]", write_dataset("d", {0}, {{"channels", "1"}})));
+  CHECK(fault("not U8 [N, 7, 14, 3]", write_dataset("d", {0}, {{"margin", "false"}})));
   CHECK(fault("it has no samples", write_dataset("d", {})));
   CHECK(fault("the label 2 of sample 1 is none of its 2 classes", write_dataset("d", {0, 2})));
   CHECK(fault("the label -1 of sample 0 is none of its 2 classes", write_dataset("d", {-1})));
   CHECK(fault("the label 0 of sample 0 is none of its 0 classes", write_dataset("d", {0}, {{"classes", "[]"}})));
 
-  const Metadata metadata = {
-      {"format", "tinytl-edge-dataset"}, {"version", "1"}, {"classes", "[\"a\"]"}, {"resolution", "7"}};
+  const Metadata metadata = dataset_metadata("[\"a\"]");
   const std::vector<uint8_t> image(kImageBytes);
   const std::string path = in_folder("d");
   write_tensors(path, {{"labels", DType::kI32, {1}, kWeights, 4}}, metadata);
   CHECK(fault("it has no tensor 'images'", path));
-  write_tensors(path, {{"images", DType::kU8, {1, 8, 8, 3}, image.data(), image.size()}}, metadata);
+  write_tensors(path, {{"images", DType::kU8, {1, kHeight, kWidth, 3}, image.data(), image.size()}}, metadata);
   CHECK(fault("it has no tensor 'labels'", path));
   write_tensors(path,
-                {{"images", DType::kU8, {1, 8, 8, 3}, image.data(), image.size()},
+                {{"images", DType::kU8, {1, kHeight, kWidth, 3}, image.data(), image.size()},
                  {"labels", DType::kF32, {1}, kWeights, 4}},
                 metadata);
   CHECK(fault("its labels are F32 [1], not I32 [1]", path));
@@ -522,6 +537,33 @@ void test_random_damage() {
 
 // Sampling ---------------------------------------------------------------------------------------------------------
 
+// A crop of just the input's size is copied exactly; the evaluation's is one.
+void test_exact_copy(Size input, int32_t channels, bool margin) {
+  const Size size = stored_size(input, margin);
+  const auto at = [channels](const Size& image, int32_t y, int32_t x, int32_t channel) {
+    return static_cast<size_t>(channels * (y * image.width + x) + channel);
+  };
+  std::vector<uint8_t> image(at(size, size.height, 0, 0));
+  for (size_t i = 0; i < image.size(); ++i) image[i] = static_cast<uint8_t>(draw(4, i));
+  Crop crop = centre_crop(size, input);
+  CHECK(crop.height == input.height && crop.width == input.width);
+  CHECK(crop.height == (margin ? 7 * size.height / 8 : size.height));
+  std::vector<float> plain(at(input, input.height, 0, 0)), mirrored(plain.size());
+  const float zero[3] = {0, 0, 0}, one[3] = {1, 1, 1};
+  resample(image.data(), size, crop, input, channels, zero, one, plain.data());
+  crop.flip = true;
+  resample(image.data(), size, crop, input, channels, zero, one, mirrored.data());
+  for (int32_t y = 0; y < input.height; ++y) {
+    for (int32_t x = 0; x < input.width; ++x) {
+      for (int32_t channel = 0; channel < channels; ++channel) {
+        const float expected = image[at(size, crop.top + y, crop.left + x, channel)];
+        CHECK(plain[at(input, y, x, channel)] == expected);
+        CHECK(mirrored[at(input, y, input.width - 1 - x, channel)] == expected);
+      }
+    }
+  }
+}
+
 void test_sampling() {
   const uint64_t published[] = {0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC};
   for (uint64_t i = 0; i < 4; ++i) CHECK(draw(0, i) == published[i]);
@@ -535,38 +577,20 @@ void test_sampling() {
     for (uint32_t i = 0; i < count; ++i) sorted[i] = i;
     CHECK(order == sorted);
   }
-  for (int32_t size = 1; size < 300; ++size) {
+  for (int32_t height = 1; height < 300; ++height) {
     for (uint64_t position = 0; position < 30; ++position) {
+      const Size size{height, 1 + static_cast<int32_t>(draw(6, position) % 300)};
       const Crop crop = random_crop(5, 2, position, size, kMinArea, true);
       CHECK(crop.height >= 1 && crop.width >= 1 && crop.top >= 0 && crop.left >= 0);
-      CHECK(crop.top + crop.height <= size && crop.left + crop.width <= size);
+      CHECK(crop.top + crop.height <= size.height && crop.left + crop.width <= size.width);
     }
   }
-  // A crop of just the resolution is copied exactly; the evaluation's is one.
-  for (const int32_t resolution : {1, 5, 7, 64, 65, 97, 128}) {
-    const int32_t size = stored_size(resolution);
-    const size_t side = static_cast<size_t>(size), pixels = 3 * static_cast<size_t>(resolution * resolution);
-    std::vector<uint8_t> image(3 * side * side);
-    for (size_t i = 0; i < image.size(); ++i) image[i] = static_cast<uint8_t>(draw(4, i));
-    Crop crop = centre_crop(size);
-    CHECK(crop.height == resolution && crop.width == resolution);
-    std::vector<float> plain(pixels), mirrored(pixels);
-    const float zero[3] = {0, 0, 0}, one[3] = {1, 1, 1};
-    resample(image.data(), size, crop, resolution, zero, one, plain.data());
-    crop.flip = true;
-    resample(image.data(), size, crop, resolution, zero, one, mirrored.data());
-    for (int32_t y = 0; y < resolution; ++y) {
-      for (int32_t x = 0; x < resolution; ++x) {
-        for (int32_t channel = 0; channel < 3; ++channel) {
-          const float expected = image[static_cast<size_t>(3 * ((crop.top + y) * size + crop.left + x) + channel)];
-          CHECK(plain[static_cast<size_t>(3 * (y * resolution + x) + channel)] == expected);
-          CHECK(mirrored[static_cast<size_t>(3 * (y * resolution + resolution - 1 - x) + channel)] == expected);
-        }
-      }
-    }
+  for (const int32_t side : {1, 5, 7, 64, 65, 97, 128}) {
+    test_exact_copy({side, (3 * side + 1) / 2}, 3, true);
+    test_exact_copy({2 * side, side}, 1, side != 64);
   }
   float mask[1000];
-  dropout_mask(1, 2, 3, 4, 1000, 0.25, mask);
+  dropout_mask(1, 2, 3, 4, 8, 125, 0.25, mask);
   CHECK(std::count(mask, mask + 1000, 0.0f) > 180 && std::count(mask, mask + 1000, 0.0f) < 320);
   CHECK(std::count(mask, mask + 1000, static_cast<float>(1 / 0.75)) + std::count(mask, mask + 1000, 0.0f) == 1000);
 }
@@ -591,7 +615,9 @@ int sample(char** arguments) {
                                                : std::strtoull(arguments[0], nullptr, 10);
   const uint64_t epoch = std::strtoull(arguments[1], nullptr, 10);
   const uint32_t count = static_cast<uint32_t>(std::strtoul(arguments[2], nullptr, 10));
-  const int32_t size = std::atoi(arguments[3]), resolution = std::atoi(arguments[4]);
+  const Size size{std::atoi(arguments[3]), std::atoi(arguments[4])};
+  const Size input{std::atoi(arguments[5]), std::atoi(arguments[6])};
+  const int32_t channels = std::atoi(arguments[7]);
 
   std::vector<uint32_t> order(count);
   epoch_order(seed, epoch, count, order.data());
@@ -600,12 +626,12 @@ int sample(char** arguments) {
   std::printf("\n");
 
   // The image: one draw a byte, of a stream that the comparing test knows too.
-  std::vector<uint8_t> image(3 * static_cast<size_t>(size) * static_cast<size_t>(size));
+  std::vector<uint8_t> image(static_cast<size_t>(channels * size.height * size.width));
   for (size_t i = 0; i < image.size(); ++i) image[i] = static_cast<uint8_t>(draw(seed, i) >> 56);
   const float mean[3] = {123.675f, 116.28f, 103.53f}, deviation[3] = {58.395f, 57.12f, 57.375f};
-  std::vector<float> pixels(3 * static_cast<size_t>(resolution) * static_cast<size_t>(resolution));
+  std::vector<float> pixels(static_cast<size_t>(channels * input.height * input.width));
   const auto print_pixels = [&](uint64_t position, const Crop& crop) {
-    resample(image.data(), size, crop, resolution, mean, deviation, pixels.data());
+    resample(image.data(), size, crop, input, channels, mean, deviation, pixels.data());
     print_floats("pixels", position, pixels);
   };
   for (uint64_t position = 0; position < std::min<uint32_t>(count, 40); ++position) {
@@ -614,12 +640,15 @@ int sample(char** arguments) {
     if (position < 6) print_pixels(position, crop);
     print_crop("narrow", position, random_crop(seed, epoch, position, size, 0.9, false));
   }
-  print_crop("centre", 0, centre_crop(size));
-  print_pixels(count, centre_crop(size));
+  if (input.height <= size.height && input.width <= size.width) {
+    print_crop("centre", 0, centre_crop(size, input));
+    print_pixels(count, centre_crop(size, input));
+  }
   for (size_t layer = 0; layer < 3; ++layer) {
     const double rates[] = {0.2, 0.5, 0.0};
-    std::vector<float> mask(100 + 7 * layer);
-    dropout_mask(seed, epoch, count, layer, mask.size(), rates[layer], mask.data());
+    const size_t pixels = 1 + 2 * layer, channels = 100 + 7 * layer;
+    std::vector<float> mask(pixels * channels);
+    dropout_mask(seed, epoch, count, layer, pixels, channels, rates[layer], mask.data());
     print_floats("mask", layer, mask);
   }
   return 0;
@@ -639,7 +668,8 @@ int print_tensors(const char* path) {
 
 int print_dataset(const char* path) {
   const Dataset dataset = Dataset::open(path);
-  std::printf("%" PRIu32 " %d %d\n", dataset.count(), dataset.resolution(), dataset.size());
+  std::printf("%" PRIu32 " %d %d %d %d %d\n", dataset.count(), dataset.input().height, dataset.input().width,
+              dataset.stored().height, dataset.stored().width, dataset.channels());
   for (const std::string& name : dataset.classes()) std::printf("%s\n", name.c_str());
   std::vector<uint8_t> pixels(dataset.image_bytes());
   for (uint32_t i = 0; i < dataset.count(); ++i) {
@@ -701,7 +731,7 @@ int main(int argc, char** argv) {
   try {
     const std::string mode = argc > 1 ? argv[1] : "";
     if (argc == 1) return run_tests();
-    if (mode == "sample" && argc == 7) return sample(argv + 2);
+    if (mode == "sample" && argc == 10) return sample(argv + 2);
     if (mode == "tensors" && argc == 3) return print_tensors(argv[2]);
     if (mode == "dataset" && argc == 3) return print_dataset(argv[2]);
     if (mode == "copy" && argc == 4) return copy(argv[2], argv[3]);

@@ -8,7 +8,7 @@
 namespace tinytl {
 namespace {
 
-constexpr int kMaxTaps = 64;  // in one pass; larger kernels accumulate in memory. A kernel is at most this wide.
+constexpr int kMaxTaps = 64;  // in one pass; larger kernels accumulate in memory
 constexpr int64_t kOutside = INT64_MIN / 4;
 
 // Stands in for pixels outside the map.
@@ -18,7 +18,7 @@ alignas(64) const float kZeros[kMaxDepth] = {};
 // Where the pixels of one map meet those of the other, in one dimension. The target's pixels fall into phases that share
 // their taps: all of them in the forward pass, those of one remainder modulo the stride in the gradient.
 struct Axis {
-  int32_t source, target, kernel, stride, pad;
+  int32_t source, target, kernel, stride, pad, dilation;
   bool backward;  // target: the input of the convolution, source: its output
 
   int32_t phases() const { return backward ? stride : 1; }
@@ -28,13 +28,15 @@ struct Axis {
   struct Tap {
     int32_t tap, step, offset;
   };
-  int taps(int32_t phase, Tap* to) const {
+  // Of the taps [first, beyond), kMaxTaps at most.
+  int taps(int32_t phase, int32_t first, int32_t beyond, Tap* to) const {
     int count = 0;
-    for (int32_t tap = 0; tap < kernel; ++tap) {
+    for (int32_t tap = first; tap < beyond; ++tap) {
+      const int32_t shift = tap * dilation - pad;
       if (!backward) {
-        to[count++] = {tap, stride, tap - pad};
-      } else if ((phase + pad - tap) % stride == 0) {
-        to[count++] = {tap, 1, (phase + pad - tap) / stride};
+        to[count++] = {tap, stride, shift};
+      } else if ((phase - shift) % stride == 0) {
+        to[count++] = {tap, 1, (phase - shift) / stride};
       }
     }
     return count;
@@ -85,12 +87,17 @@ void gather_tiles(const Gather& g, const PackedTaps& packed, const TileOutput& o
   const int64_t tap_floats = int64_t{packed.depth} * packed.width;
   // A kernel row inside the map is one long run of floats when nothing lies between its pixels.
   const bool mergeable = !g.backward && g.groups == 1 && packed.whole_depth && packed.tap0 == 0 &&
-                         packed.tap1 == g.y.kernel * g.x.kernel;
+                         packed.tap1 == g.y.kernel * g.x.kernel && g.y.dilation == 1 && g.x.dilation == 1;
+  // The kernel's rows and columns that the packed taps lie in: of a row that is too long for one pass, a run.
+  const int32_t row0 = packed.tap0 / g.x.kernel, row1 = (packed.tap1 - 1) / g.x.kernel + 1;
+  const bool run = g.x.kernel > kMaxTaps;
+  const int32_t column0 = run ? packed.tap0 % g.x.kernel : 0;
+  const int32_t column1 = run ? column0 + packed.tap1 - packed.tap0 : g.x.kernel;
   for (int32_t phase = 0; phase < g.y.phases() * g.x.phases(); ++phase) {
     const int32_t phase_y = phase / g.x.phases(), phase_x = phase % g.x.phases();
     const int32_t rows = g.y.pixels(phase_y), width = g.x.pixels(phase_x);
     Axis::Tap taps_y[kMaxTaps], taps_x[kMaxTaps];
-    const int count_y = g.y.taps(phase_y, taps_y), count_x = g.x.taps(phase_x, taps_x);
+    const int count_y = g.y.taps(phase_y, row0, row1, taps_y), count_x = g.x.taps(phase_x, column0, column1, taps_x);
     if (rows * width == 0) continue;
     const int64_t end = pixel_slice(rows * width, beyond);
     int64_t pixel = pixel_slice(rows * width, first);
@@ -160,7 +167,6 @@ void gather_share(const Gather& g, int first, int beyond) {
   const int32_t depth_step = std::min({g.depth, kMaxDepth, kPanelDepth});
   const int32_t tap_step =
       depth_step < g.depth ? 1 : std::clamp<int32_t>(kPanelDepth / std::max(depth_step, 1), 1, kMaxTaps);
-  const Bounds none, bounds = bounds_of(g.epilogue.activation);
   for (int32_t group = 0; group < g.groups; ++group) {
     for (int32_t n0 = 0; n0 < g.columns;) {
       PackedTaps packed{};
@@ -170,6 +176,7 @@ void gather_share(const Gather& g, int first, int beyond) {
       packed.columns = std::min<int32_t>(packed.width, g.columns - n0);
       for (packed.tap0 = 0; packed.tap0 < taps; packed.tap0 = packed.tap1) {
         packed.tap1 = std::min(packed.tap0 + tap_step, taps);
+        if (g.x.kernel > kMaxTaps) packed.tap1 = std::min(packed.tap1, (packed.tap0 / g.x.kernel + 1) * g.x.kernel);
         for (packed.k0 = 0; packed.k0 < g.depth; packed.k0 += depth_step) {
           packed.depth = std::min(depth_step, g.depth - packed.k0);
           packed.whole_depth = packed.depth == g.depth;
@@ -186,10 +193,8 @@ void gather_share(const Gather& g, int first, int beyond) {
           }
           PanelBias bias;
           bias.fill(packed.last ? g.epilogue.bias : nullptr, group * g.columns + n0, packed.columns);
-          gather_tiles(g, packed,
-                       TileOutput{g.epilogue.accumulate || !packed.first, bias.values,
-                                  packed.last ? bounds.low : none.low, packed.last ? bounds.high : none.high},
-                       first, beyond);
+          const Bounds bounds = packed.last ? g.epilogue.bounds : Bounds{};
+          gather_tiles(g, packed, TileOutput{g.epilogue.accumulate || !packed.first, bias.values, bounds}, first, beyond);
         }
       }
       n0 += packed.columns;
@@ -210,16 +215,16 @@ void gather(const Gather& g) {
 
 void conv_forward(const float* x, float* y, const Geometry& g, const Weight& w, const Epilogue& epilogue) {
   gather({.source = x, .target = y,
-          .y = {g.in_height, g.out_height, g.kernel_height, g.stride_height, g.pad_top, false},
-          .x = {g.in_width, g.out_width, g.kernel_width, g.stride_width, g.pad_left, false}, .groups = g.groups,
+          .y = {g.in_height, g.out_height, g.kernel_height, g.stride_height, g.pad_top, g.dilation_height, false},
+          .x = {g.in_width, g.out_width, g.kernel_width, g.stride_width, g.pad_left, g.dilation_width, false}, .groups = g.groups,
           .depth = g.in_channels / g.groups, .columns = g.out_channels / g.groups, .weight = &w, .backward = false,
           .epilogue = epilogue, .finish = Finish(epilogue)});
 }
 
 void conv_dx(const float* dy, float* dx, const Geometry& g, const Weight& w, const GradientEpilogue& epilogue) {
   gather({.source = dy, .target = dx,
-          .y = {g.out_height, g.in_height, g.kernel_height, g.stride_height, g.pad_top, true},
-          .x = {g.out_width, g.in_width, g.kernel_width, g.stride_width, g.pad_left, true}, .groups = g.groups,
+          .y = {g.out_height, g.in_height, g.kernel_height, g.stride_height, g.pad_top, g.dilation_height, true},
+          .x = {g.out_width, g.in_width, g.kernel_width, g.stride_width, g.pad_left, g.dilation_width, true}, .groups = g.groups,
           .depth = g.out_channels / g.groups, .columns = g.in_channels / g.groups, .weight = &w, .backward = true,
           .epilogue = {.accumulate = epilogue.accumulate}, .finish = Finish(epilogue)});
 }
@@ -240,7 +245,8 @@ void conv_dw(const float* x, const float* dy, float* dw, const Geometry& g) {
           float* panel = panel_buffer();
           pack_panel(source, p0, p1 - p0, n0, used, width, panel);
           for (int tap = first_tap; tap < end_tap; ++tap) {
-            const int32_t shift_y = tap / g.kernel_width - g.pad_top, shift_x = tap % g.kernel_width - g.pad_left;
+            const int32_t shift_y = tap / g.kernel_width * g.dilation_height - g.pad_top;
+            const int32_t shift_x = tap % g.kernel_width * g.dilation_width - g.pad_left;
             // Output columns whose source column lies inside the map.
             const int32_t first = shift_x < 0 ? (-shift_x + g.stride_width - 1) / g.stride_width : 0;
             const int32_t beyond =

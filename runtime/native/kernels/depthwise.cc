@@ -29,7 +29,7 @@ struct Sweep {
 template <class V>
 TINYTL_INLINE V tap_weight(const Sweep& s, int32_t i, int32_t j, int32_t channel) {
   const int64_t at = (int64_t{i} * s.g.kernel_width + j) * s.g.in_channels + channel;
-  const V w = with_elements(s.weight, [&](auto elements) { return load<V>(elements + at); });
+  const V w = with_elements(s.weight, [&](auto elements) { return load_centred<V>(elements + at, s.weight.zero); });
   return s.weight.i8 ? w * load<V>(s.weight.scale + channel) : w;
 }
 
@@ -160,15 +160,15 @@ __attribute__((noinline)) void sweep_strips(const Sweep& s, int32_t channel, int
   }
 }
 
-// Any kernel and stride, pixel by pixel.
+// Any kernel, stride and dilation, pixel by pixel.
 template <class V>
 __attribute__((noinline)) void sweep_pixels(const Sweep& s, int32_t channel, int32_t y0, int32_t y1) {
   const int64_t channels = s.g.in_channels;
   const V bias = s.bias ? load<V>(s.bias + channel) : V{};
   const V low = broadcast<V>(s.bounds.low), high = broadcast<V>(s.bounds.high);
   // Where a tap sees the source, or a negative number.
-  auto seen = [&](int32_t at, int32_t tap, int32_t pad, int32_t stride, int32_t size) {
-    int32_t from = s.backward ? at + pad - tap : at * stride - pad + tap;
+  auto seen = [&](int32_t at, int32_t shift, int32_t pad, int32_t stride, int32_t size) {
+    int32_t from = s.backward ? at + pad - shift : at * stride - pad + shift;
     if (s.backward) from = from % stride == 0 ? from / stride : -1;
     return from < size ? from : -1;
   };
@@ -176,9 +176,9 @@ __attribute__((noinline)) void sweep_pixels(const Sweep& s, int32_t channel, int
     for (int32_t x = 0; x < s.target_width; ++x) {
       V sum = bias;
       for (int32_t i = 0; i < s.g.kernel_height; ++i) {
-        const int32_t row = seen(y, i, s.g.pad_top, s.g.stride_height, s.source_height);
+        const int32_t row = seen(y, i * s.g.dilation_height, s.g.pad_top, s.g.stride_height, s.source_height);
         for (int32_t j = 0; row >= 0 && j < s.g.kernel_width; ++j) {
-          const int32_t column = seen(x, j, s.g.pad_left, s.g.stride_width, s.source_width);
+          const int32_t column = seen(x, j * s.g.dilation_width, s.g.pad_left, s.g.stride_width, s.source_width);
           if (column < 0) continue;
           const float* pixel = s.source + (int64_t{row} * s.source_width + column) * channels + channel;
           sum += tap_weight<V>(s, i, j, channel) * load<V>(pixel);
@@ -189,7 +189,11 @@ __attribute__((noinline)) void sweep_pixels(const Sweep& s, int32_t channel, int
   }
 }
 
-bool square(const Geometry& g) { return g.kernel_height == g.kernel_width && g.stride_height == g.stride_width; }
+// Is it one that strips are made for?
+bool plain(const Geometry& g) {
+  return g.kernel_height == g.kernel_width && g.stride_height == g.stride_width && g.dilation_height == 1 &&
+         g.dilation_width == 1;
+}
 
 using SweepFunction = void (*)(const Sweep&, int32_t, int32_t, int32_t);
 
@@ -203,7 +207,7 @@ SweepFunction strips_of(const Sweep& s) {
 SweepFunction sweep_function(const Sweep& s, int lanes) {
   if (lanes == 1) return sweep_pixels<float>;
   if (lanes < kLanes) return sweep_pixels<Quad>;
-  if (!square(s.g)) return sweep_pixels<Vector>;
+  if (!plain(s.g)) return sweep_pixels<Vector>;
   switch (s.g.kernel_width) {
     case 3: return strips_of<3>(s);
     case 5: return strips_of<5>(s);
@@ -308,7 +312,7 @@ __attribute__((noinline)) void gradient_strips(const WeightGradient& w, int32_t 
   }
 }
 
-// Any kernel and stride, tap by tap.
+// Any kernel, stride and dilation, tap by tap.
 template <class V>
 __attribute__((noinline)) void gradient_taps(const WeightGradient& w, int32_t channel, int32_t y0, int32_t y1,
                                              int first_lane) {
@@ -317,9 +321,9 @@ __attribute__((noinline)) void gradient_taps(const WeightGradient& w, int32_t ch
     for (int32_t j = 0; j < g.kernel_width; ++j) {
       V sum{};
       for (int32_t y = y0; y < y1; ++y) {
-        const int32_t row = y * g.stride_height - g.pad_top + i;
+        const int32_t row = y * g.stride_height - g.pad_top + i * g.dilation_height;
         for (int32_t x = 0; row >= 0 && row < g.in_height && x < g.out_width; ++x) {
-          const int32_t column = x * g.stride_width - g.pad_left + j;
+          const int32_t column = x * g.stride_width - g.pad_left + j * g.dilation_width;
           if (column < 0 || column >= g.in_width) continue;
           sum += load<V>(w.x + (int64_t{row} * g.in_width + column) * g.in_channels + channel) *
                  load<V>(w.dy + (int64_t{y} * g.out_width + x) * g.in_channels + channel);
@@ -340,7 +344,7 @@ GradientFunction gradient_strips_of(const Geometry& g) {
 GradientFunction gradient_function(const Geometry& g, int lanes) {
   if (lanes == 1) return gradient_taps<float>;
   if (lanes < kLanes) return gradient_taps<Quad>;
-  if (!square(g) || g.stride_width > 2) return gradient_taps<Vector>;
+  if (!plain(g) || g.stride_width > 2) return gradient_taps<Vector>;
   switch (g.kernel_width) {
     case 3: return gradient_strips_of<3>(g);
     case 5: return gradient_strips_of<5>(g);
@@ -353,7 +357,7 @@ GradientFunction gradient_function(const Geometry& g, int lanes) {
 
 void depthwise_forward(const float* x, float* y, const Geometry& g, const Weight& w, const Epilogue& epilogue) {
   sweep({x, g.in_height, g.in_width, y, g.out_height, g.out_width, g, false, w, epilogue.bias,
-         bounds_of(epilogue.activation)}, Finish(epilogue));
+         epilogue.bounds}, Finish(epilogue));
 }
 
 void depthwise_dx(const float* dy, float* dx, const Geometry& g, const Weight& w, const GradientEpilogue& epilogue) {

@@ -3,7 +3,6 @@
 #endif
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 
 #include "epilogue.h"
@@ -13,18 +12,17 @@ namespace tinytl {
 namespace {
 
 #if defined(__AVX512F__)
-// The bits of 32 activated elements, which a comparison leaves in a register of bits. What is strictly between 0 and
-// `high` is so as an integer, too; zero wraps round to the largest.
-TINYTL_INLINE uint32_t mask_word(const float* y, float high) {
-  const __m512i limit = _mm512_set1_epi32(static_cast<int>(std::bit_cast<uint32_t>(high) - 1)), one = _mm512_set1_epi32(1);
+// The bits of 32 clamped elements, which comparisons leave in a register of bits.
+TINYTL_INLINE uint32_t mask_word(const float* y, const Bounds& bounds) {
+  const __m512 low = _mm512_set1_ps(bounds.low), high = _mm512_set1_ps(bounds.high);
   const auto half = [&](const float* from) -> uint32_t {
-    return _mm512_cmplt_epu32_mask(_mm512_sub_epi32(_mm512_loadu_si512(from), one), limit);
+    const __m512 v = _mm512_loadu_ps(from);
+    return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(v, low, _CMP_GT_OQ), v, high, _CMP_LT_OQ);
   };
   return half(y) | half(y + 16) << 16;
 }
 #else
-constexpr int kMaskLanes = kLanes;
-typedef VectorOf<kMaskLanes>::Bits Bits;
+typedef VectorOf<kLanes>::Bits Bits;
 typedef VectorOf<4>::Bits Bits4;
 
 TINYTL_INLINE uint32_t or_of_lanes(Bits4 v) {
@@ -39,42 +37,40 @@ TINYTL_INLINE uint32_t or_of_lanes(Bits v) {
 }
 #endif
 
-// The bits of 32 activated elements: each comparison selects its own bit of an int, and one reduction joins them all.
-// What is strictly between 0 and `high` is so as an integer, too; zero wraps round to the largest.
-TINYTL_INLINE uint32_t mask_word(const float* y, float high) {
-  const Bits limit = Bits{} + (std::bit_cast<uint32_t>(high) - 1);
+// The bits of 32 clamped elements: each comparison selects its own bit of an int, and one reduction joins them all.
+TINYTL_INLINE uint32_t mask_word(const float* y, const Bounds& bounds) {
+  const Vector low = broadcast<Vector>(bounds.low), high = broadcast<Vector>(bounds.high);
   Bits own_bit, joined{};
-  for (int j = 0; j < kMaskLanes; ++j) own_bit[j] = 1u << j;
+  for (int j = 0; j < kLanes; ++j) own_bit[j] = 1u << j;
 #pragma GCC unroll 8
-  for (int j = 0; j < 32; j += kMaskLanes) {
-    const Bits below = reinterpret_cast<Bits>(load<VectorOf<kMaskLanes>::Type>(y + j)) - 1;
-    joined |= reinterpret_cast<Bits>(below < limit) & (own_bit << j);
+  for (int j = 0; j < 32; j += kLanes) {
+    const Vector v = load<Vector>(y + j);
+    joined |= reinterpret_cast<Bits>((v > low) & (v < high)) & (own_bit << j);
   }
   return or_of_lanes(joined);
 }
 #endif
 
-// Writes the mask bits of elements [first, first + count), whose activated values lie at y; a clamped value is
-// strictly inside the range exactly when the value before was. Ranges must be written in ascending order: the bits of a
+// Writes the mask bits of elements [first, first + count), whose clamped values lie at y; a clamped value is
+// strictly inside the bounds exactly when the value before was. Ranges must be written in ascending order: the bits of a
 // byte above the last element are zeroed, those below the first are kept.
-void store_mask(const float* y, int64_t first, int64_t count, Activation activation, uint8_t* mask) {
-  const Bounds bounds = bounds_of(activation);
-  const bool all = activation == Activation::kNone;  // which nobody needs fast
+void store_mask(const float* y, int64_t first, int64_t count, const Bounds& bounds, uint8_t* mask) {
   int64_t i = 0;
-  for (; i < count && (all || (first + i) % 8 != 0); ++i) {
+  for (; i < count && (first + i) % 8 != 0; ++i) {
     const int bit = static_cast<int>((first + i) % 8);
     uint8_t& byte = mask[(first + i) / 8];
-    const bool passes = all || (y[i] > bounds.low && y[i] < bounds.high);
+    const bool passes = y[i] > bounds.low && y[i] < bounds.high;
     byte = static_cast<uint8_t>((byte & ((1 << bit) - 1)) | (passes ? 1 << bit : 0));
   }
   uint8_t* to = mask + (first + i) / 8;
   for (; i + 32 <= count; i += 32, to += 4) {
-    const uint32_t word = mask_word(y + i, bounds.high);
+    const uint32_t word = mask_word(y + i, bounds);
     std::memcpy(to, &word, 4);
   }
-  float rest[32] = {};  // zero is at the edge of every range: its bit is zero
+  float rest[32];
+  std::fill(rest, rest + 32, bounds.low);  // at the edge: its bit is zero
   std::copy(y + i, y + count, rest);
-  const uint32_t word = mask_word(rest, bounds.high);
+  const uint32_t word = mask_word(rest, bounds);
   std::memcpy(to, &word, static_cast<size_t>((count - i + 7) / 8));
 }
 
@@ -150,7 +146,7 @@ void mask_and_sum_columns(float* pixels, const uint8_t* mask, int64_t count, int
 void Finish::operator()(float* map, int64_t first, int64_t count, int32_t channels) const {
   const int64_t first_element = first * channels, elements = count * channels;
   float* from = map + first_element;
-  if (written_mask_) store_mask(from, first_element, elements, activation_, written_mask_);
+  if (written_mask_) store_mask(from, first_element, elements, bounds_, written_mask_);
   if (mask_ && db_ && channels % 8 == 0) {
     mask_and_sum_columns(from, mask_ + first_element / 8, count, channels, db_, 0, channels);
     return;
@@ -166,7 +162,7 @@ void Finish::columns(float* map, int64_t first, int64_t count, int32_t channels,
   }
   for (int64_t at = first_element + begin; at < first_element + count * channels; at += channels) {
     float* from = map + at;
-    if (written_mask_) store_mask(from, at, end - begin, activation_, written_mask_);
+    if (written_mask_) store_mask(from, at, end - begin, bounds_, written_mask_);
     if (mask_ && !db_) mask_range(from, from, mask_, at, end - begin);
     if (db_ && !mask_) bias_gradient(from, db_ + begin, 1, end - begin);
   }

@@ -1,4 +1,4 @@
-// What the kernels share about activations: their bounds and their mask bits.
+// What the kernels share about clamps and their gradients: mask bits, and sums of channels.
 #pragma once
 
 #include "kernels.h"
@@ -6,24 +6,11 @@
 
 namespace tinytl {
 
-// What an epilogue takes in are clamps.
-struct Bounds {
-  float low = -__builtin_inff();
-  float high = __builtin_inff();
-};
-
-inline Bounds bounds_of(Activation activation) {
-  Bounds bounds;
-  if (activation != Activation::kNone) bounds.low = 0;
-  if (activation == Activation::kRelu6) bounds.high = 6;
-  return bounds;
-}
-
 // What happens to finished pixels of a map while they are in the cache: their mask is written, or a gradient is masked
 // and summed by channel. Pixels must come in ascending order, since they may share bytes of a mask.
 class Finish {
  public:
-  explicit Finish(const Epilogue& e) : activation_(e.activation), written_mask_(e.mask) {}
+  explicit Finish(const Epilogue& e) : bounds_(e.bounds), written_mask_(e.mask) {}
   explicit Finish(const GradientEpilogue& e) : mask_(e.mask), db_(e.db) {}
   // Pixels [first, first + count) of a map.
   void operator()(float* map, int64_t first, int64_t count, int32_t channels) const;
@@ -32,7 +19,7 @@ class Finish {
 
  private:
   friend class SlicedFinish;
-  Activation activation_ = Activation::kNone;
+  Bounds bounds_;
   uint8_t* written_mask_ = nullptr;
   const uint8_t* mask_ = nullptr;
   float* db_ = nullptr;

@@ -49,13 +49,13 @@ TINYTL_INLINE void transpose_quads(const Element* from, int64_t stride, float* t
   store(to + 3 * to_stride, Quad(__builtin_shufflevector(high02, high13, 2, 6, 3, 7)));
 }
 
-// `from`: element (0, 0) of the panel. `scale`: of its columns, or null.
+// `from`: element (0, 0) of the panel. `scale`: of its columns, or null. `zero`: of int8.
 template <class Element>
-void pack_straight(const Element* from, int64_t stride, const float* scale, int32_t depth, int32_t columns, int width,
+void pack_straight(const Element* from, int64_t stride, const float* scale, float zero, int32_t depth, int32_t columns, int width,
                    float* panel) {
   for (int32_t k = 0; k < depth; ++k, from += stride, panel += width) {
     if (columns < width) {
-      for (int32_t n = 0; n < columns; ++n) panel[n] = load<float>(from + n) * (scale ? scale[n] : 1.0f);
+      for (int32_t n = 0; n < columns; ++n) panel[n] = load_centred<float>(from + n, zero) * (scale ? scale[n] : 1.0f);
       for (int32_t n = columns; n < width; ++n) panel[n] = 0;
       continue;
     }
@@ -66,12 +66,12 @@ void pack_straight(const Element* from, int64_t stride, const float* scale, int3
         load16(from + n, values);
         for (int i = 0; i < 16 / lanes_of<Part>; ++i) {
           const int at = n + i * lanes_of<Part>;
-          store(panel + at, Part(values[i] * load<Part>(scale + at)));
+          store(panel + at, Part((values[i] - zero) * load<Part>(scale + at)));
         }
       }
     }
     for (; n < width; n += kNarrowestPanel) {
-      Narrow values = load<Narrow>(from + n);
+      Narrow values = load_centred<Narrow>(from + n, zero);
       if (scale) values *= load<Narrow>(scale + n);
       store(panel + n, values);
     }
@@ -80,7 +80,7 @@ void pack_straight(const Element* from, int64_t stride, const float* scale, int3
 
 // `scale`: of the panel's rows, or null.
 template <class Element>
-void pack_transposed(const Element* from, int64_t stride, const float* scale, int32_t depth, int32_t columns, int width,
+void pack_transposed(const Element* from, int64_t stride, const float* scale, float zero, int32_t depth, int32_t columns, int width,
                      float* panel) {
   // Blocks of block x block elements go through registers, the edges element by element.
   constexpr int kBlock = sizeof(Element) == 1 ? 16 : 4;
@@ -97,7 +97,7 @@ void pack_transposed(const Element* from, int64_t stride, const float* scale, in
         for (int i = 0; i < 16; ++i, to += width) {
           Part values[16 / lanes_of<Part>];
           load16(turned + 16 * i, values);
-          for (int j = 0; j < 16 / lanes_of<Part>; ++j) store(to + j * lanes_of<Part>, Part(values[j] * scale[k + i]));
+          for (int j = 0; j < 16 / lanes_of<Part>; ++j) store(to + j * lanes_of<Part>, Part((values[j] - zero) * scale[k + i]));
         }
       }
     }
@@ -106,7 +106,7 @@ void pack_transposed(const Element* from, int64_t stride, const float* scale, in
     const float row_scale = scale ? scale[k] : 1.0f;
     float* to = panel + int64_t{k} * width;
     for (int32_t n = k < block_depth ? block_columns : 0; n < columns; ++n) {
-      to[n] = load<float>(from + n * stride + k) * row_scale;
+      to[n] = load_centred<float>(from + n * stride + k, zero) * row_scale;
     }
     for (int32_t n = columns; n < width; ++n) to[n] = 0;
   }
@@ -151,8 +151,8 @@ __attribute__((noinline)) void tile(const float* const* a, const float* const* p
       }
     }
   }
-  if (output.clamps()) {
-    const V low = broadcast<V>(output.low), high = broadcast<V>(output.high);
+  if (output.bounds.clamps()) {
+    const V low = broadcast<V>(output.bounds.low), high = broadcast<V>(output.bounds.high);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 4
@@ -258,7 +258,7 @@ class WholeRows {
 class PartialProduct {
  public:
   PartialProduct(const float* a, const MatrixSource& b, float* c, int32_t k, int32_t n, const Epilogue& epilogue)
-      : a_(a), b_(b), c_(c), k_(k), n_(n), epilogue_(epilogue), bounds_(bounds_of(epilogue.activation)) {}
+      : a_(a), b_(b), c_(c), k_(k), n_(n), epilogue_(epilogue) {}
 
   // Slices [first, beyond) of the rows, columns [begin, end); finish(slice, row, end row) gets what is done.
   template <class FinishRows>
@@ -327,10 +327,10 @@ class PartialProduct {
       a_rows[i] = a_ + row * k_ + k0;
       c_rows[i] = c_ + row * n_;
     }
-    const Bounds bounds = last ? bounds_ : Bounds{};
+    const Bounds bounds = last ? epilogue_.bounds : Bounds{};
     for (int p = 0; p < panel_count_; ++p) {
       const Panel& panel = panels_[p];
-      const TileOutput output{epilogue_.accumulate || k0 > 0, panel.bias.values, bounds.low, bounds.high};
+      const TileOutput output{epilogue_.accumulate || k0 > 0, panel.bias.values, bounds};
       for (int32_t row = 0; m0 + row < m1;) {
         const int tile_rows = m1 - m0 - row > kHalfTileRows ? kTileRows : kHalfTileRows;
         multiply_tile(tile_rows, panel.width, a_rows + row, &panel.packed, 1, depth, c_rows + row, panel.n0,
@@ -345,7 +345,6 @@ class PartialProduct {
   float* c_;
   const int32_t k_, n_;
   const Epilogue& epilogue_;
-  const Bounds bounds_;
   Panel panels_[kMaxPanels];
   int panel_count_ = 0;
 };
@@ -367,7 +366,7 @@ void pack_panel(const MatrixSource& b, int32_t k0, int32_t depth, int32_t n0, in
   const float* scale = b.scale ? b.scale + column : nullptr;
   with_elements(b.weight, [&]<class Element>(const Element* elements) {
     (b.transposed ? pack_transposed<Element> : pack_straight<Element>)(elements + b.first + row * b.stride + column,
-                                                                       b.stride, scale, depth, columns, width, panel);
+                                                                       b.stride, scale, b.weight.zero, depth, columns, width, panel);
   });
 }
 

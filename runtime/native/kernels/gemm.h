@@ -27,12 +27,18 @@ TINYTL_INLINE auto with_elements(const Weight& w, const Body& body) {
   return body(w.i8);
 }
 
+// Elements of a weight, of int8 the codes less their zero.
+template <class V, class Element>
+TINYTL_INLINE V load_centred(const Element* from, float zero) {
+  if constexpr (sizeof(Element) == 1) return load<V>(from) - broadcast<V>(zero);
+  return load<V>(from);
+}
+
 // What becomes of a tile of sums: added to start and, when accumulating, to what was there; clamped.
 struct TileOutput {
   bool accumulate;
   const float* start;  // [panel width]
-  float low, high;
-  bool clamps() const { return low == 0; }
+  Bounds bounds;
 };
 
 // A pass over a panel multiplies rows of A with `width` packed columns; a tile has at most kTileRows rows.

@@ -8,33 +8,54 @@
 
 namespace tinytl {
 
-// A convolution or linear weight: float32, bfloat16 (the upper half of a float32), or int8 with one scale an output
-// channel. Layouts (row-major): dense and grouped [kh][kw][group][in/group][out/group], depthwise [kh][kw][channel],
-// linear [in][out]. Exactly one of f32, bf16 and i8 is set; scale[out] goes with i8.
+// A convolution or linear weight: float32, bfloat16 (the upper half of a float32), or int8 codes that stand for
+// (code - zero) * scale[output channel, of all groups]. Layouts (row-major): dense and grouped
+// [kh][kw][group][in/group][out/group], depthwise [kh][kw][channel], linear [in][out]. Exactly one of f32, bf16 and i8
+// is set; scale goes with i8.
 struct Weight {
   const float* f32 = nullptr;
   const uint16_t* bf16 = nullptr;
   const int8_t* i8 = nullptr;
   const float* scale = nullptr;
+  float zero = 0;
 };
 
-// Clamps, which convolutions take in and whose gradient a mask bit an element decides; then curves, which stand by
+// A clamp, which convolutions take in and whose gradient a mask bit an element decides; then curves, which stand by
 // themselves and whose gradient needs their input.
 enum class Activation : int32_t {
   kNone = 0,
-  kRelu = 1,
-  kRelu6 = 2,
-  kHardSwish = 3,    // x clip(x + 3, 0, 6) / 6
-  kHardSigmoid = 4,  // clip(x + 3, 0, 6) / 6
-  kSigmoid = 5,
-  kSilu = 6,  // x sigmoid(x)
+  kClamp = 1,        // from alpha to beta
+  kHardSwish = 2,    // x clip(alpha x + beta, 0, 1)
+  kHardSigmoid = 3,  // clip(alpha x + beta, 0, 1)
+  kSigmoid = 4,
+  kSilu = 5,       // x sigmoid(x)
+  kLeakyRelu = 6,  // alpha x of x < 0
+  kElu = 7,        // alpha (exp(x) - 1) of x < 0
+  kGelu = 8,       // x (1 + erf(x / sqrt 2)) / 2
+  kGeluTanh = 9,   // its approximation, x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2
+  kSoftplus = 10,  // log(1 + exp(x))
+  kTanh = 11,
+  kMish = 12,  // x tanh(softplus(x))
 };
 
-// What happens to a convolution's sums before they are stored: + bias, activation, one mask bit an element
-// (1: the gradient passes; strictly inside the linear range), bit i of the mask is bit i % 8 of byte i / 8.
+// Of a clamp; as they are here, it clamps nothing.
+struct Bounds {
+  float low = -__builtin_inff();
+  float high = __builtin_inff();
+
+  bool clamps() const { return low > -__builtin_inff() || high < __builtin_inff(); }
+};
+
+struct Curve {
+  Activation kind;
+  float alpha = 0, beta = 0;
+};
+
+// What happens to a convolution's sums before they are stored: + bias, clamp, one mask bit an element
+// (1: the gradient passes; strictly inside the bounds), bit i of the mask is bit i % 8 of byte i / 8.
 struct Epilogue {
   const float* bias = nullptr;  // [channels], or none
-  Activation activation = Activation::kNone;
+  Bounds bounds = {};
   uint8_t* mask = nullptr;  // [(elements + 7) / 8], or none
   bool accumulate = false;  // added to what y holds, of a pointwise convolution only
 };
@@ -53,6 +74,7 @@ struct Geometry {
   int32_t kernel_height, kernel_width;
   int32_t stride_height, stride_width;
   int32_t pad_top, pad_left;
+  int32_t dilation_height, dilation_width;
   int32_t groups;
 };
 
@@ -86,10 +108,24 @@ void decompress_16(const uint16_t* x, float* y, int64_t elements);
 void compress_8(const float* x, uint8_t* y, int64_t elements);
 void decompress_8(const uint8_t* x, float* y, int64_t elements);
 
-// y = activation(x), y may be x; mask, or none, is a clamp's.
-void activate(const float* x, float* y, int64_t elements, Activation activation, uint8_t* mask);
+// y = x within bounds, y may be x; mask, or none, as a convolution's.
+void clamp_map(const float* x, float* y, int64_t elements, const Bounds& bounds, uint8_t* mask);
+// y = curve(x), y may be x.
+void curve_forward(const float* x, float* y, int64_t elements, const Curve& curve);
 // dx = dy * slope of the curve at x; dx may be dy.
-void activation_dx(const float* x, const float* dy, float* dx, int64_t elements, Activation activation);
+void curve_dx(const float* x, const float* dy, float* dx, int64_t elements, const Curve& curve);
+// y[p][c] = x[p][c], times slope[c] where it is negative; y may be x.
+void prelu_forward(const float* x, float* y, int32_t pixels, int32_t channels, const float* slope);
+// dslope is added to, or null; dx may be dy.
+void prelu_backward(const float* x, const float* dy, float* dx, int32_t pixels, int32_t channels, const float* slope,
+                    float* dslope);
+
+// y[p][c] = x[p][c % groups * (channels / groups) + c / groups]: what shuffles channels / groups groups of channels.
+void shuffle(const float* x, float* y, int32_t pixels, int32_t channels, int32_t groups);
+// y[p][i] = x[p][i] or, where it accumulates, += x[p][i], for `count` channels: x and y point to the first of each in
+// pixel 0.
+void copy_channels(const float* x, int32_t x_channels, float* y, int32_t y_channels, int32_t pixels, int32_t count,
+                   bool accumulate);
 
 // y[p][c] = x[p][c] * other[c]; y may be x. Two maps of one shape are one pixel of many channels. With dy as x it is
 // also dx.
@@ -105,9 +141,10 @@ void add(const float* a, const float* b, float* y, int64_t elements);
 void average_pool_forward(const float* x, float* y, const Geometry& g, bool include_pad = true);
 void average_pool_dx(const float* dy, float* dx, const Geometry& g, bool include_pad = true);
 // The largest of each window; index[i] is the element of the window, row by row, that y[i] is: the first of equals;
-// or index is none. A window has at most 256 elements, and at least one within the input.
-void max_pool_forward(const float* x, float* y, uint8_t* index, const Geometry& g);
-void max_pool_dx(const float* dy, const uint8_t* index, float* dx, const Geometry& g);
+// or index is none. It is of bytes where a window has at most 256 elements, otherwise of uint16_t. A window has at most
+// 65536 elements, and at least one within the input.
+void max_pool_forward(const float* x, float* y, void* index, const Geometry& g);
+void max_pool_dx(const float* dy, const void* index, float* dx, const Geometry& g);
 // y[c] = mean_p x[p][c]; dx[p][c] = dy[c] / pixels.
 void global_pool_forward(const float* x, float* y, int32_t pixels, int32_t channels);
 void global_pool_dx(const float* dy, float* dx, int32_t pixels, int32_t channels);
@@ -115,6 +152,17 @@ void global_pool_dx(const float* dy, float* dx, int32_t pixels, int32_t channels
 // Bilinear, half-pixel centres (align_corners=False); dx is the transposed map.
 void upsample_forward(const float* x, float* y, const Geometry& g);
 void upsample_dx(const float* dy, float* dx, const Geometry& g);
+
+// A linear map of the rows of a map, or of its columns: for each of its results a band of inputs, first where it begins,
+// then the weights of so many as there are taps.
+struct Bands {
+  const float* values;  // [results][1 + taps]
+  int32_t taps;
+};
+// y[i][j] = sum over a, b of rows[i][a] * columns[j][b] * x[first row + a][first column + b]: pads, crops, slices, resizes
+// and pools. dx is the transposed map.
+void resample_forward(const float* x, float* y, const Geometry& g, const Bands& rows, const Bands& columns);
+void resample_dx(const float* dy, float* dx, const Geometry& g, const Bands& rows, const Bands& columns);
 
 // y = (x - mean) / sqrt(var + epsilon) * weight + bias, mean and var over the pixels and the channels of a group;
 // statistics[group] = {mean, 1 / sqrt(var + epsilon)} are kept for the backward pass.
@@ -124,7 +172,15 @@ void group_norm_forward(const float* x, float* y, int32_t pixels, int32_t channe
 void group_norm_backward(const float* x, const float* dy, float* dx, int32_t pixels, int32_t channels,
                          int32_t groups, const float* weight, const float* statistics, float* dweight, float* dbias);
 
-// y[p][c] = x[p][c] * weight[c] + bias[c]; the gradients are added to, or null; dx may be dy.
+// The same over the channels of each pixel; of rms the mean is not subtracted (and kept as 0), and it is the mean square
+// that stands for the variance. statistics[pixels][2].
+void channel_norm_forward(const float* x, float* y, int32_t pixels, int32_t channels, bool rms, float epsilon,
+                          const float* weight, const float* bias, float* statistics);
+// dweight and dbias are added to, or null; dx may be dy.
+void channel_norm_backward(const float* x, const float* dy, float* dx, int32_t pixels, int32_t channels, bool rms,
+                           const float* weight, const float* statistics, float* dweight, float* dbias);
+
+// y[p][c] = x[p][c] * weight[c] + bias[c], each of which may be null; the gradients are added to, or null; dx may be dy.
 void affine_forward(const float* x, float* y, int32_t pixels, int32_t channels, const float* weight, const float* bias);
 void affine_backward(const float* x, const float* dy, float* dx, int32_t pixels, int32_t channels,
                      const float* weight, float* dweight, float* dbias);

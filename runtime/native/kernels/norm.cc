@@ -80,7 +80,8 @@ void affine_forward(const float* x, float* y, int32_t pixels, int32_t channels, 
                     const float* bias) {
   parallel_channels(channels, [&](int32_t begin, int32_t end) {
     for (int64_t row = 0; row < int64_t{pixels} * channels; row += channels) {
-      for (int32_t c = begin; c < end; ++c) y[row + c] = x[row + c] * weight[c] + bias[c];
+      for (int32_t c = begin; c < end; ++c)
+        y[row + c] = x[row + c] * (weight ? weight[c] : 1.0f) + (bias ? bias[c] : 0.0f);
     }
   });
 }
@@ -95,7 +96,7 @@ void affine_backward(const float* x, const float* dy, float* dx, int32_t pixels,
       if (dbias) {
         for (int32_t c = begin; c < end; ++c) dbias[c] += dy[row + c];
       }
-      for (int32_t c = begin; c < end; ++c) dx[row + c] = dy[row + c] * weight[c];
+      for (int32_t c = begin; c < end; ++c) dx[row + c] = dy[row + c] * (weight ? weight[c] : 1.0f);
     }
   });
 }

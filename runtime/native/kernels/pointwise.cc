@@ -11,42 +11,41 @@ namespace {
 // A linear layer reads each weight once: packing would only add traffic.
 template <class V, int Vectors, class Element>
 TINYTL_INLINE void vector_forward_columns(const float* x, float* y, int32_t in, int32_t out, const Element* w,
-                                          const float* scale, const Epilogue& epilogue, int32_t n0) {
+                                          const float* scale, float zero, const Epilogue& epilogue, int32_t n0) {
   constexpr int kL = lanes_of<V>;
   V sums[Vectors] = {};
   for (int64_t k = 0; k < in; ++k) {
     const V factor = broadcast<V>(x[k]);
     const Element* row = w + k * out + n0;
 #pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) sums[j] += factor * load<V>(row + j * kL);
+    for (int j = 0; j < Vectors; ++j) sums[j] += factor * load_centred<V>(row + j * kL, zero);
   }
-  const Bounds bounds = bounds_of(epilogue.activation);
   for (int j = 0; j < Vectors; ++j) {
     const int32_t n = n0 + j * kL;
     V v = sums[j];
     if (scale) v *= load<V>(scale + n);
     if (epilogue.bias) v += load<V>(epilogue.bias + n);
     if (epilogue.accumulate) v += load<V>(y + n);
-    store(y + n, clamp<V>(v, broadcast<V>(bounds.low), broadcast<V>(bounds.high)));
+    store(y + n, clamp<V>(v, broadcast<V>(epilogue.bounds.low), broadcast<V>(epilogue.bounds.high)));
   }
 }
 
 template <class Element>
 void vector_forward(const float* x, float* y, int32_t in, int32_t out, const Element* w, const float* scale,
-                    const Epilogue& epilogue) {
+                    float zero, const Epilogue& epilogue) {
   int32_t n = 0;
   for (; n + 4 * kLanes <= out; n += 4 * kLanes) {
-    vector_forward_columns<Vector, 4>(x, y, in, out, w, scale, epilogue, n);
+    vector_forward_columns<Vector, 4>(x, y, in, out, w, scale, zero, epilogue, n);
   }
-  for (; n + kLanes <= out; n += kLanes) vector_forward_columns<Vector, 1>(x, y, in, out, w, scale, epilogue, n);
-  for (; n + 4 <= out; n += 4) vector_forward_columns<Quad, 1>(x, y, in, out, w, scale, epilogue, n);
-  for (; n < out; ++n) vector_forward_columns<float, 1>(x, y, in, out, w, scale, epilogue, n);
+  for (; n + kLanes <= out; n += kLanes) vector_forward_columns<Vector, 1>(x, y, in, out, w, scale, zero, epilogue, n);
+  for (; n + 4 <= out; n += 4) vector_forward_columns<Quad, 1>(x, y, in, out, w, scale, zero, epilogue, n);
+  for (; n < out; ++n) vector_forward_columns<float, 1>(x, y, in, out, w, scale, zero, epilogue, n);
   Finish{epilogue}(y, 0, 1, out);
 }
 
 template <class Element>
 void vector_dx(const float* dy, float* dx, int32_t in, int32_t out, const Element* w, const float* scale,
-               bool accumulate) {
+               float zero, bool accumulate) {
   constexpr int32_t kChunk = 1024;
   float scaled[kChunk];
   if (!accumulate) std::fill(dx, dx + in, 0.0f);
@@ -61,12 +60,12 @@ void vector_dx(const float* dy, float* dx, int32_t in, int32_t out, const Elemen
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
           const int32_t column = n + j * kLanes;
-          sums[j] += load<Vector>(scaled + column) * load<Vector>(row + column);
+          sums[j] += load<Vector>(scaled + column) * load_centred<Vector>(row + column, zero);
         }
       }
-      for (; n + kLanes <= columns; n += kLanes) sums[0] += load<Vector>(scaled + n) * load<Vector>(row + n);
+      for (; n + kLanes <= columns; n += kLanes) sums[0] += load<Vector>(scaled + n) * load_centred<Vector>(row + n, zero);
       float sum = sum_of<Vector>((sums[0] + sums[1]) + (sums[2] + sums[3]));
-      for (; n < columns; ++n) sum += scaled[n] * load<float>(row + n);
+      for (; n < columns; ++n) sum += scaled[n] * load_centred<float>(row + n, zero);
       dx[k] += sum;
     }
   }
@@ -78,7 +77,7 @@ void pointwise_forward(const float* x, float* y, int32_t pixels, int32_t in, int
                        const Epilogue& epilogue) {
   const float* scale = w.i8 ? w.scale : nullptr;
   if (pixels == 1) {
-    return with_elements(w, [&](auto elements) { vector_forward(x, y, in, out, elements, scale, epilogue); });
+    return with_elements(w, [&](auto elements) { vector_forward(x, y, in, out, elements, scale, w.zero, epilogue); });
   }
   multiply_rows(x, {.weight = w, .stride = out, .scale = scale}, y, pixels, in, out, epilogue, Finish(epilogue));
 }
@@ -88,7 +87,7 @@ void pointwise_dx(const float* dy, float* dx, int32_t pixels, int32_t in, int32_
   const float* scale = w.i8 ? w.scale : nullptr;
   const Finish finish(epilogue);
   if (pixels == 1) {
-    with_elements(w, [&](auto elements) { vector_dx(dy, dx, in, out, elements, scale, epilogue.accumulate); });
+    with_elements(w, [&](auto elements) { vector_dx(dy, dx, in, out, elements, scale, w.zero, epilogue.accumulate); });
     return finish(dx, 0, 1, in);
   }
   const MatrixSource source{.weight = w, .stride = out, .transposed = true, .scale = scale};

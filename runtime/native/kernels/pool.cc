@@ -80,13 +80,17 @@ void average_pool_dx(const float* dy, float* dx, const Geometry& g, bool include
   });
 }
 
-void max_pool_forward(const float* x, float* y, uint8_t* index, const Geometry& g) {
+namespace {
+
+// Number: of an element of a window.
+template <class Number>
+void max_pool_with(const float* x, float* y, Number* index, const Geometry& g) {
   parallel_channels(g.in_channels, [&](int32_t begin, int32_t end) {
     int64_t to = 0;
     each_window(g, [&](const Window& w) {
       bool first = true;
       each_pixel(g, w, [&](int64_t at, int32_t pixel) {
-        const auto number = static_cast<uint8_t>(pixel);
+        const auto number = static_cast<Number>(pixel);
         for (int32_t c = begin; c < end; ++c) {
           const float v = x[at + c];
           const bool wins = first || v > y[to + c] || v != v;  // NaN is the largest: it must not get lost
@@ -100,18 +104,33 @@ void max_pool_forward(const float* x, float* y, uint8_t* index, const Geometry& 
   });
 }
 
-void max_pool_dx(const float* dy, const uint8_t* index, float* dx, const Geometry& g) {
+template <class Number>
+void max_pool_dx_with(const float* dy, const Number* index, float* dx, const Geometry& g) {
   parallel_channels(g.in_channels, [&](int32_t begin, int32_t end) {
     zero_channels(dx, g, begin, end);
     int64_t from = 0;
     each_window(g, [&](const Window& w) {
       each_pixel(g, w, [&](int64_t at, int32_t pixel) {
-        const auto number = static_cast<uint8_t>(pixel);
+        const auto number = static_cast<Number>(pixel);
         for (int32_t c = begin; c < end; ++c) dx[at + c] += index[from + c] == number ? dy[from + c] : 0.0f;
       });
       from += g.in_channels;
     });
   });
+}
+
+bool fits_bytes(const Geometry& g) { return g.kernel_height * g.kernel_width <= 256; }
+
+}  // namespace
+
+void max_pool_forward(const float* x, float* y, void* index, const Geometry& g) {
+  if (fits_bytes(g)) return max_pool_with(x, y, static_cast<uint8_t*>(index), g);
+  max_pool_with(x, y, static_cast<uint16_t*>(index), g);
+}
+
+void max_pool_dx(const float* dy, const void* index, float* dx, const Geometry& g) {
+  if (fits_bytes(g)) return max_pool_dx_with(dy, static_cast<const uint8_t*>(index), dx, g);
+  max_pool_dx_with(dy, static_cast<const uint16_t*>(index), dx, g);
 }
 
 void global_pool_forward(const float* x, float* y, int32_t pixels, int32_t channels) {

@@ -1,0 +1,36 @@
+"""What every front end gives: one normalised graph, and what is known about how it is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from tinytl_edge.export.tinytl.dropout import DropoutInput
+from tinytl_edge.runtime.bundle import Input
+
+
+@dataclass
+class Network:
+    """A classifier, whatever file it came from.
+
+    Attributes:
+        name: what a person calls it: a backbone, a file's name, a factory.
+        model: the graph in normal form: `images` float32 [batch, C, H, W] in, `logits` float32 [batch, outputs] out.
+        input: how an image becomes the input; `range_known` tells if mean and std are known, or are a first guess.
+        classes: the outputs' names in their order, or empty.
+        end: what stood behind the logits: 'softmax', 'sigmoid', or '' where they were the output.
+        dropouts: the dropout layers, whose masks are inputs behind the first.
+        is_new: the classifier has learnt nothing yet.
+        notes: what a person should know, a sentence each.
+    """
+
+    name: str
+    model: ir.Model
+    input: Input
+    range_known: bool = True
+    classes: tuple[str, ...] = ()
+    end: str = ""
+    dropouts: tuple[DropoutInput, ...] = ()
+    is_new: bool = False
+    notes: list[str] = field(default_factory=list)

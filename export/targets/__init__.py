@@ -1,0 +1,1 @@
+"""What comes out: plain models for any inference runtime."""

@@ -1,0 +1,79 @@
+"""Which parameters train, by method and by name, and at which learning rate."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from tinytl_edge.export.onnx_graph import constant, eight_bits, set_initializer, weight_source
+from tinytl_edge.runtime.errors import UsageError
+
+from .parameters import BIAS, NORM_BIAS, NORM_SCALE, Use, find_parameters
+
+METHODS = ("last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "full")
+LITE_RESIDUAL = "lite_residual"  # the name under which a block owns its module
+
+
+def uses_lite_residuals(method: str) -> bool:
+    """Does this method give blocks lite residual modules?"""
+    return method.startswith("lite-residual")
+
+
+def choose_trainables(
+    model: ir.Model, method: str, classifier: Sequence[str], also: Sequence[str] = ()
+) -> dict[str, str]:
+    """The parameters that train, with the group of their learning rate: classifier, bias, lite_residual or weight.
+
+    Args:
+        classifier: the names of the classifier's parameters; they always train.
+        also: name patterns of further parameters to train.
+
+    Raises:
+        UsageError: the method is unknown, or a pattern matches no parameter.
+    """
+    if method not in METHODS:
+        raise UsageError(f"'{method}' is no method: choose one of {', '.join(METHODS)}.")
+    parameters = find_parameters(model)
+    for pattern in also:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in parameters):
+            raise UsageError(f"--train '{pattern}' matches no parameter of the model.")
+    return {
+        name: _group(name, use, classifier)
+        for name, use in parameters.items()
+        if name in classifier
+        or _trains(method, name, use)
+        or any(fnmatch.fnmatchcase(name, pattern) for pattern in also)
+    }
+
+
+def _trains(method: str, name: str, use: Use) -> bool:
+    if LITE_RESIDUAL in name.split(".") and uses_lite_residuals(method):
+        # With biases trained too, norm2's bias is redundant: the block's last bias does the same.
+        return not (method == "lite-residual+bias" and name.endswith(".norm2.bias"))
+    if method == "full":
+        return True
+    if method == "norm+last":
+        return use.kind in (NORM_SCALE, NORM_BIAS)
+    return method in ("bias", "lite-residual+bias") and use.kind in (BIAS, NORM_BIAS)
+
+
+def _group(name: str, use: Use, classifier: Sequence[str]) -> str:
+    if name in classifier:
+        return "classifier"
+    if LITE_RESIDUAL in name.split("."):
+        return LITE_RESIDUAL
+    return "bias" if use.kind in (BIAS, NORM_BIAS) else "weight"
+
+
+def widen(model: ir.Model, trainable: Mapping[str, str]) -> None:
+    """Weights that a file has in 8 bits and that train become float32, under the same names."""
+    for node in list(model.graph):
+        source = weight_source(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
+        if source is not None and source.name in trainable and eight_bits(node.outputs[0]) is not None:
+            array = constant(node.outputs[0])
+            assert array is not None
+            set_initializer(source, array)
+            node.outputs[0].replace_all_uses_with(source)
+            model.graph.remove(node, safe=True)

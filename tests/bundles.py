@@ -1,0 +1,71 @@
+"""Bundles of networks that tests build themselves."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+from conftest import CLASSES
+from small_net import SPEC, SmallNetwork
+
+from tinytl_edge.export.ort.training import OPTIMIZERS as ORT_OPTIMIZERS
+from tinytl_edge.export.ort.training import export_ort_training
+from tinytl_edge.export.step.compile import Knobs, compile_step
+from tinytl_edge.export.step.program import write_program
+from tinytl_edge.export.tinytl.rounding import round_frozen_weights
+from tinytl_edge.runtime.bundle import (
+    FORWARD,
+    ORT_FOLDER,
+    STEP,
+    Bundle,
+    Dropout,
+    Input,
+    Manifest,
+    new_bundle,
+    open_bundle,
+    write_manifest,
+)
+
+HAS_ORT = importlib.util.find_spec("onnxruntime") is not None and (
+    importlib.util.find_spec("onnxruntime.training") is not None
+)
+needs_ort = pytest.mark.skipif(not HAS_ORT, reason="onnxruntime-training is not installed (CPython up to 3.11, x86-64)")
+INPUT = Input(SPEC.resolution, SPEC.resolution, 3, SPEC.mean, SPEC.std)
+FRAMING = INPUT.framing
+
+
+def make_bundle(
+    out: Path,
+    network: SmallNetwork,
+    optimizer: str = "adam",
+    knobs: Knobs = Knobs(),  # noqa: B008
+    several: bool = False,
+    classes: tuple[str, ...] = CLASSES,
+    model_input: Input = INPUT,
+    memory_limit: int | None = None,
+) -> Bundle:
+    """A bundle for the native trainer and, where it is installed, for onnxruntime-training."""
+    if knobs.frozen_weights == "int8":
+        round_frozen_weights(network.model, network.trainable)
+    step = compile_step(network.graph(model_input.framing.stored), knobs, several)
+    with_ort = HAS_ORT and optimizer in ORT_OPTIMIZERS
+    manifest = Manifest(
+        "small", "", classes, len(classes), model_input, optimizer, 4,
+        tuple(Dropout(d.name, d.shape, d.rate) for d in network.dropouts), network.trainable, 2, 1,
+        {"parameters": 1.0, "activations": 1.0}, ("native", "onnxruntime-training")[: 1 + with_ort], "test",
+        knobs.frozen_weights, memory_limit, step.memory(optimizer), knobs, step.segments,
+        labels="several" if several else "one",
+    )  # fmt: skip
+    with new_bundle(out) as folder:
+        ir.save(network.model, folder / FORWARD)
+        if with_ort:
+            (folder / ORT_FOLDER).mkdir()
+            export_ort_training(
+                network.model, list(network.trainable), network.frozen, optimizer, folder / ORT_FOLDER,
+                multi_label=several,
+            )  # fmt: skip
+        write_program(folder / STEP, step, manifest)
+        write_manifest(folder, manifest)
+    return open_bundle(out)

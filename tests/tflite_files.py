@@ -1,0 +1,173 @@
+"""Small TFLite files for tests, written with LiteRT's own schema; and what LiteRT computes with them."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import interpreter as litert
+from ai_edge_litert import schema_py_generated as schema
+
+SAME, VALID = 0, 1
+RELU, RELU6 = 1, 3
+_TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "int16": 7, "int8": 9}
+
+
+class FileWriter:
+    """Collects tensors and operators of one graph; `tensor` and `constant` answer with an index."""
+
+    def __init__(self) -> None:
+        self.model = schema.ModelT()
+        self.model.version = 3
+        self.model.description = "test"
+        self.model.buffers = [schema.BufferT()]
+        self.model.operatorCodes = []
+        self.graph = schema.SubGraphT()
+        self.graph.tensors, self.graph.operators = [], []
+        self.graph.inputs, self.graph.outputs = [], []
+        self.model.subgraphs = [self.graph]
+        self.model.metadata = []
+
+    def tensor(
+        self,
+        shape: Sequence[int],
+        dtype: str = "float32",
+        scale: Sequence[float] | float | None = None,
+        zero: int = 0,
+        axis: int = 0,
+        name: str = "",
+        signature: Sequence[int] | None = None,
+        buffer: int = 0,
+    ) -> int:
+        made = schema.TensorT()
+        made.shape, made.type, made.buffer = list(shape), _TYPES[dtype], buffer
+        made.name = name or f"t{len(self.graph.tensors)}"
+        made.shapeSignature = list(signature) if signature is not None else None
+        if scale is not None:
+            scales = np.atleast_1d(np.asarray(scale, np.float32))
+            made.quantization = schema.QuantizationParametersT()
+            made.quantization.scale = [float(one) for one in scales]
+            made.quantization.zeroPoint = [zero] * len(scales)
+            made.quantization.quantizedDimension = axis
+        self.graph.tensors.append(made)
+        return len(self.graph.tensors) - 1
+
+    def constant(
+        self, array: Any, scale: Sequence[float] | float | None = None, zero: int = 0, axis: int = 0, name: str = ""
+    ) -> int:
+        array = np.asarray(array)
+        buffer = schema.BufferT()
+        buffer.data = list(array.tobytes())
+        self.model.buffers.append(buffer)
+        return self.tensor(array.shape, array.dtype.name, scale, zero, axis, name, buffer=len(self.model.buffers) - 1)
+
+    def operator(
+        self,
+        kind: str,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        options: str = "",
+        custom: str = "",
+        **values: Any,
+    ) -> None:
+        """`kind` such as "CONV_2D"; `options` such as "Conv2DOptions", with their fields as `values`."""
+        code = schema.OperatorCodeT()
+        code.builtinCode = getattr(schema.BuiltinOperator, kind)
+        code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+        code.version = 1
+        code.customCode = custom or None
+        self.model.operatorCodes.append(code)
+        made = schema.OperatorT()
+        made.opcodeIndex = len(self.model.operatorCodes) - 1
+        made.inputs, made.outputs = list(inputs), list(outputs)
+        if options:
+            made.builtinOptionsType = getattr(schema.BuiltinOptions, options)
+            made.builtinOptions = getattr(schema, f"{options}T")()
+            for name, value in values.items():
+                assert hasattr(made.builtinOptions, name), name
+                setattr(made.builtinOptions, name, value)
+        self.graph.operators.append(made)
+
+    def version(self, number: int) -> None:
+        """Of the last operator: LiteRT wants 8-bit ones to be of a later version."""
+        self.model.operatorCodes[-1].version = number
+
+    def write(
+        self,
+        path: Path,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        files: Mapping[str, str] | None = None,
+        metadata: bytes = b"",
+    ) -> Path:
+        """`files` go into a zip archive behind the flatbuffer, `metadata` into TFLITE_METADATA."""
+        self.graph.inputs, self.graph.outputs = list(inputs), list(outputs)
+        if metadata:
+            buffer = schema.BufferT()
+            buffer.data = list(metadata)
+            self.model.buffers.append(buffer)
+            entry = schema.MetadataT()
+            entry.name, entry.buffer = "TFLITE_METADATA", len(self.model.buffers) - 1
+            self.model.metadata = [entry]
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(self.model.Pack(builder), b"TFL3")
+        content = bytes(builder.Output())
+        if files:
+            archive = io.BytesIO()
+            with zipfile.ZipFile(archive, "w") as zipped:
+                for name, text in files.items():
+                    zipped.writestr(name, text)
+            content += archive.getvalue()
+        path.write_bytes(content)
+        return path
+
+    # Frequent layers --------------------------------------------------------------------------------------
+
+    def conv(
+        self, x: int, weight: int, bias: int, shape: Sequence[int], *, depthwise: bool = False, stride: int = 1,
+        padding: int = SAME, activation: int = 0, dilation: int = 1, **quantised: Any,
+    ) -> int:  # fmt: skip
+        """CONV_2D or DEPTHWISE_CONV_2D to a tensor of `shape`; `quantised`: its dtype, scale, zero."""
+        y = self.tensor(shape, **quantised)
+        kind, options = ("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions") if depthwise else ("CONV_2D", "Conv2DOptions")
+        more = {"depthMultiplier": shape[3] // self.graph.tensors[x].shape[3]} if depthwise else {}
+        self.operator(
+            kind, [x, weight, bias], [y], options, padding=padding, strideW=stride, strideH=stride,
+            dilationWFactor=dilation, dilationHFactor=dilation, fusedActivationFunction=activation, **more,
+        )  # fmt: skip
+        self.version(3 if quantised.get("dtype") == "int8" else 2 if depthwise else 1)
+        return y
+
+    def linear(self, x: int, weight: int, bias: int | None, shape: Sequence[int], **quantised: Any) -> int:
+        activation, keep = quantised.pop("activation", 0), quantised.pop("keep", False)
+        y = self.tensor(shape, **quantised)
+        self.operator(
+            "FULLY_CONNECTED", [x, weight, -1 if bias is None else bias], [y], "FullyConnectedOptions",
+            fusedActivationFunction=activation, keepNumDims=keep,
+        )  # fmt: skip
+        self.version(4 if quantised.get("dtype") == "int8" else 6 if bias is None else 5 if keep else 1)
+        return y
+
+    def softmax(self, x: int, shape: Sequence[int], **quantised: Any) -> int:
+        y = self.tensor(shape, **quantised)
+        self.operator("SOFTMAX", [x], [y], "SoftmaxOptions", beta=1.0)
+        self.version(2 if quantised else 1)
+        return y
+
+
+def litert_output(path: Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What LiteRT's built-in kernels make of `x`, dequantised."""
+    kinds = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = litert.Interpreter(model_path=str(path), experimental_op_resolver_type=kinds, num_threads=1)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    output = interpreter.get_output_details()[0]
+    scale, zero = output["quantization"]
+    found = interpreter.get_tensor(output["index"])
+    return (found.astype(np.float64) - zero) * scale if scale else found.astype(np.float64)

@@ -1,0 +1,121 @@
+"""A network graph becomes a classifier of the classes that are wanted, for the pixels that it was trained on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinytl_edge.export.onnx_graph import sizes
+from tinytl_edge.export.sources.network import Network
+from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, new_outputs, two_outputs
+from tinytl_edge.runtime.errors import DataError, UsageError
+from tinytl_edge.runtime.label_table import TABLE, has_table, read_table
+from tinytl_edge.runtime.photographs import find_photographs
+
+from .class_names import EXTEND, REPLACE, match, named_outputs, read_labels
+from .trying import looks_like_regression, try_out
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The classes: names, or only how many; whether an image may have several; images by class, if there are any."""
+
+    classes: tuple[str, ...] | int
+    several: bool
+    folders: dict[str, list[Path]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+
+@dataclass(frozen=True)
+class Adaptable:
+    """A network with a classifier for the classes (their names, or none, and how many), and sentences about it."""
+
+    network: Network
+    classes: tuple[str, ...]
+    count: int
+    notes: tuple[str, ...]
+
+
+def wanted_classes(classes: int | Sequence[str] | None, data: str | os.PathLike[str] | None, several: bool) -> Wanted:
+    """What is to be told apart, as the user says it or as the images are sorted.
+
+    Raises:
+        UsageError: not said, or said twice.
+        DataError: a class has no images.
+    """
+    if (classes is None) == (data is None):
+        raise UsageError("Say what is to be told apart by one of --classes N, --classes NAME,NAME,... and --data DIR.")
+    if data is not None and has_table(Path(data)):
+        wanted = Wanted(tuple(read_table(Path(data)).classes), True)
+    elif data is not None:
+        if several:
+            raise UsageError(f"{os.fspath(data)} has no {TABLE}: several labels an image are written there.")
+        found = find_photographs(data)
+        empty = [name for name, files in found.items() if not files]
+        if empty:
+            raise DataError(f"The class '{empty[0]}' in {os.fspath(data)} has no images: add some, or remove it.")
+        wanted = Wanted(tuple(found), False, found)
+    elif isinstance(classes, int):
+        wanted = Wanted(classes, several)
+    else:
+        names = tuple(classes or ())
+        if len(set(names)) != len(names):
+            raise UsageError("--classes names a class twice.")
+        wanted = Wanted(names, several)
+    if not (1 if wanted.several else 2) <= wanted.count <= 100_000:
+        raise UsageError(
+            f"A classifier of several labels an image has 1 to 100000 classes, not {wanted.count}."
+            if wanted.several
+            else f"A classifier tells at least 2 classes apart, not {wanted.count}."
+        )
+    return wanted
+
+
+def make_adaptable(
+    network: Network, wanted: Wanted, labels: str | os.PathLike[str] | None, seed: int, say: Callable[[str], None]
+) -> Adaptable:
+    """Match the classes, find the range of pixels by trying where it is not known, and fit the classifier.
+
+    Raises:
+        UsageError: the network is no classifier, or the labels do not fit it.
+    """
+    model, notes = network.model, list(network.notes)
+    classifier = find_classifier(model)
+    outputs = sizes(model.graph.outputs[0])[0]
+    if classifier.outputs != outputs:
+        raise UsageError(
+            f"The last layer has {classifier.outputs} outputs, the model {outputs}: no classifier to adapt."
+        )
+    known = tuple(network.classes)
+    if labels is not None:
+        known = named_outputs(read_labels(Path(labels)), 2 if outputs == 1 else outputs, os.fspath(labels))
+    if outputs == 1 and network.end == "sigmoid" and not wanted.several:
+        classifier = two_outputs(model, classifier)
+        notes.append("The model's one output, a sigmoid, became two: the first class is the one below a half.")
+        outputs = 2
+    elif outputs == 1 and not wanted.several:
+        raise UsageError("The model has a single output and no sigmoid: it estimates a number, and is no classifier.")
+    elif outputs == 2 and not network.end and looks_like_regression(model, network.input):
+        raise UsageError(
+            "The model's two outputs behave as a sine and a cosine: it estimates an angle, and is no classifier."
+        )
+    matched = match(known, outputs, wanted.classes, bool(wanted.folders), network.is_new)
+    names, said = matched.names, matched.notes
+    is_kept = matched.change != REPLACE and not network.is_new
+    if is_kept and wanted.folders and (matched.guessed or not network.range_known):
+        say("trying the model on the images")
+        found = try_out(model, network.input, names, wanted.folders, not network.range_known, matched.guessed)
+        network.input, notes = found.input, [*notes, *found.notes]
+        if found.names != names:
+            names, said = found.names, ()
+    if matched.change == REPLACE:
+        new_outputs(model, classifier, matched.count, seed)
+    elif matched.change == EXTEND:
+        more_outputs(model, classifier, matched.count - outputs)
+    return Adaptable(network, names, matched.count, (*notes, *said))
