@@ -9,10 +9,14 @@ STAMP := $(VENV)/installed
 # What `make test` runs: all, or the files named.
 TESTS :=
 
-.PHONY: demo test wheels lint clean
+.PHONY: demo check test wheels lint clean
 
 demo: $(STAMP)
 	$(BIN)/tinytl-edge demo --out build/demo-$$(date +%Y%m%d-%H%M%S)
+
+# What has to pass before every commit, in two minutes.
+check: lint
+	$(BIN)/python -m pytest --quiet -m "not slow" $(TESTS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(TESTS)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from boards import EMULATORS
 from click.testing import CliRunner
 from PIL import Image
 
@@ -27,6 +28,22 @@ TINY = ("tiny_models:Tiny", "--resolution", str(RESOLUTION))
 # Long enough to be interrupted. Of 18 photographs and batches of 4 come 5 steps an epoch.
 EPOCHS, STEPS_AN_EPOCH = 40, 5
 TRAINING = ("--epochs", str(EPOCHS), "--lr", "0.03", "--log-every", "1")
+
+
+# What `make check` leaves out: half of the tests' time, or an emulator.
+SLOW_FILES = {
+    "test_bench", "test_board_choice", "test_demo", "test_emulated_boards", "test_import_network", "test_lite_residual",
+    "test_native_kernels", "test_paper_memory", "test_real_gradients", "test_torch_source", "test_wheels",
+}  # fmt: skip
+SLOW_TESTS = {"test_networks_as_they_come_learn_as_in_pytorch"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow."""
+    for item in items:
+        name, is_emulated = getattr(item, "originalname", item.name), any(arch in item.name for arch in EMULATORS)
+        if item.path.stem in SLOW_FILES or name in SLOW_TESTS or is_emulated:
+            item.add_marker("slow")
 
 
 def picture(path: Path, colour: tuple[int, int, int], seed: int = 0, size: tuple[int, int] = (40, 36)) -> Path:
