@@ -42,9 +42,14 @@ def gradients(model: ir.Model, trains: dict[str, str]) -> tuple[torch.Tensor, di
     exact = EagerNetwork(model, trains).double()
     x = torch.randn(3, 4, 7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     logits = exact(x)
-    logits.sin().sum().backward()
+    logits.square().sum().backward()
     found = {n: p.grad for n, p in exact.parameters_by_name.items() if p.grad is not None}
     return logits.detach(), {"": x.grad, **found}  # type: ignore[dict-item]
+
+
+def check_close(now: torch.Tensor, before: torch.Tensor) -> None:
+    """To the precision of float32, in which folded numbers are, of the largest."""
+    torch.testing.assert_close(now, before, rtol=0, atol=1e-4 * float(before.abs().max()) + 1e-6)
 
 
 def folded(model: ir.Model, trains: dict[str, str]) -> tuple[ir.Model, dict[str, str]]:
@@ -53,8 +58,8 @@ def folded(model: ir.Model, trains: dict[str, str]) -> tuple[ir.Model, dict[str,
     trained = fold_batchnorm(after, trains)
     assert not any(node.op_type == "BatchNormalization" for node in after.graph)
     (before, before_dx), (now, now_dx) = gradients(model, trains), gradients(after, trained)
-    torch.testing.assert_close(now, before, rtol=1e-5, atol=1e-5)  # what is folded is float32
-    torch.testing.assert_close(now_dx[""], before_dx[""], rtol=1e-4, atol=1e-5)
+    check_close(now, before)
+    check_close(now_dx[""], before_dx[""])
     return after, trained
 
 
@@ -181,7 +186,7 @@ def test_the_folded_bias_has_the_gradient_of_the_shift() -> None:
     assert trained == {"w.bias": "bias", "u.bias": "bias", "fc_w": "classifier"}
     for folded_name, name in (("w.bias", "n_b"), ("u.bias", "k_b"), ("fc_w", "fc_w")):
         assert before[name].abs().max() > 1e-6
-        torch.testing.assert_close(now[folded_name], before[name], rtol=1e-4, atol=1e-5)
+        check_close(now[folded_name], before[name])
 
 
 def test_norm_and_last_keeps_scale_and_shift() -> None:
@@ -195,7 +200,7 @@ def test_norm_and_last_keeps_scale_and_shift() -> None:
         np.testing.assert_array_equal(constant(after.graph.initializers[name]), constants[name])
     (_, before), (_, now) = gradients(model, trains), gradients(after, trained)
     for name in trains:
-        torch.testing.assert_close(now[name], before[name], rtol=1e-4, atol=1e-4)
+        check_close(now[name], before[name])
 
 
 @st.composite
