@@ -1,4 +1,4 @@
-"""Accuracy of the methods on photographs, each trained with the default recipe.
+"""Accuracy of the methods on images, each trained with the default recipe.
 
     python benchmarks/accuracy.py DATA [DATA ...] [--methods last,bias] [--seeds 0,1,2] [--resolution 160]
                                   [--memory-limits none,12MB] [--runtimes auto,pytorch] [--epochs 10] [--threads 1]
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/accuracy"))
     options, more = parser.parse_known_args()
     more = [word for word in more if word != "--"]
-    columns = ("photographs", "method", "memory limit", "runtime", "test accuracy", "spread", "peak memory (MB)",
+    columns = ("images", "method", "memory limit", "runtime", "test accuracy", "spread", "peak memory (MB)",
                "step (ms)")  # fmt: skip
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for data in options.data:

@@ -2,7 +2,7 @@
 
     python benchmarks/choices.py [--backbones mobilenet-v2,...] [--resolution 224] [--steps 200] [--out FOLDER]
 
-Of each workload of one photograph a step, prepared with its memory limit, the native trainer runs the step as it was
+Of each workload of one image a step, prepared with its memory limit, the native trainer runs the step as it was
 compiled and the step with one choice undone, by turns, ten rounds of each. Memory is the highest VmHWM, time the
 tenth percentile of a step; one thread. Bundles stay in --out (those of benchmarks/runtimes.py, by default).
 """
@@ -25,10 +25,10 @@ from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.program import write_program
 from tinytl_edge.knob_words import KNOB_WORDS, knob_words
-from tinytl_edge.runtime.bundle import FORWARD, open_bundle
-from tinytl_edge.runtime.events import Event
-from tinytl_edge.runtime.native_worker import find_trainer
-from tinytl_edge.runtime.worker import run_worker
+from tinytl_edge.runtime.files.bundle import FORWARD, open_bundle
+from tinytl_edge.runtime.workers.events import Event
+from tinytl_edge.runtime.workers.native_worker import find_trainer
+from tinytl_edge.runtime.workers.worker import run_worker
 
 
 def measure(programs: dict[str, Path], steps: int) -> dict[str, list[Event]]:

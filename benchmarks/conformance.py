@@ -3,7 +3,7 @@
     python benchmarks/conformance.py DATA [--backbones mobilenet-v2,...] [--methods bias,...] [--optimizers adam,sgd]
                                      [--resolution 96] [--batch-size 4] [--steps 50] [--rates 1] [--out FOLDER]
 
-DATA is a folder of class folders. Both train the same bundle with the same photographs, seed and options; float32
+DATA is a folder of class folders. Both train the same bundle with the same images, seed and options; float32
 trainables. Prints, for each, the largest relative difference of a step's loss; and as a yardstick that of
 onnxruntime-training in two threads against itself in one. `--rates` multiplies the default
 learning rates: where a loss jumps up and down, a rounding in one step becomes a digit some steps later, in any two
@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from tinytl_edge.export.sources.backbones.pretrained import has_imagenet_weights
-from tinytl_edge.runtime.dataset import open_dataset
+from tinytl_edge.runtime.images.dataset import open_dataset
 from tinytl_edge.runtime.options import TrainOptions
 
 RATES = {"--lr": "classifier", "--lr-bias": "bias", "--lr-lite-residual": "lite_residual", "--lr-weight": "weight"}

@@ -16,10 +16,10 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from tinytl_edge.runtime.bundle import STEP, open_bundle
+from tinytl_edge.runtime.files.bundle import STEP, open_bundle
 from tinytl_edge.runtime.memory import megabytes, parse_size
-from tinytl_edge.runtime.native_worker import find_trainer
 from tinytl_edge.runtime.options import TrainOptions
+from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 # File names by version: limit of memory, limit of memory and swap, most used, times at the limit.
 VERSION_1 = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.max_usage_in_bytes", "memory.failcnt")

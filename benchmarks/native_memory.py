@@ -1,8 +1,8 @@
 """The native trainer's memory, whole process, in real trainings.
 
-    python benchmarks/native_memory.py [--resolution 224] [--photographs 102] [--json]
+    python benchmarks/native_memory.py [--resolution 224] [--images 102] [--json]
 
-Trains at least 100 steps on photographs of noise, with evaluations and checkpoints between them, one thread, weights at
+Trains at least 100 steps on images of noise, with evaluations and checkpoints between them, one thread, weights at
 random. Each workload is prepared without a memory limit (frozen weights in 8 bits, everything else float32) and with
 one. `peak` is the kernel's VmHWM of the worker, `planned` what the compiler said; MB = 1,000,000 bytes.
 """
@@ -20,11 +20,11 @@ from typing import Any
 from workloads import WORKLOADS, tinytl
 
 
-def write_noise(folder: Path, photographs: int, classes: int) -> None:
-    """Photographs of coloured noise in class folders."""
+def write_noise(folder: Path, images: int, classes: int) -> None:
+    """Images of coloured noise in class folders."""
     from PIL import Image
 
-    for number in range(photographs):
+    for number in range(images):
         place = folder / f"{number % classes:03d}" / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.frombytes("RGB", (16, 16), random.Random(number).randbytes(16 * 16 * 3)).save(place)
@@ -34,23 +34,23 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resolution", type=int, default=224)
-    parser.add_argument("--photographs", type=int, default=102)
+    parser.add_argument("--images", type=int, default=102)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for classes in {workload.classes for workload in WORKLOADS}:
-            write_noise(folder / f"photographs-{classes}", options.photographs, classes)
+            write_noise(folder / f"images-{classes}", options.images, classes)
             size = ["--resolution", options.resolution, "--out", folder / f"{classes}.safetensors"]
-            tinytl("pack", folder / f"photographs-{classes}", *size)
+            tinytl("pack", folder / f"images-{classes}", *size)
         for workload in WORKLOADS:
             data = folder / f"{workload.classes}.safetensors"
-            epochs = math.ceil(100 / math.ceil(options.photographs / workload.batch))
+            epochs = math.ceil(100 / math.ceil(options.images / workload.batch))
             for limit in ("", workload.limit):
                 bundle, run = folder / f"bundle-{len(rows)}", folder / f"run-{len(rows)}"
                 within = ["--memory-limit", limit] if limit else ["--frozen-weights", "int8"]
-                named = ["--data", folder / f"photographs-{workload.classes}"]
+                named = ["--data", folder / f"images-{workload.classes}"]
                 workload.prepare(bundle, options.resolution, *named, *within)
                 how = ["--data", data, "--val", data, "--epochs", epochs, "--runtime", "native", "--threads", 1]
                 done = json.loads(tinytl("train", bundle, *how, "--json", "--out", run).splitlines()[-1])

@@ -124,8 +124,8 @@ def measure(
 
     from tinytl_edge.export.eager_training import train_eager
     from tinytl_edge.preparation import prepare
-    from tinytl_edge.runtime.dataset import open_dataset, pack
     from tinytl_edge.runtime.errors import DivergedError, TinyTLError
+    from tinytl_edge.runtime.images.dataset import open_dataset, pack
     from tinytl_edge.runtime.options import TrainOptions
     from tinytl_edge.runtime.train import train
 

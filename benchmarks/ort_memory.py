@@ -30,7 +30,7 @@ def build(folder: Path, backbone: str, method: str, resolution: int, rewritten: 
     from tinytl_edge.export.ort.training import export_ort_training
     from tinytl_edge.export.tinytl.parameters import find_parameters
     from tinytl_edge.preparation import prepare
-    from tinytl_edge.runtime.bundle import FORWARD, ORT_FOLDER
+    from tinytl_edge.runtime.files.bundle import FORWARD, ORT_FOLDER
 
     bundle = prepare(
         folder, backbone, weights="random", classes=10, method=method, resolution=resolution, batch_size=1
@@ -46,9 +46,9 @@ def measure(folder: Path, batch: int, rewritten: bool) -> None:
     import numpy as np
     import psutil
 
-    from tinytl_edge.runtime.bundle import open_bundle
+    from tinytl_edge.runtime.files.bundle import open_bundle
     from tinytl_edge.runtime.memory import peak_rss
-    from tinytl_edge.runtime.ort_session import OrtSession, load_extension
+    from tinytl_edge.runtime.workers.ort_session import OrtSession, load_extension
 
     load_extension()
     process = psutil.Process()

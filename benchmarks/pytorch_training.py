@@ -19,9 +19,9 @@ import torch
 
 from tinytl_edge.export.eager import EagerNetwork
 from tinytl_edge.export.eager_training import train_eager
-from tinytl_edge.runtime.batches import Batches
-from tinytl_edge.runtime.bundle import FORWARD, Manifest, open_bundle
-from tinytl_edge.runtime.dataset import open_dataset
+from tinytl_edge.runtime.files.bundle import FORWARD, Manifest, open_bundle
+from tinytl_edge.runtime.images.batches import Batches
+from tinytl_edge.runtime.images.dataset import open_dataset
 from tinytl_edge.runtime.memory import peak_rss
 from tinytl_edge.runtime.options import TrainOptions
 

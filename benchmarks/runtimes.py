@@ -1,9 +1,9 @@
-"""Step time, memory, start and evaluation of all runtimes, side by side: a short table, a long one, and a picture.
+"""Step time, memory, start and evaluation of all runtimes, side by side: a short table, a long one, and a plot.
 
     python benchmarks/runtimes.py [--backbones mobilenet-v2,...] [--steps 200] [--threads 1] [--out FOLDER]
                                   [--plot docs/step-time-and-memory.png]
 
-Prepares each workload of one photograph a step with its memory limit and runs `tinytl-edge bench` on it, which says
+Prepares each workload of one image a step with its memory limit and runs `tinytl-edge bench` on it, which says
 what is measured and how. Bundles and results stay in --out, and what is there already is not run again.
 """
 

@@ -24,7 +24,7 @@ from system import trainer_of
 
 from tinytl_edge.devices.board import Board, CoreCluster
 from tinytl_edge.devices.prediction import predicted_step_seconds
-from tinytl_edge.runtime.bundle import STEP, open_bundle
+from tinytl_edge.runtime.files.bundle import STEP, open_bundle
 
 PROFILED = 20  # steps that `bench` runs once more, at most, to tell operators apart
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tinytl_edge.runtime.batches import Batches
-from tinytl_edge.runtime.bundle import FORWARD, Bundle, Manifest
-from tinytl_edge.runtime.dataset import SEVERAL, Dataset
+from tinytl_edge.runtime.files.bundle import FORWARD, Bundle, Manifest
+from tinytl_edge.runtime.images.batches import Batches
+from tinytl_edge.runtime.images.dataset import SEVERAL, Dataset
 from tinytl_edge.runtime.options import TrainOptions, rate_share
 
 from .eager import EagerNetwork

@@ -22,7 +22,7 @@ class DamagedFileError(TinyTLError):
 
 
 class DataError(TinyTLError):
-    """Photographs or labels that cannot be used."""
+    """Images or labels that cannot be used."""
 
     exit_code = 4
 

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .adapter import Adapter
-from .bundle import STEP, Bundle
-from .dataset import SEVERAL, open_dataset, pack_files
+from tinytl_edge.runtime.files.adapter import Adapter
+from tinytl_edge.runtime.files.bundle import STEP, Bundle
+from tinytl_edge.runtime.files.run import open_model
+from tinytl_edge.runtime.images.dataset import SEVERAL, open_dataset, pack_files
+from tinytl_edge.runtime.images.source import dataset_for
+from tinytl_edge.runtime.workers.events import Event
+from tinytl_edge.runtime.workers.worker import Measured, OnEvent, choose_runtime, run_worker, worker_command
+
 from .errors import DataError, UsageError
-from .events import Event
-from .run import open_model
-from .source import dataset_for
 from .threads import threads_for
-from .worker import Measured, OnEvent, choose_runtime, run_worker, worker_command
 
 _BATCH = 8
 
@@ -91,11 +92,11 @@ def predict(
         than not), `probabilities` by class name, likeliest first.
 
     Raises:
-        DataError: a picture cannot be read; names it.
+        DataError: an image cannot be read; names it.
         TinyTLError: of the kind that says what else is wrong.
     """
     if not images:
-        raise UsageError("Name at least one picture.")
+        raise UsageError("Name at least one image.")
     for image in images:
         if not Path(image).is_file():
             raise DataError(f"{os.fspath(image)} is no file: name pictures.")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tinytl_edge.runtime.files.records import read_record
+
 from .errors import DamagedFileError, UsageError
-from .records import read_record
 
 # Learning rates by optimizer and group at a batch of 8, found in docs/accuracy.md.
 _RATES = {
@@ -21,12 +22,12 @@ GROUPS = tuple(_RATES["adam"])
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of a run; the defaults suit a few dozen to a few thousand photographs.
+    """Options of a run; the defaults suit a few dozen to a few thousand images.
 
     `lr` is the classifier's rate, `lr_bias`, `lr_lite_residual` and `lr_weight` the other groups'; None
     stands for the default of the optimizer and batch size. `batch_size` None is the bundle's, `threads` None
     the machine's fastest cores, `dropout` None the model's own rate. `min_area` is the smallest share of a
-    picture that a random crop takes (1 and no `flip`: no augmentation).
+    image that a random crop takes (1 and no `flip`: no augmentation).
     """
 
     epochs: int = 10

@@ -7,7 +7,8 @@ import time
 from types import TracebackType
 from typing import IO
 
-from .events import PASSING, Event, encode
+from tinytl_edge.runtime.workers.events import PASSING, Event, encode
+
 from .memory import megabytes
 
 
@@ -58,7 +59,7 @@ class _LiveLine:
 
 
 class CountProgress:
-    """Shows photographs being packed or evaluated, and warnings."""
+    """Shows images being packed or evaluated, and warnings."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._line = _LiveLine(stream)
@@ -71,7 +72,7 @@ class CountProgress:
         elif event["event"] == "warning":
             self.warn(event["message"])
 
-    def show(self, done: int, total: int, what: str = "packing photographs") -> None:
+    def show(self, done: int, total: int, what: str = "packing images") -> None:
         """Show the count."""
         self._line.show(f"{what} {bar(done / max(total, 1))} {done}/{total}")
 
@@ -109,7 +110,7 @@ class ProgressReport:
             self._begin = time.monotonic()
             self._first, self._total, self._epochs = event["step"], event["total_steps"], event["epochs"]
             self._line.say(
-                f"{event['runtime']}: {counted(event['images'], 'photograph')}, "
+                f"{event['runtime']}: {counted(event['images'], 'image')}, "
                 f"{counted(event['epochs'], 'epoch')} of "
                 f"{counted(-(-event['images'] // event['batch_size']), 'step')}"
                 + (f", going on at step {event['step']}" if event["step"] else "")
@@ -154,7 +155,7 @@ class ProgressReport:
 
 
 def counted(number: int, what: str) -> str:
-    """'1 photograph', '24 photographs'."""
+    """'1 image', '24 images'."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 

@@ -8,9 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from .adapter import FILE as ADAPTER
-from .bundle import STEP, Bundle, open_bundle
-from .dataset import open_dataset
+from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
+from tinytl_edge.runtime.files.bundle import STEP, Bundle, open_bundle
+from tinytl_edge.runtime.files.run import CHECKPOINTS, EVENTS, RUN, open_run, write_record
+from tinytl_edge.runtime.files.tensors import make_folder
+from tinytl_edge.runtime.images.dataset import open_dataset
+from tinytl_edge.runtime.images.source import check_exists, dataset_for
+from tinytl_edge.runtime.workers.events import PASSING, Event, encode
+from tinytl_edge.runtime.workers.worker import OnEvent, choose_runtime, run_worker, worker_command
+
 from .errors import (
     DamagedFileError,
     DataError,
@@ -19,14 +25,9 @@ from .errors import (
     TinyTLError,
     UsageError,
 )
-from .events import PASSING, Event, encode
 from .memory import peak_rss
 from .options import TrainOptions
-from .run import CHECKPOINTS, EVENTS, RUN, open_run, write_record
-from .source import check_exists, dataset_for
-from .tensors import make_folder
 from .threads import THREAD_BYTES, threads_for
-from .worker import OnEvent, choose_runtime, run_worker, worker_command
 
 TRAIN_FILE = "train.safetensors"
 VAL_FILE = "val.safetensors"

@@ -15,7 +15,7 @@ from tinytl_edge.export.ort.training import export_ort_training
 from tinytl_edge.export.step.compile import Knobs, compile_step
 from tinytl_edge.export.step.program import write_program
 from tinytl_edge.export.tinytl.rounding import round_frozen_weights
-from tinytl_edge.runtime.bundle import (
+from tinytl_edge.runtime.files.bundle import (
     FORWARD,
     ORT_FOLDER,
     STEP,

@@ -1,4 +1,4 @@
-"""Tiny photographs, a tiny bundle and a run of it, made once; and the command line, in this process or its own."""
+"""Tiny images, a tiny bundle and a run of it, made once; and the command line, in this process or its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLASSES = tuple(COLOURS)
 RESOLUTION = 32
 # What `prepare` takes to make the bundle of the tests.
 TINY = ("tiny_models:Tiny", "--resolution", str(RESOLUTION))
-# Long enough to be interrupted. Of 18 photographs and batches of 4 come 5 steps an epoch.
+# Long enough to be interrupted. Of 18 images and batches of 4 come 5 steps an epoch.
 EPOCHS, STEPS_AN_EPOCH = 40, 5
 TRAINING = ("--epochs", str(EPOCHS), "--lr", "0.03", "--log-every", "1")
 
@@ -46,8 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
-def picture(path: Path, colour: tuple[int, int, int], seed: int = 0, size: tuple[int, int] = (40, 36)) -> Path:
-    """A coloured picture with some noise."""
+def make_image(path: Path, colour: tuple[int, int, int], seed: int = 0, size: tuple[int, int] = (40, 36)) -> Path:
+    """A coloured image with some noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = random.Random(seed)
     image = Image.new("RGB", (5, 4))
@@ -56,13 +56,13 @@ def picture(path: Path, colour: tuple[int, int, int], seed: int = 0, size: tuple
     return path
 
 
-def photographs(folder: Path, counts: Mapping[str, int], seed: int = 0) -> Path:
-    """`counts[name]` pictures of each class, in class folders; a class of 0 is an empty folder."""
+def make_images(folder: Path, counts: Mapping[str, int], seed: int = 0) -> Path:
+    """`counts[name]` images of each class, in class folders; a class of 0 is an empty folder."""
     for name, count in counts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             colour = COLOURS.get(name, (128, 128, 128))
-            picture(folder / name / f"{number}.png", colour, seed=1000 * seed + number)
+            make_image(folder / name / f"{number}.png", colour, seed=1000 * seed + number)
     return folder
 
 
@@ -125,10 +125,10 @@ def prepare(out: Path, *arguments: object) -> Path:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photographs in `train` and `val`."""
+    """A folder with images in `train` and `val`."""
     folder = tmp_path_factory.mktemp("workplace")
-    photographs(folder / "train", dict.fromkeys(CLASSES, 6))
-    photographs(folder / "val", dict.fromkeys(CLASSES, 3), seed=1)
+    make_images(folder / "train", dict.fromkeys(CLASSES, 6))
+    make_images(folder / "val", dict.fromkeys(CLASSES, 3), seed=1)
     return folder
 
 

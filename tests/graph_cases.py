@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import ShapeInferencePass
 
 from tinytl_edge.export.onnx_graph import add_initializer
-from tinytl_edge.runtime.bundle import Dropout, Input, Manifest
+from tinytl_edge.runtime.files.bundle import Dropout, Input, Manifest
 
 Array = np.ndarray
 
@@ -257,8 +257,8 @@ def ort_session(
 ) -> Any:
     """Training artifacts of a classifier in `folder`, and a session of them."""
     from tinytl_edge.export.ort.training import export_ort_training
-    from tinytl_edge.runtime.bundle import ORT_FOLDER, Bundle
-    from tinytl_edge.runtime.ort_session import OrtSession
+    from tinytl_edge.runtime.files.bundle import ORT_FOLDER, Bundle
+    from tinytl_edge.runtime.workers.ort_session import OrtSession
 
     (folder / ORT_FOLDER).mkdir(parents=True)
     export_ort_training(model, trainable, frozen, optimizer, folder / ORT_FOLDER, rewritten, multi_label)

@@ -27,8 +27,8 @@ from tinytl_edge.export.sources.backbones.pretrained import (
     read_state,
 )
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
-from tinytl_edge.runtime.framing import Framing
-from tinytl_edge.runtime.photographs import read_image
+from tinytl_edge.runtime.images.decoding import read_image
+from tinytl_edge.runtime.images.framing import Framing
 
 
 @pytest.fixture(autouse=True)
@@ -618,7 +618,7 @@ def test_same_logits_as_the_efficientnet_lite_package(number: int) -> None:
         torch.testing.assert_close(ours.double()(x), theirs(x), rtol=1e-9, atol=1e-9)
 
 
-# Photographs and files that are not part of the project -------------------------------------------------
+# Images and files that are not part of the project -------------------------------------------------
 
 CATS, DOGS = range(281, 286), range(151, 269)
 
@@ -629,10 +629,10 @@ def folder(variable: str) -> Path:
     return Path(os.environ[variable])
 
 
-def predicted(model: nn.Module, spec: NetworkSpec, photographs: list[Path]) -> list[int]:
+def predicted(model: nn.Module, spec: NetworkSpec, images: list[Path]) -> list[int]:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (spec.mean, spec.std))
     found = []
-    for path in photographs:
+    for path in images:
         pixels = torch.frombuffer(
             bytearray(read_image(path, Framing(spec.resolution, spec.resolution, margin=False))), dtype=torch.uint8
         )
@@ -643,10 +643,10 @@ def predicted(model: nn.Module, spec: NetworkSpec, photographs: list[Path]) -> l
 
 
 def assert_recognised(model: nn.Module, spec: NetworkSpec, breed: str, classes: range, share: float) -> None:
-    photographs = sorted((folder("TINYTL_EDGE_DATA") / "oxford_pets3" / "test" / breed).glob("*.jpg"))
-    assert len(photographs) == 40
-    right = sum(label in classes for label in predicted(model, spec, photographs))
-    assert right >= share * len(photographs), f"{right} of {len(photographs)} photographs of {breed}"
+    images = sorted((folder("TINYTL_EDGE_DATA") / "oxford_pets3" / "test" / breed).glob("*.jpg"))
+    assert len(images) == 40
+    right = sum(label in classes for label in predicted(model, spec, images))
+    assert right >= share * len(images), f"{right} of {len(images)} images of {breed}"
 
 
 def test_efficientnet_lite0_knows_cats_and_dogs() -> None:

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from bundles import needs_ort
-from conftest import CLASSES, COLOURS, TINY, fails, ok, photographs, picture, prepare, tinytl
+from conftest import CLASSES, COLOURS, TINY, fails, make_image, make_images, ok, prepare, tinytl
 from PIL import Image
 
 import tinytl_edge
 from tinytl_edge.runtime.errors import StorageError
-from tinytl_edge.runtime.native_worker import find_trainer
-from tinytl_edge.runtime.run import CHECKPOINTS
+from tinytl_edge.runtime.files.run import CHECKPOINTS
+from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 ADAPTER = "adapter.safetensors"
 CHECKPOINT = CHECKPOINTS["native" if find_trainer() else "onnxruntime-training"]  # what `auto` writes
@@ -102,39 +102,37 @@ def test_what_is_no_bundle_is_refused(workplace: Path, run: Path, tmp_path: Path
     assert "is neither a bundle nor a run" in fails(3, "inspect", tmp_path / "nothing")
 
 
-# Photographs --------------------------------------------------------------------------------------------
+# Images --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
         ({"cat": 2, "dog": 2, "owl": 2}, "owl is not a class of the model, which knows 'cat', 'dog', 'fox'"),
-        ({"cat": 0, "dog": 0, "fox": 0}, "no photographs"),
+        ({"cat": 0, "dog": 0, "fox": 0}, "no images"),
         ({}, "no class folders"),
     ],
 )
-def test_photographs_that_do_not_fit_the_bundle(
-    counts: dict[str, int], words: str, bundle: Path, tmp_path: Path
-) -> None:
+def test_images_that_do_not_fit_the_bundle(counts: dict[str, int], words: str, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    data = photographs(tmp_path / "data", counts)
+    data = make_images(tmp_path / "data", counts)
     for command in (["train", bundle, "--out", tmp_path / "run"], ["evaluate", bundle]):
         assert words in fails(4, *command, "--data", data)
     assert not (tmp_path / "run" / ADAPTER).exists()
-    photographs(data, dict.fromkeys(CLASSES, 2))
+    make_images(data, dict.fromkeys(CLASSES, 2))
     shutil.rmtree(data / "owl", ignore_errors=True)
     ok("train", bundle, "--data", data, "--epochs", 1, "--out", tmp_path / "run")  # what failed is not in the way
 
 
 @pytest.mark.parametrize("option", ["--data", "--val"])
-def test_photographs_that_are_not_there(option: str, bundle: Path, workplace: Path, tmp_path: Path) -> None:
+def test_images_that_are_not_there(option: str, bundle: Path, workplace: Path, tmp_path: Path) -> None:
     places = {"--data": workplace / "train", "--val": workplace / "val", option: tmp_path / "nothing"}
     data = [word for pair in places.items() for word in pair]
     assert "nothing does not exist" in fails(4, "train", bundle, *data, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()  # found out before anything was packed
 
 
-def test_photographs_must_be_named(bundle: Path, tmp_path: Path) -> None:
+def test_images_must_be_named(bundle: Path, tmp_path: Path) -> None:
     assert "--data" in fails(2, "train", bundle, "--out", tmp_path / "run")
 
 
@@ -145,30 +143,30 @@ def test_too_few_classes_for_the_bundle(workplace: Path, tmp_path: Path) -> None
     assert "has 3 classes, the bundle was prepared for 5" in sentence
 
 
-def test_classes_without_photographs_are_a_warning(bundle: Path, run: Path, tmp_path: Path) -> None:
-    data = photographs(tmp_path / "data", {"cat": 1, "dog": 0})
+def test_classes_without_images_are_a_warning(bundle: Path, run: Path, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", {"cat": 1, "dog": 0})
     answer = tinytl("evaluate", run, "--data", data, "--json")
     assert answer.code == 0
-    assert "has no usable photographs of 'dog', 'fox'" in answer.err
+    assert "has no usable images of 'dog', 'fox'" in answer.err
     assert json.loads(answer.out)["per_class"][1:] == [None, None]
     answer = tinytl("train", bundle, "--data", data, "--val", data, "--epochs", 1, "--out", tmp_path / "run")
-    assert answer.code == 0  # one photograph is little, but not nothing
-    assert answer.err.count("has no usable photographs of 'dog', 'fox'") == 2
+    assert answer.code == 0  # one image is little, but not nothing
+    assert answer.err.count("has no usable images of 'dog', 'fox'") == 2
 
 
 def test_every_kind_of_picture_is_used_and_what_is_none_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "data/cat"
     folder.mkdir(parents=True)
-    image = Image.open(picture(tmp_path / "one.png", COLOURS["cat"]))
+    image = Image.open(make_image(tmp_path / "one.png", COLOURS["cat"]))
     for mode, suffix in {"RGB": "jpg", "L": "jpg", "CMYK": "jpg", "RGBA": "png", "LA": "png", "P": "gif"}.items():
         image.convert(mode).save(folder / f"{mode}.{suffix}")
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(folder / "turned.jpg", exif=exif)
-    (folder / "text.jpg").write_text("This is no picture.")
+    (folder / "text.jpg").write_text("This is no image.")
     (folder / "empty.jpg").touch()
     (folder / "broken.jpg").write_bytes((folder / "RGB.jpg").read_bytes()[:400])
-    (folder / "notes.txt").write_text("Nobody takes this for a picture.")
+    (folder / "notes.txt").write_text("Nobody takes this for an image.")
     answer = tinytl("pack", tmp_path / "data", "--resolution", 16, "--out", tmp_path / "out", "--json")
     assert answer.code == 0
     content = json.loads(answer.out)
@@ -179,7 +177,7 @@ def test_every_kind_of_picture_is_used_and_what_is_none_is_named(tmp_path: Path)
 
 def test_a_picture_to_predict_must_be_one(run: Path, workplace: Path, tmp_path: Path) -> None:
     good, text = workplace / "val/cat/0.png", tmp_path / "text.jpg"
-    text.write_text("This is no picture.")
+    text.write_text("This is no image.")
     assert "text.jpg cannot be used" in fails(4, "predict", run, good, text)
     assert "nothing.jpg is no file" in fails(4, "predict", run, good, tmp_path / "nothing.jpg")
     assert "is no file" in fails(4, "predict", run, workplace)
@@ -193,7 +191,7 @@ def test_a_packed_dataset_must_fit(bundle: Path, workplace: Path, tmp_path: Path
     assert "packed for 48 x 48 px, RGB, cropped, with a margin; the bundle takes 32 x 32 px" in sentence
     ok("pack", workplace / "train", "--size", "32x32", "--fit", "squash", "--out", packed)
     assert "px, RGB, squashed, with a margin; the bundle takes" in fails(4, "train", bundle, "--data", packed, *out)
-    ok("pack", photographs(tmp_path / "data", {"ant": 1, "bee": 1, "cow": 1}), "--resolution", 32, "--out", packed)
+    ok("pack", make_images(tmp_path / "data", {"ant": 1, "bee": 1, "cow": 1}), "--resolution", 32, "--out", packed)
     sentence = fails(4, "train", bundle, "--data", packed, *out)
     assert "has the classes 'ant', 'bee', 'cow', where the model knows 'cat', 'dog', 'fox'" in sentence
     assert "packed.safetensors" in fails(3, "train", bundle, "--data", damaged(packed, truncate), *out)
@@ -520,6 +518,6 @@ def test_a_model_that_cannot_be_prepared(code: int, words: str, arguments: list[
     ],
 )
 def test_classes_that_cannot_be_told_apart(code: int, words: str, arguments: list[str], tmp_path: Path) -> None:
-    data = photographs(tmp_path / "data", {"cat": 1, "dog": 0})
+    data = make_images(tmp_path / "data", {"cat": 1, "dog": 0})
     arguments = [argument.format(data) for argument in arguments]
     assert words in fails(code, "prepare", *arguments, "--out", tmp_path / "bundle")

@@ -19,9 +19,9 @@ from torch import nn
 from tinytl_edge import benchmark
 from tinytl_edge.benchmark import ORT, PLAIN, PYTORCH, RUNTIMES, tenth_percentile
 from tinytl_edge.export.step.compile import count_multiply_adds
-from tinytl_edge.runtime.bundle import MANIFEST, STEP, open_bundle
 from tinytl_edge.runtime.errors import UsageError
-from tinytl_edge.runtime.worker import run_worker, worker_command
+from tinytl_edge.runtime.files.bundle import MANIFEST, STEP, open_bundle
+from tinytl_edge.runtime.workers.worker import run_worker, worker_command
 
 HERE = RUNTIMES if HAS_ORT else ("native", PYTORCH)
 
@@ -86,7 +86,7 @@ def test_a_board_has_the_native_trainer_alone(bundle: Path, monkeypatch: pytest.
     assert "pytorch needs torch" in fails(2, "bench", bundle, "--runtime", PYTORCH)
 
 
-def test_a_bundle_of_single_photographs_is_not_measured_in_batches(tmp_path: Path) -> None:
+def test_a_bundle_of_single_images_is_not_measured_in_batches(tmp_path: Path) -> None:
     single = open_bundle(prepare(tmp_path / "bundle", "--classes", 4, "--batch-size", 1))
     job = {"command": "bench", "program": str(single.file(STEP)), "steps": 1}
     assert len(run_worker(worker_command("native"), job, lambda event: None).last["step_ms"]) == 1

@@ -85,7 +85,7 @@ def test_a_smaller_resolution_where_the_networks_own_is_too_slow(
 ) -> None:
     own = prepared("own", resolution=224, device="raspberry-pi-zero-2-w")
     seconds = tinytl_edge.inspect(tmp_path / "own")["native_step"]["predicted_step_seconds"]["raspberry-pi-zero-2-w"]
-    monkeypatch.setattr(board_choice, "SECONDS_A_PHOTOGRAPH", 0.35 * seconds / 2)
+    monkeypatch.setattr(board_choice, "SECONDS_AN_IMAGE", 0.35 * seconds / 2)
     picked = prepared("picked", device="raspberry-pi-zero-2-w")
     assert own.bundle.manifest.input.height == 224
     assert picked.bundle.manifest.input.height in (96, 128)

@@ -12,13 +12,13 @@ from typing import Any
 import click
 import pytest
 from bundles import needs_ort
-from conftest import CLASSES, RESOLUTION, TINY, TRAINING, ok, photographs, picture, start, tinytl
+from conftest import CLASSES, RESOLUTION, TINY, TRAINING, make_image, make_images, ok, start, tinytl
 from PIL import Image
 
 import tinytl_edge
 from tinytl_edge.cli import cli
-from tinytl_edge.runtime.framing import Framing
-from tinytl_edge.runtime.native_worker import find_trainer
+from tinytl_edge.runtime.images.framing import Framing
+from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 COMMANDS = sorted(cli.commands.items())
 
@@ -98,7 +98,7 @@ def test_training_imports_neither_torch_nor_onnx_and_numpy_in_the_worker_alone(
 ) -> None:
     out = ("--runtime", "onnxruntime-training", "--epochs", 1, "--out")
     folder = imported(tmp_path / "a", "train", bundle, "--data", workplace / "train", *out, tmp_path / "run")
-    worker = "tinytl_edge.runtime.ort_worker"
+    worker = "tinytl_edge.runtime.workers.ort_worker"
     assert folder == {"tinytl_edge.__main__": {"psutil", "PIL"}, worker: {"numpy", "psutil"}}
     packed = tmp_path / "run/train.safetensors"
     file = imported(tmp_path / "b", "train", bundle, "--data", packed, *out, tmp_path / "again")
@@ -197,7 +197,7 @@ def test_boards_are_listed_and_described() -> None:
         assert ok("devices", name)
 
 
-def test_a_bundle_without_class_names_takes_them_from_the_photographs(tmp_path: Path, workplace: Path) -> None:
+def test_a_bundle_without_class_names_takes_them_from_the_images(tmp_path: Path, workplace: Path) -> None:
     bundle, run = tmp_path / "bundle", tmp_path / "run"
     ok("prepare", *TINY, "--classes", 3, "--method", "bias", "--out", bundle)
     image = workplace / "val/dog/0.png"
@@ -278,8 +278,8 @@ def test_the_exported_models_say_what_predict_says(tmp_path: Path, run: Path) ->
     model, raw = tmp_path / "model.onnx", tmp_path / "raw.onnx"
     ok("export", run, "--out", model)
     ok("export", run, "--out", raw, "--raw-pixels")
-    # The input is the middle 7/8 of the stored square: what predict sees of the large picture is the small one.
-    large, small = picture(tmp_path / "large.png", (90, 100, 120), size=(37, 37)), tmp_path / "small.png"
+    # The input is the middle 7/8 of the stored square: what predict sees of the large image is the small one.
+    large, small = make_image(tmp_path / "large.png", (90, 100, 120), size=(37, 37)), tmp_path / "small.png"
     Image.open(large).crop((2, 2, 2 + RESOLUTION, 2 + RESOLUTION)).save(small)
     (expected,) = tinytl_edge.predict(run, [large])
     command = [sys.executable, "-W", "ignore", "-c", INFERENCE, model, raw, small]
@@ -301,7 +301,7 @@ def test_an_exported_file_is_replaced_only_when_asked(tmp_path: Path, bundle: Pa
 
 
 def test_the_demo_goes_the_whole_way_twice(tmp_path: Path) -> None:
-    data = photographs(tmp_path / "mine", dict.fromkeys(CLASSES, 8))
+    data = make_images(tmp_path / "mine", dict.fromkeys(CLASSES, 8))
     out = tmp_path / "demo"
     options = ("--model", "tiny_models:Tiny", "--data", data, "--epochs", 2, "--resolution", 32, "--threads", 1)
     results = json.loads(ok("demo", "--out", out, *options, "--json"))

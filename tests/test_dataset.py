@@ -1,4 +1,4 @@
-"""Photographs become samples, what is packed can be read, and whatever is skipped or damaged is named."""
+"""Images become samples, what is packed can be read, and whatever is skipped or damaged is named."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tinytl_edge.runtime.dataset import FORMAT, Dataset, open_dataset, pack, pack_files
 from tinytl_edge.runtime.errors import DamagedFileError, DataError, StorageError
-from tinytl_edge.runtime.framing import FITS, Framing, stored_size
-from tinytl_edge.runtime.tensors import open_tensors, write_tensors
+from tinytl_edge.runtime.files.tensors import open_tensors, write_tensors
+from tinytl_edge.runtime.images.dataset import FORMAT, Dataset, open_dataset, pack, pack_files
+from tinytl_edge.runtime.images.framing import FITS, Framing, stored_size
 
 RED, GREEN, BLUE = (200, 30, 40), (20, 180, 60), (30, 50, 190)
 R = Framing(7, 7)  # packs to 8 x 8
 
 
-def photograph(path: Path, colour: tuple[int, int, int] = RED) -> Path:
+def image(path: Path, colour: tuple[int, int, int] = RED) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (20, 16), colour).save(path)
     return path
@@ -56,7 +56,7 @@ FRAMINGS = st.builds(
 @given(framing=FRAMINGS)
 def test_every_framing_is_packed_and_opened(tmp_path_factory: pytest.TempPathFactory, framing: Framing) -> None:
     folder = tmp_path_factory.getbasetemp()
-    pack_files([photograph(folder / "framed.png", (255, 255, 255))], folder / "framed", framing)
+    pack_files([image(folder / "framed.png", (255, 255, 255))], folder / "framed", framing)
     with open_dataset(folder / "framed") as dataset:
         assert (dataset.framing, dataset.shape, dataset.count) == (framing, framing.stored, 1)
         pixels = dataset.image(0)
@@ -94,13 +94,13 @@ def test_a_framing_that_cannot_be(values: tuple[int, ...], words: str) -> None:
 
 
 def test_packing_and_opening(tmp_path: Path) -> None:
-    photographs = tmp_path / "flowers"
+    images = tmp_path / "flowers"
     for path, colour in {"tulip/b.png": RED, "tulip/a.PNG": GREEN, "daisy/1.bmp": BLUE}.items():
-        photograph(photographs / path, colour)
+        image(images / path, colour)
     progress: list[tuple[int, int]] = []
     warnings: list[str] = []
     out = tmp_path / "data.safetensors"
-    report = pack(photographs, out, R, on_warning=warnings.append, on_progress=lambda *step: progress.append(step))
+    report = pack(images, out, R, on_warning=warnings.append, on_progress=lambda *step: progress.append(step))
     assert report.counts == {"daisy": 1, "tulip": 2}
     assert (report.path, report.count, report.skipped, warnings) == (out, 3, [], [])
     assert progress == [(1, 3), (2, 3), (3, 3)]
@@ -114,7 +114,7 @@ def test_packing_and_opening(tmp_path: Path) -> None:
 
 
 def test_an_open_dataset_is_let_go_and_not_mixed_up(tmp_path: Path) -> None:
-    red, blue = photograph(tmp_path / "red.png", RED), photograph(tmp_path / "blue.png", BLUE)
+    red, blue = image(tmp_path / "red.png", RED), image(tmp_path / "blue.png", BLUE)
     out = tmp_path / "data"
     pack_files([red], out, R)
     dataset = open_dataset(out)
@@ -131,7 +131,7 @@ def test_an_open_dataset_is_let_go_and_not_mixed_up(tmp_path: Path) -> None:
 
 
 def test_importing_is_cheap() -> None:
-    code = "import sys, tinytl_edge.runtime.dataset; print([m for m in ('PIL', 'numpy') if m in sys.modules])"
+    code = "import sys, tinytl_edge.runtime.images.dataset; print([m for m in ('PIL', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
@@ -226,18 +226,18 @@ def test_random_damage_is_refused_or_harmless(tmp_path_factory: pytest.TempPathF
 
 def test_the_models_classes_give_the_labels(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        photograph(tmp_path / "photos" / name / "1.png")
+        image(tmp_path / "photos" / name / "1.png")
     warnings: list[str] = []
     out = tmp_path / "out"
     report = pack(tmp_path / "photos", out, R, classes=["b", "c", "a"], on_warning=warnings.append)
     assert report.counts == {"b": 1, "c": 0, "a": 1}
-    assert warnings == [f"{tmp_path / 'photos'} has no usable photographs of 'c'."]
+    assert warnings == [f"{tmp_path / 'photos'} has no usable images of 'c'."]
     with open_dataset(out) as dataset:
         assert (dataset.classes, dataset.labels) == (["b", "c", "a"], [2, 0])
 
 
 def test_a_class_that_the_model_does_not_know_is_named(tmp_path: Path) -> None:
-    photograph(tmp_path / "photos" / "weed" / "1.png")
+    image(tmp_path / "photos" / "weed" / "1.png")
     known = [f"c{i}" for i in range(1000)]
     with pytest.raises(DataError, match=r"photos/weed is not a class .* 'c0', .*'c9' and 990 more: rename"):
         pack(tmp_path / "photos", tmp_path / "out", R, classes=known)
@@ -245,7 +245,7 @@ def test_a_class_that_the_model_does_not_know_is_named(tmp_path: Path) -> None:
 
 
 def test_many_missing_classes_are_one_warning(tmp_path: Path) -> None:
-    photograph(tmp_path / "photos" / "c5" / "1.png")
+    image(tmp_path / "photos" / "c5" / "1.png")
     warnings: list[str] = []
     known = [f"c{i}" for i in range(20_000)]
     pack(tmp_path / "photos", tmp_path / "out", R, classes=known, on_warning=warnings.append)
@@ -256,14 +256,14 @@ def test_many_missing_classes_are_one_warning(tmp_path: Path) -> None:
 
 
 def test_a_class_is_found_however_its_name_is_spelled(tmp_path: Path) -> None:
-    photograph(tmp_path / "photos" / "Blu\u0308te" / "1.png")
+    image(tmp_path / "photos" / "Blu\u0308te" / "1.png")
     for name in ("Bl\u00fcte", "Blu\u0308te"):
         assert pack(tmp_path / "photos", tmp_path / "out", R, classes=[name]).counts == {name: 1}
 
 
 def test_what_is_no_picture_is_skipped_and_named(tmp_path: Path) -> None:
     folder = tmp_path / "photos" / "a"
-    photograph(folder / "good.png")
+    image(folder / "good.png")
     gone, empty = folder / "gone.jpg", folder / "line\nbreak.jpg"
     gone.symlink_to("nowhere")
     empty.write_bytes(b"")
@@ -291,23 +291,23 @@ def test_a_class_of_broken_pictures_is_a_warning_and_all_broken_an_error(tmp_pat
     (tmp_path / "photos" / "b").mkdir()
     out = tmp_path / "out"
     out.write_bytes(b"the earlier one")
-    with pytest.raises(DataError, match="has no photographs that can be used"):
+    with pytest.raises(DataError, match="has no images that can be used"):
         pack(tmp_path / "photos", out, R)
     assert out.read_bytes() == b"the earlier one"
     (tmp_path / "photos" / "a" / "1.jpg").unlink()
-    with pytest.raises(DataError, match="has no photographs in its class folders"):
+    with pytest.raises(DataError, match="has no images in its class folders"):
         pack(tmp_path / "photos", out, R)
     touch(tmp_path / "photos" / "a" / "1.jpg")
-    photograph(tmp_path / "photos" / "b" / "1.png")
+    image(tmp_path / "photos" / "b" / "1.png")
     warnings: list[str] = []
     pack(tmp_path / "photos", out, R, on_warning=warnings.append)
     assert len(warnings) == 2
-    assert warnings[1].endswith("has no usable photographs of 'a'.")
+    assert warnings[1].endswith("has no usable images of 'a'.")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 
 def test_a_full_disk_leaves_the_earlier_dataset(tmp_path: Path) -> None:
-    photograph(tmp_path / "photos" / "a" / "1.png")
+    image(tmp_path / "photos" / "a" / "1.png")
     out = tmp_path / "out"
     out.write_bytes(b"the earlier one")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -323,7 +323,7 @@ def test_a_full_disk_leaves_the_earlier_dataset(tmp_path: Path) -> None:
 
 
 def test_unlabelled_pictures_keep_their_order(tmp_path: Path) -> None:
-    paths = [photograph(tmp_path / f"{i}.png", colour) for i, colour in enumerate((RED, GREEN, BLUE))]
+    paths = [image(tmp_path / f"{i}.png", colour) for i, colour in enumerate((RED, GREEN, BLUE))]
     pack_files(reversed(paths), tmp_path / "out", R)
     with open_dataset(tmp_path / "out") as dataset:
         assert (dataset.classes, dataset.labels) == ([], [-1, -1, -1])
@@ -331,21 +331,21 @@ def test_unlabelled_pictures_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_picture_to_predict_is_an_error(tmp_path: Path) -> None:
-    good = photograph(tmp_path / "good.png")
+    good = image(tmp_path / "good.png")
     bad = {"missing.png": "No such file", "folder": "not a file", "empty.png": "it is empty"}
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty.png").write_bytes(b"")
     for name, reason in bad.items():
         with pytest.raises(DataError, match=f"{name} cannot be used: .*{reason}"):
             pack_files([good, tmp_path / name], tmp_path / "out", R)
-    with pytest.raises(DataError, match="No picture was named"):
+    with pytest.raises(DataError, match="No image was named"):
         pack_files([], tmp_path / "out", R)
     assert not (tmp_path / "out").exists()
 
 
 def test_other_programs_can_read_the_file(tmp_path: Path) -> None:
-    photograph(tmp_path / "photos" / 'a "quoted" naïve' / "1.png")
-    photograph(tmp_path / "photos" / "b" / "1.png")
+    image(tmp_path / "photos" / 'a "quoted" naïve' / "1.png")
+    image(tmp_path / "photos" / "b" / "1.png")
     touch(*(tmp_path / "photos" / "b" / f"{i}.png" for i in range(2, 12)))  # the header's room is for 12
     pack(tmp_path / "photos", tmp_path / "out", R)
     file = open_tensors(tmp_path / "out")
@@ -359,8 +359,8 @@ def test_other_programs_can_read_the_file(tmp_path: Path) -> None:
 
 
 def test_datasets_of_one_process_are_independent(tmp_path: Path) -> None:
-    pack_files([photograph(tmp_path / "1.png", RED)], tmp_path / "a", R)
-    pack_files([photograph(tmp_path / "2.png", BLUE)], tmp_path / "b", R)
+    pack_files([image(tmp_path / "1.png", RED)], tmp_path / "a", R)
+    pack_files([image(tmp_path / "2.png", BLUE)], tmp_path / "b", R)
     first, second = open_dataset(tmp_path / "a"), open_dataset(tmp_path / "b")
     assert isinstance(first, Dataset)
     first.close()

@@ -1,4 +1,4 @@
-"""The demo goes the whole way, on given photographs, and its digits are what they should be."""
+"""The demo goes the whole way, on given images, and its digits are what they should be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from conftest import CLASSES, photographs
+from conftest import CLASSES, make_images
 from PIL import Image
 
 from tinytl_edge.demo import METHODS, TEST_DIGITS, TRAIN_DIGITS, demo, table, write_digits
@@ -14,7 +14,7 @@ from tinytl_edge.runtime.errors import DataError, UsageError
 
 
 def test_both_methods_end_with_a_model(tmp_path: Path) -> None:
-    data = photographs(tmp_path / "data", dict.fromkeys(CLASSES, 5))
+    data = make_images(tmp_path / "data", dict.fromkeys(CLASSES, 5))
     results = demo(tmp_path / "demo", data=data, resolution=32, epochs=1, threads=1)
     assert [result["method"] for result in results] == list(METHODS)
     for result in results:
@@ -26,15 +26,15 @@ def test_both_methods_end_with_a_model(tmp_path: Path) -> None:
         demo(tmp_path / "demo", data=data)
 
 
-def test_every_fourth_photograph_is_held_out(tmp_path: Path) -> None:
+def test_every_fourth_image_is_held_out(tmp_path: Path) -> None:
     from tinytl_edge.demo import _split
 
-    data = photographs(tmp_path / "data", {"cat": 8, "dog": 2})
+    data = make_images(tmp_path / "data", {"cat": 8, "dog": 2})
     train, test = _split(data, tmp_path / "links")
     assert len(list((train / "cat").iterdir())) == 6 and len(list((test / "cat").iterdir())) == 2
     assert len(list((train / "dog").iterdir())) == 1 and len(list((test / "dog").iterdir())) == 1
     with pytest.raises(DataError, match="two or more"):
-        _split(photographs(tmp_path / "few", {"cat": 1}), tmp_path / "other")
+        _split(make_images(tmp_path / "few", {"cat": 1}), tmp_path / "other")
 
 
 def test_digits(tmp_path: Path) -> None:
@@ -42,5 +42,5 @@ def test_digits(tmp_path: Path) -> None:
     train, test = write_digits(tmp_path)
     assert all(len(list((train / str(digit)).iterdir())) == TRAIN_DIGITS for digit in range(10))
     assert all(len(list((test / str(digit)).iterdir())) == TEST_DIGITS for digit in range(10))
-    with Image.open(next((train / "0").iterdir())) as picture:
-        assert picture.size == (8, 8) and picture.mode == "L"
+    with Image.open(next((train / "0").iterdir())) as image:
+        assert image.size == (8, 8) and image.mode == "L"

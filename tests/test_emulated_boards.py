@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from boards import EMULATORS, NATIVE, cross_compile, emulated
 from bundles import FRAMING, make_bundle
-from conftest import CLASSES, photographs
+from conftest import CLASSES, make_images
 from test_native import adapter, losses, smooth_network
 from test_wheels import unpacked
 
 from tinytl_edge import TrainOptions, train
 from tinytl_edge.export.step.compile import Knobs
-from tinytl_edge.runtime.dataset import pack
+from tinytl_edge.runtime.images.dataset import pack
 
-# 14 photographs in batches of 4, five times: 20 steps.
+# 14 images in batches of 4, five times: 20 steps.
 OPTIONS = TrainOptions(epochs=5, batch_size=4, log_every=1, seed=3)
 TRAINER = "TINYTL_EDGE_TRAINER"
 
@@ -31,8 +31,8 @@ def board(request: pytest.FixtureRequest, wheels: dict[str, Path], tmp_path_fact
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photographs")
-    photographs(folder / "train", dict(zip(CLASSES, (5, 5, 4))))
+    folder = tmp_path_factory.mktemp("images")
+    make_images(folder / "train", dict(zip(CLASSES, (5, 5, 4))))
     pack(folder / "train", folder / "train.safetensors", FRAMING, CLASSES)
     return folder / "train.safetensors"
 

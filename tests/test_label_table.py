@@ -5,26 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import COLOURS, picture
+from conftest import COLOURS, make_image
 
-from tinytl_edge.runtime.dataset import FORMAT, open_dataset, pack
 from tinytl_edge.runtime.errors import DamagedFileError, DataError
-from tinytl_edge.runtime.framing import Framing
-from tinytl_edge.runtime.label_table import read_table
-from tinytl_edge.runtime.tensors import write_tensors
+from tinytl_edge.runtime.files.tensors import write_tensors
+from tinytl_edge.runtime.images.dataset import FORMAT, open_dataset, pack
+from tinytl_edge.runtime.images.framing import Framing
+from tinytl_edge.runtime.images.label_table import read_table
 
 NAMES = tuple(COLOURS)
 R = Framing(7, 7)  # packs to 8 x 8
 
 
 def labelled(folder: Path, count: int, seed: int = 0) -> Path:
-    """`count` pictures, some of no class and some of several, and their table."""
+    """`count` images, some of no class and some of several, and their table."""
     rows = ["file," + ",".join(NAMES)]
     for number in range(count):
         marks = [number >> bit & 1 for bit in range(len(NAMES))]
         colour = [sum(c[i] for c, mark in zip(COLOURS.values(), marks) if mark) // 3 + 30 for i in range(3)]
-        picture(folder / "pictures" / f"{number}.png", (colour[0], colour[1], colour[2]), seed=100 * seed + number)
-        rows.append(f"pictures/{number}.png," + ",".join(map(str, marks)))
+        make_image(folder / "images" / f"{number}.png", (colour[0], colour[1], colour[2]), seed=100 * seed + number)
+        rows.append(f"images/{number}.png," + ",".join(map(str, marks)))
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     return folder
 
@@ -34,7 +34,7 @@ def labelled(folder: Path, count: int, seed: int = 0) -> Path:
 
 def test_a_table_is_read(tmp_path: Path) -> None:
     for name in ("a.png", "b, c.png"):
-        picture(tmp_path / name, (1, 2, 3))
+        make_image(tmp_path / name, (1, 2, 3))
     table = '\ufefffile, hat ,"long, hair"\r\na.png,0,1\r\n\r\n"b, c.png",1, 0\r\n'
     (tmp_path / "labels.csv").write_bytes(table.encode())
     read = read_table(tmp_path)
@@ -52,7 +52,7 @@ def test_a_table_is_read(tmp_path: Path) -> None:
         ("a.png,1\n", "has to begin with the row file,NAME,NAME"),
         ("file,hat,\na.png,1,0\n", "has a column without a name"),
         ("file,hat,hat\na.png,1,0\n", "has two columns 'hat'"),
-        ("file,hat\n", "names no photographs"),
+        ("file,hat\n", "names no images"),
         ("file,hat\na.png,1\nb.png,1\n", "row 3 names 'b.png', which is no file in"),
         ("file,hat\na.png,1\n,1\n", "row 3 names '', which is no file in"),
         ("file,hat,wig\na.png,1,-1\n", "row 2 says '-1' of 'wig': it has to be 0 or 1"),
@@ -62,7 +62,7 @@ def test_a_table_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(tmp_path: Path, table: str, sentence: str) -> None:
-    picture(tmp_path / "a.png", (1, 2, 3))
+    make_image(tmp_path / "a.png", (1, 2, 3))
     (tmp_path / "labels.csv").write_text(table)
     with pytest.raises(DataError) as refused:
         read_table(tmp_path)
@@ -79,8 +79,8 @@ def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
 
 
 def test_packing(tmp_path: Path) -> None:
-    folder = labelled(tmp_path / "photographs", 8)
-    (folder / "pictures" / "7.png").write_bytes(b"?")
+    folder = labelled(tmp_path / "images", 8)
+    (folder / "images" / "7.png").write_bytes(b"?")
     warnings: list[str] = []
     report = pack(folder, tmp_path / "data", R, on_warning=warnings.append)
     assert (report.count, report.counts, len(report.skipped), len(warnings)) == (7, dict.fromkeys(NAMES, 3), 1, 1)
@@ -99,7 +99,7 @@ def test_packing(tmp_path: Path) -> None:
 )
 def test_other_columns_than_the_models_are_refused(tmp_path: Path, classes: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
-        pack(labelled(tmp_path / "photographs", 2), tmp_path / "data", R, classes)
+        pack(labelled(tmp_path / "images", 2), tmp_path / "data", R, classes)
 
 
 DAMAGED: dict[str, tuple[dict[str, str], str, tuple[int, ...], bytes, str]] = {

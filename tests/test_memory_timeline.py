@@ -15,16 +15,16 @@ from matplotlib.text import Text
 from PIL import Image
 from small_net import CLASSES, SPEC, smooth_network
 
-from tinytl_edge.arena_map import _cells, arena_map
 from tinytl_edge.export.sources.backbones import InvertedResidualNetwork
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.plan import ALIGNMENT
 from tinytl_edge.export.tinytl.trainables import METHODS
 from tinytl_edge.knob_words import KNOB_WORDS
-from tinytl_edge.memory_plot import _KIND_OF, _KINDS, draw
-from tinytl_edge.memory_timeline import CONSTANT, IN_ARENA, Place, layers, open_step, stages, timeline
-from tinytl_edge.runtime.bundle import Bundle, open_bundle
+from tinytl_edge.pictures.arena_map import _cells, arena_map
+from tinytl_edge.pictures.memory_plot import _KIND_OF, _KINDS, draw
+from tinytl_edge.pictures.memory_timeline import CONSTANT, IN_ARENA, Place, layers, open_step, stages, timeline
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
+from tinytl_edge.runtime.files.bundle import Bundle, open_bundle
 
 ALL = Knobs("int8", True, "bfloat16", "8bit", "none", "8bit", 3, 4096)
 LIMIT = 1_500_000

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bundles import FRAMING, make_bundle, needs_ort
-from conftest import CLASSES, photographs
+from conftest import CLASSES, make_images
 from small_net import SPEC, SmallNetwork, prepared
 from small_net import smooth_network as smooth_network_of
 from torch import nn
@@ -22,12 +22,12 @@ from tinytl_edge.export.eager_training import loss, train_eager
 from tinytl_edge.export.step.compile import Knobs
 from tinytl_edge.export.tinytl.trainables import METHODS
 from tinytl_edge.runtime import threads
-from tinytl_edge.runtime.batches import Batches
-from tinytl_edge.runtime.bundle import STEP, Bundle
-from tinytl_edge.runtime.dataset import open_dataset, pack
 from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
-from tinytl_edge.runtime.native_worker import find_trainer
-from tinytl_edge.runtime.tensors import open_tensors
+from tinytl_edge.runtime.files.bundle import STEP, Bundle
+from tinytl_edge.runtime.files.tensors import open_tensors
+from tinytl_edge.runtime.images.batches import Batches
+from tinytl_edge.runtime.images.dataset import open_dataset, pack
+from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 if find_trainer() is None:
     pytest.skip("this installation came without the native trainer", allow_module_level=True)
@@ -36,16 +36,16 @@ OPTIONS = TrainOptions(epochs=4, batch_size=4, log_every=1, seed=3)
 
 
 def smooth_network(method: str) -> SmallNetwork:
-    """For the classes of the tests' photographs."""
+    """For the classes of the tests' images."""
     return smooth_network_of(method, len(CLASSES))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Packed photographs: train.safetensors and val.safetensors; 14, so that the last batch is smaller."""
-    folder = tmp_path_factory.mktemp("photographs")
+    """Packed images: train.safetensors and val.safetensors; 14, so that the last batch is smaller."""
+    folder = tmp_path_factory.mktemp("images")
     for part, seed in (("train", 0), ("val", 1)):
-        photographs(folder / part, dict(zip(CLASSES, (5, 5, 4))), seed=seed)
+        make_images(folder / part, dict(zip(CLASSES, (5, 5, 4))), seed=seed)
         pack(folder / part, folder / f"{part}.safetensors", FRAMING, CLASSES)
     return folder
 

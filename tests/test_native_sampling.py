@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tinytl_edge.runtime.dataset import FORMAT, open_dataset
 from tinytl_edge.runtime.errors import DamagedFileError
-from tinytl_edge.runtime.framing import stored_size
-from tinytl_edge.runtime.sampling import (
+from tinytl_edge.runtime.files.tensors import open_tensors, write_tensors
+from tinytl_edge.runtime.images.dataset import FORMAT, open_dataset
+from tinytl_edge.runtime.images.framing import stored_size
+from tinytl_edge.runtime.images.sampling import (
     Crop,
     centre_crop,
     draws,
@@ -30,7 +31,6 @@ from tinytl_edge.runtime.sampling import (
     random_crop,
     resample,
 )
-from tinytl_edge.runtime.tensors import open_tensors, write_tensors
 
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "runtime" / "native"

@@ -18,7 +18,7 @@ pytest.importorskip("onnxruntime", reason="no onnxruntime to run models with")
 from tinytl_edge.export.eager import EagerNetwork
 from tinytl_edge.export.onnx_graph import set_initializer
 from tinytl_edge.export.targets.onnx_model import inference_model
-from tinytl_edge.runtime.bundle import Input, Manifest
+from tinytl_edge.runtime.files.bundle import Input, Manifest
 
 NAMES = ("cat", "Häschen", "fox", "owl", "bee")
 

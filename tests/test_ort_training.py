@@ -26,9 +26,9 @@ from tinytl_edge.export.eager import EagerNetwork
 from tinytl_edge.export.sources.onnx_file import read_onnx
 from tinytl_edge.export.tinytl.trainables import METHODS
 from tinytl_edge.export.tinytl.transform import transform
-from tinytl_edge.runtime.bundle import ORT_FOLDER, Bundle
 from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
-from tinytl_edge.runtime.ort_session import OrtSession
+from tinytl_edge.runtime.files.bundle import ORT_FOLDER, Bundle
+from tinytl_edge.runtime.workers.ort_session import OrtSession
 
 Feeds = dict[str, np.ndarray]
 RATES = {"classifier": 3e-3, "bias": 1e-3, "lite_residual": 2e-3, "weight": 5e-4}

@@ -11,18 +11,18 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from conftest import photographs
+from conftest import make_images
 from reference_step import ReferenceStep
 
 from tinytl_edge import prepare
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.ir import Graph
-from tinytl_edge.runtime.batches import Batches
-from tinytl_edge.runtime.bundle import FORWARD, STEP
-from tinytl_edge.runtime.dataset import open_dataset, pack
-from tinytl_edge.runtime.native_worker import find_trainer
-from tinytl_edge.runtime.tensors import open_tensors
+from tinytl_edge.runtime.files.bundle import FORWARD, STEP
+from tinytl_edge.runtime.files.tensors import open_tensors
+from tinytl_edge.runtime.images.batches import Batches
+from tinytl_edge.runtime.images.dataset import open_dataset, pack
+from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 TRAINER = find_trainer()
 pytestmark = pytest.mark.skipif(TRAINER is None, reason="this installation came without the native trainer")
@@ -86,7 +86,7 @@ def test_gradients_against_float64_with_the_engines_masks(
     step = compile_step(graph, knobs)
     write_program(tmp_path / STEP, step, bundle.manifest)
     pack(
-        photographs(tmp_path / "photographs", dict.fromkeys(CLASSES, 1)),
+        make_images(tmp_path / "images", dict.fromkeys(CLASSES, 1)),
         tmp_path / "data",
         bundle.manifest.input.framing,
         CLASSES,

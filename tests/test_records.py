@@ -12,8 +12,8 @@ from conftest import fails, ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinytl_edge.runtime import worker
-from tinytl_edge.runtime.bundle import (
+from tinytl_edge.runtime.errors import DamagedFileError, UsageError
+from tinytl_edge.runtime.files.bundle import (
     MANIFEST,
     Bundle,
     Dropout,
@@ -24,12 +24,12 @@ from tinytl_edge.runtime.bundle import (
     write_json,
     write_manifest,
 )
-from tinytl_edge.runtime.errors import DamagedFileError, UsageError
+from tinytl_edge.runtime.files.records import read_record
+from tinytl_edge.runtime.files.run import RUN, open_run, write_record
 from tinytl_edge.runtime.knobs import Choice, Knobs
 from tinytl_edge.runtime.options import TrainOptions
-from tinytl_edge.runtime.records import read_record
-from tinytl_edge.runtime.run import RUN, open_run, write_record
-from tinytl_edge.runtime.worker import choose_runtime, worker_command
+from tinytl_edge.runtime.workers import worker
+from tinytl_edge.runtime.workers.worker import choose_runtime, worker_command
 
 KINDS = ("arena", "gradients", "frozen", "trainable", "optimizer", "process")
 MANIFEST_OF_ALL = Manifest(

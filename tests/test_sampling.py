@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tinytl_edge.runtime.framing import stored_size
-from tinytl_edge.runtime.sampling import (
+from tinytl_edge.runtime.images.framing import stored_size
+from tinytl_edge.runtime.images.sampling import (
     Crop,
     centre_crop,
     draw,
@@ -187,7 +187,7 @@ def test_squares_are_as_they_were_once(side: int, to: int, crc_of_crops: int, cr
 # Resampling ---------------------------------------------------------------------------------------------
 
 
-def picture(height: int, width: int, channels: int = 3) -> NDArray[Any]:
+def make_image(height: int, width: int, channels: int = 3) -> NDArray[Any]:
     return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
@@ -234,7 +234,7 @@ def test_resampling_is_the_formula_bit_for_bit(
     height, width = (data.draw(st.integers(1, side)) for side in full)
     top, left = data.draw(st.integers(0, full[0] - height)), data.draw(st.integers(0, full[1] - width))
     crop = Crop(top, left, height, width, flip)
-    image = picture(*full, channels)
+    image = make_image(*full, channels)
     result = resample(image, crop, size)
     assert result.dtype == np.float32
     assert result.flags.c_contiguous
@@ -247,7 +247,7 @@ def test_resampling_is_the_formula_bit_for_bit(
     [((256, 256), (224, 224), 3), ((110, 60), (96, 200), 3), ((50, 50), (128, 64), 1), ((183, 183), (160, 160), 1)],
 )
 def test_the_whole_image_is_resampled_as_by_torch(full: tuple[int, int], size: tuple[int, int], channels: int) -> None:
-    image = picture(*full, channels)
+    image = make_image(*full, channels)
     planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     expected = torch.nn.functional.interpolate(planes, size, mode="bilinear", align_corners=False)
     result = resample(image, Crop(0, 0, *full), size)
@@ -257,7 +257,7 @@ def test_the_whole_image_is_resampled_as_by_torch(full: tuple[int, int], size: t
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_crop_of_the_inputs_size_is_copied(flip: bool, channels: int) -> None:
-    image = picture(40, 60, channels)
+    image = make_image(40, 60, channels)
     cut = image[3:35, 5:53].astype(np.float32)
     result = resample(image, Crop(3, 5, 32, 48, flip), (32, 48))
     np.testing.assert_array_equal(result, cut[:, ::-1] if flip else cut)
@@ -265,7 +265,7 @@ def test_a_crop_of_the_inputs_size_is_copied(flip: bool, channels: int) -> None:
 
 def test_resampling_reads_what_cannot_be_written() -> None:
     """As from bytes read off a file."""
-    image = np.frombuffer(picture(8, 8).tobytes(), np.uint8).reshape(8, 8, 3)
+    image = np.frombuffer(make_image(8, 8).tobytes(), np.uint8).reshape(8, 8, 3)
     assert resample(image, centre_crop((8, 8), (7, 7)), (7, 7)).flags.writeable
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from bundles import FRAMING, HAS_ORT, make_bundle, needs_ort
-from conftest import TINY, fails, ok, photographs, picture
+from conftest import TINY, fails, make_image, make_images, ok
 from reference_step import ReferenceStep
 from small_net import images, smooth_network
 from test_label_table import NAMES, labelled
@@ -22,9 +22,9 @@ from tinytl_edge import TrainOptions, evaluate, predict, train
 from tinytl_edge.export.eager_training import loss
 from tinytl_edge.export.step.compile import compile_step
 from tinytl_edge.export.tinytl.trainables import METHODS
-from tinytl_edge.runtime.batches import Batches
-from tinytl_edge.runtime.bundle import FORWARD, Bundle, open_bundle
-from tinytl_edge.runtime.dataset import open_dataset, pack
+from tinytl_edge.runtime.files.bundle import FORWARD, Bundle, open_bundle
+from tinytl_edge.runtime.images.batches import Batches
+from tinytl_edge.runtime.images.dataset import open_dataset, pack
 
 RUNTIMES = ["native", pytest.param("onnxruntime-training", marks=needs_ort)]
 
@@ -34,7 +34,7 @@ RUNTIMES = ["native", pytest.param("onnxruntime-training", marks=needs_ort)]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Packed photographs; 14, so that the last batch is smaller."""
+    """Packed images; 14, so that the last batch is smaller."""
     folder = tmp_path_factory.mktemp("several")
     for part, seed in (("train", 0), ("val", 1)):
         pack(labelled(folder / part, 14, seed), folder / f"{part}.safetensors", FRAMING, NAMES)
@@ -118,7 +118,7 @@ def test_evaluate_and_predict_agree(tmp_path: Path, data: Path) -> None:
     assert (ours["accuracy"], ours["per_class"]) == (pytest.approx(theirs["accuracy"]), theirs["per_class"])
     assert ours["accuracy"] == pytest.approx(np.mean(ours["per_class"]))
     assert "confusion" not in ours and ours["classes"] == list(NAMES)
-    image = data / "val" / "pictures" / "3.png"
+    image = data / "val" / "images" / "3.png"
     mine, others = (predict(tmp_path / "run", [image], runtime=runtime)[0] for runtime in runtimes)
     assert mine["probabilities"] == pytest.approx(others["probabilities"], abs=1e-4)
     assert mine["prediction"] == [name for name, share in mine["probabilities"].items() if share > 0.5]
@@ -129,10 +129,10 @@ def test_evaluate_and_predict_agree(tmp_path: Path, data: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs of both kinds, and a bundle for each."""
+    """Images of both kinds, and a bundle for each."""
     folder = tmp_path_factory.mktemp("place")
     labelled(folder / "several", 14)
-    photographs(folder / "one", dict.fromkeys(NAMES, 2))
+    make_images(folder / "one", dict.fromkeys(NAMES, 2))
     for kind in ("one", "several"):
         ok("prepare", *TINY, "--batch-size", 4, "--data", folder / kind, "--out", folder / f"bundle-{kind}")
     return folder
@@ -146,35 +146,35 @@ def manifest(place: Path, kind: str = "several") -> Bundle:
 def test_the_whole_way(tmp_path: Path, place: Path, runtime: str) -> None:
     source, run = place / "several", tmp_path / "run"
     assert (manifest(place).manifest.labels, manifest(place).manifest.classes) == ("several", NAMES)
-    assert "several a photograph" in ok("inspect", place / "bundle-several")
+    assert "several an image" in ok("inspect", place / "bundle-several")
     chosen = ("--runtime", runtime)
     ok("train", place / "bundle-several", "--data", source, "--val", source, *chosen, "--epochs", 30, "--lr", 0.03,
        "--min-area", 1, "--no-flip", "--out", run)  # fmt: skip
     assert "accuracy" in ok("evaluate", run, "--data", source, *chosen)
     result = json.loads(ok("evaluate", run, "--data", source, *chosen, "--json"))
     assert result["accuracy"] > 0.6 and len(result["per_class"]) == 3
-    (answer,) = [json.loads(ok("predict", run, source / "pictures" / "7.png", *chosen, "--json"))]
+    (answer,) = [json.loads(ok("predict", run, source / "images" / "7.png", *chosen, "--json"))]
     assert set(answer["probabilities"]) == set(NAMES) and isinstance(answer["prediction"], list)
-    assert "cat" in ok("predict", run, source / "pictures" / "7.png", *chosen)
+    assert "cat" in ok("predict", run, source / "images" / "7.png", *chosen)
     assert "several labels each" in ok("inspect", run / "train.safetensors")
     ok("inspect", run)
     ok("export", run, "--out", tmp_path / "model.onnx")
     assert ir.load(tmp_path / "model.onnx").metadata_props["labels"] == "several"
 
 
-def test_the_other_kind_of_photographs_is_refused(tmp_path: Path, place: Path) -> None:
+def test_the_other_kind_of_images_is_refused(tmp_path: Path, place: Path) -> None:
     for kind, other, words in (("one", "several", "for one class each"), ("several", "one", "has no labels.csv")):
         bundle = place / f"bundle-{kind}"
         assert words in fails(4, "train", bundle, "--data", place / other, "--out", tmp_path / "run")
         assert words in fails(4, "pack", place / other, "--bundle", bundle, "--out", tmp_path / "packed")
         ok("pack", place / other, "--resolution", 32, "--out", tmp_path / kind)
         sentence = fails(4, "evaluate", bundle, "--data", tmp_path / kind)
-        assert "a photograph" in sentence and "prepare" in sentence
+        assert "an image" in sentence and "prepare" in sentence
     assert "no labels.csv" in fails(2, "prepare", *TINY, "--several-labels", "--data", place / "one", "--out", "x")
     assert "demo takes class folders" in fails(4, "demo", "--data", place / "several", "--out", tmp_path / "demo")
 
 
-def test_preparing_without_photographs(tmp_path: Path, place: Path) -> None:
+def test_preparing_without_images(tmp_path: Path, place: Path) -> None:
     ok("prepare", *TINY, "--classes", 3, "--several-labels", "--out", tmp_path / "bundle")
     assert open_bundle(tmp_path / "bundle").manifest.labels == "several"
     ok("train", tmp_path / "bundle", "--data", place / "several", "--epochs", 1, "--out", tmp_path / "run")
@@ -182,8 +182,8 @@ def test_preparing_without_photographs(tmp_path: Path, place: Path) -> None:
 
 def test_a_single_class_is_enough(tmp_path: Path) -> None:
     """Training is hopeless by the loss of guessing yes or no, not one of so many classes."""
-    picture(tmp_path / "photos" / "a.png", (200, 0, 0))
-    picture(tmp_path / "photos" / "b.png", (0, 0, 200))
+    make_image(tmp_path / "photos" / "a.png", (200, 0, 0))
+    make_image(tmp_path / "photos" / "b.png", (0, 0, 200))
     (tmp_path / "photos" / "labels.csv").write_text("file,red\na.png,1\nb.png,0\n")
     data = ("--data", tmp_path / "photos")
     ok("prepare", *TINY, *data, "--out", tmp_path / "bundle")

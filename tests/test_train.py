@@ -18,9 +18,9 @@ from conftest import EPOCHS, STEPS_AN_EPOCH, TRAINING, ok, start, tinytl
 
 import tinytl_edge
 from tinytl_edge.runtime.errors import WorkerError
-from tinytl_edge.runtime.native_worker import find_trainer
+from tinytl_edge.runtime.files.run import CHECKPOINTS
 from tinytl_edge.runtime.options import rate_share
-from tinytl_edge.runtime.run import CHECKPOINTS
+from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 ADAPTER = "adapter.safetensors"
 RUNTIME = "native" if find_trainer() else "onnxruntime-training"  # what `auto` is
@@ -242,7 +242,7 @@ def test_a_terminal_sees_a_live_line_and_a_file_sees_plain_ones(
     plain = tinytl("train", bundle, *arguments, tmp_path / "plain").err
     assert "\r" not in plain
     lines = plain.splitlines()
-    assert lines[0] == "onnxruntime-training: 18 photographs, 2 epochs of 5 steps"
+    assert lines[0] == "onnxruntime-training: 18 images, 2 epochs of 5 steps"
     assert [line.split()[:2] for line in lines[1:]] == [["epoch", "1/2"], ["epoch", "2/2"]]
 
     ours, theirs = pty.openpty()
@@ -263,7 +263,7 @@ def test_a_terminal_sees_a_live_line_and_a_file_sees_plain_ones(
     process.communicate()
     assert process.returncode == 0
     shown = screen.decode().replace("\r\n", "\n")
-    assert "packing photographs [" in shown
+    assert "packing images [" in shown
     live = [line for line in shown.split("\r") if line.startswith("epoch 2/2 [")]
     assert any("10/10" in line and "RSS" in line and "left" in line for line in live)
     assert any(line.rstrip().endswith("9/9 validated") for line in live)

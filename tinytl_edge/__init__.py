@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tinytl_edge.runtime.dataset import pack as pack
     from tinytl_edge.runtime.errors import TinyTLError as TinyTLError
     from tinytl_edge.runtime.evaluate import evaluate as evaluate
     from tinytl_edge.runtime.evaluate import predict as predict
-    from tinytl_edge.runtime.framing import Framing as Framing
+    from tinytl_edge.runtime.images.dataset import pack as pack
+    from tinytl_edge.runtime.images.framing import Framing as Framing
     from tinytl_edge.runtime.options import TrainOptions as TrainOptions
     from tinytl_edge.runtime.train import train as train
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "prepare": ".preparation",
-    "pack": ".runtime.dataset",
-    "Framing": ".runtime.framing",
+    "pack": ".runtime.images.dataset",
+    "Framing": ".runtime.images.framing",
     "train": ".runtime.train",
     "TrainOptions": ".runtime.options",
     "evaluate": ".runtime.evaluate",

@@ -20,11 +20,11 @@ from typing import Any
 
 from tinytl_edge import __version__
 from tinytl_edge.devices.detect import this_machine
-from tinytl_edge.runtime.bundle import FORWARD, ORT_FOLDER, STEP, Bundle, open_bundle, write_manifest
 from tinytl_edge.runtime.errors import UsageError
-from tinytl_edge.runtime.events import Event
+from tinytl_edge.runtime.files.bundle import FORWARD, ORT_FOLDER, STEP, Bundle, open_bundle, write_manifest
 from tinytl_edge.runtime.memory import megabytes
-from tinytl_edge.runtime.worker import choose_runtime, run_worker, worker_command
+from tinytl_edge.runtime.workers.events import Event
+from tinytl_edge.runtime.workers.worker import choose_runtime, run_worker, worker_command
 
 NATIVE, ORT, PLAIN, PYTORCH = "native", "onnxruntime-training", "onnxruntime-training-plain", "pytorch"
 RUNTIMES = (NATIVE, ORT, PLAIN, PYTORCH)
@@ -63,9 +63,9 @@ def bench(
         on_progress: called with a few words before each process is started.
 
     Returns:
-        what was measured on what; `rows`, one for each runtime; `native_operator_ms` of one photograph; and `left_out`,
+        what was measured on what; `rows`, one for each runtime; `native_operator_ms` of one image; and `left_out`,
         why a runtime is missing. In a row: medians and tenth percentiles of a step and of an evaluation (of one
-        photograph) in milliseconds; `ratio`, the native tenth percentile over the row's; `share_of_peak`, of the
+        image) in milliseconds; `ratio`, the native tenth percentile over the row's; `share_of_peak`, of the
         multiply-adds that this machine can do in that time; `start_ms` from starting the process to the end of its
         first step; the highest VmHWM behind the last step; the last step's loss: it tells that all did the same.
 
@@ -162,7 +162,7 @@ def _plain_bundle(bundle: Bundle, scratch: Path) -> Path:
 
     from tinytl_edge.export.ort.training import export_ort_training
     from tinytl_edge.export.tinytl.parameters import find_parameters
-    from tinytl_edge.runtime.dataset import SEVERAL
+    from tinytl_edge.runtime.images.dataset import SEVERAL
 
     manifest, forward = bundle.manifest, ir.load(bundle.file(FORWARD))
     frozen = [name for name in find_parameters(forward) if name not in manifest.trainable]

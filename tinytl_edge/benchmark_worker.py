@@ -16,12 +16,12 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tinytl_edge.runtime.bundle import FORWARD, Bundle, Manifest, open_bundle
-from tinytl_edge.runtime.dataset import SEVERAL
 from tinytl_edge.runtime.errors import TinyTLError
-from tinytl_edge.runtime.events import emit
+from tinytl_edge.runtime.files.bundle import FORWARD, Bundle, Manifest, open_bundle
+from tinytl_edge.runtime.images.dataset import SEVERAL
+from tinytl_edge.runtime.images.sampling import draws, key
 from tinytl_edge.runtime.memory import peak_rss
-from tinytl_edge.runtime.sampling import draws, key
+from tinytl_edge.runtime.workers.events import emit
 
 Array = NDArray[np.float32]
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class _OnnxRuntime:
     """A training session of artifacts as generated or rewritten; an inference session of the exported model."""
 
     def __init__(self, job: dict[str, Any], bundle: Bundle) -> None:
-        from tinytl_edge.runtime.ort_session import OrtSession
+        from tinytl_edge.runtime.workers.ort_session import OrtSession
 
         self._session = OrtSession(bundle, job["threads"], rewritten=job["rewritten"])
         self._rates = dict.fromkeys(self._session.trainable, RATE)
@@ -107,7 +107,7 @@ class _OnnxRuntime:
         return self._inference.run(["logits"], {"images": images}, None)
 
     def _inference_session(self) -> Any:
-        from tinytl_edge.runtime.ort_session import load_extension
+        from tinytl_edge.runtime.workers.ort_session import load_extension
 
         c = load_extension()
         options = c.SessionOptions()

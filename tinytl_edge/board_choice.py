@@ -9,8 +9,8 @@ from tinytl_edge.runtime.memory import megabytes
 # Adapting is a guest: what the board is there for keeps nearly all of its RAM. The paper's 16 MB it may always have.
 RAM_SHARE = 16
 LEAST_MEMORY = 16_000_000
-# A hundred photographs in less than a minute, on one core.
-SECONDS_A_PHOTOGRAPH = 0.5
+# A hundred images in less than a minute, on one core.
+SECONDS_AN_IMAGE = 0.5
 RESOLUTIONS = (224, 192, 160, 128, 96)
 
 
@@ -26,26 +26,26 @@ def choose_memory_limit(board: Board) -> tuple[int | None, str]:
     return limit, f"Memory limit: {megabytes(limit)}, {why}, so that what else runs on {_place(board)} has the rest."
 
 
-def smaller_resolution(resolution: int, seconds_a_photograph: float | None) -> int | None:
+def smaller_resolution(resolution: int, seconds_an_image: float | None) -> int | None:
     """The resolution to try next; None: this one is fast enough, or there is no smaller one, or no prediction."""
-    if seconds_a_photograph is None or seconds_a_photograph <= SECONDS_A_PHOTOGRAPH:
+    if seconds_an_image is None or seconds_an_image <= SECONDS_AN_IMAGE:
         return None
     smaller = [px for px in RESOLUTIONS if px < resolution]
     # Time goes with the number of pixels, nearly.
-    enough = [px for px in smaller if seconds_a_photograph * (px / resolution) ** 2 <= SECONDS_A_PHOTOGRAPH]
+    enough = [px for px in smaller if seconds_an_image * (px / resolution) ** 2 <= SECONDS_AN_IMAGE]
     return max(enough, default=min(smaller, default=None))
 
 
 def explain_resolution(resolution: int, own: int, seconds: float | None, own_seconds: float | None) -> str:
-    """Why it is this one; `seconds` a photograph, as predicted, at this resolution and at the network's own."""
+    """Why it is this one; `seconds` an image, as predicted, at this resolution and at the network's own."""
     if seconds is None or own_seconds is None:
         return f"Resolution: {resolution} px, the network's own: there is no prediction by which to pick another."
-    wanted = f"at most {SECONDS_A_PHOTOGRAPH:g} s a photograph are wanted"
+    wanted = f"at most {SECONDS_AN_IMAGE:g} s an image are wanted"
     if resolution == own:
-        return f"Resolution: {resolution} px, the network's own: {seconds:.2f} s a photograph, by prediction; {wanted}."
+        return f"Resolution: {resolution} px, the network's own: {seconds:.2f} s an image, by prediction; {wanted}."
     slow = f"at the network's own {own} px it would be {own_seconds:.2f}"
-    smallest = ", the smallest" if seconds > SECONDS_A_PHOTOGRAPH else ""
-    return f"Resolution: {resolution} px{smallest}: {seconds:.2f} s a photograph, by prediction; {slow}, and {wanted}."
+    smallest = ", the smallest" if seconds > SECONDS_AN_IMAGE else ""
+    return f"Resolution: {resolution} px{smallest}: {seconds:.2f} s an image, by prediction; {slow}, and {wanted}."
 
 
 def choose_threads(board: Board) -> tuple[int, str]:
@@ -62,7 +62,7 @@ def explain_time(board: Board, work: dict[str, int], batch_size: int) -> str:
     seconds = predicted_step_seconds(work, batch_size, board)
     if seconds is None:
         return f"Time: not predicted, as too little is known of {_place(board)} or of the step."
-    what = f"a step of {batch_size} photographs" if batch_size > 1 else "a step"
+    what = f"a step of {batch_size} images" if batch_size > 1 else "a step"
     return (
         f"Time: {what} takes {seconds_text(seconds)} on one core of {_place(board)}: a prediction, not a measurement."
     )

@@ -1,4 +1,4 @@
-"""`demo`: the whole way, from photographs to an adapted ONNX model, for two methods side by side."""
+"""`demo`: the whole way, from images to an adapted ONNX model, for two methods side by side."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from tinytl_edge.devices.detect import performance_cores
-from tinytl_edge.runtime.dataset import pack
 from tinytl_edge.runtime.errors import DataError, UsageError
-from tinytl_edge.runtime.label_table import TABLE, has_table
+from tinytl_edge.runtime.images.dataset import pack
+from tinytl_edge.runtime.images.folders import find_images
+from tinytl_edge.runtime.images.label_table import TABLE, has_table
 from tinytl_edge.runtime.memory import megabytes
 from tinytl_edge.runtime.options import TrainOptions
-from tinytl_edge.runtime.photographs import find_photographs
 from tinytl_edge.runtime.report import ProgressReport
 from tinytl_edge.runtime.train import train
 
@@ -42,7 +42,7 @@ def demo(
     """Adapt ImageNet weights with the classifier alone and with lite-residual+bias; one result a method.
 
     Args:
-        data: class folders with photographs, or a folder with train/ and test/ (or val/) of them; without it,
+        data: class folders with images, or a folder with train/ and test/ (or val/) of them; without it,
             scikit-learn's handwritten digits.
         runtime: `auto` is the native trainer where there is one: it shows what a board needs.
         watch: where the training's live line goes.
@@ -55,11 +55,11 @@ def demo(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an empty folder: choose another --out, or remove it.")
     if data is None:
-        say("scikit-learn's handwritten digits, written as pictures")
-        photographs, held_out = write_digits(folder / "photographs")
+        say("scikit-learn's handwritten digits, written as images")
+        images, held_out = write_digits(folder / "images")
     else:
-        photographs, held_out = _split(Path(data), folder / "photographs")
-    classes = tuple(find_photographs(photographs))
+        images, held_out = _split(Path(data), folder / "images")
+    classes = tuple(find_images(images))
     train_file, test_file = folder / "train.safetensors", folder / "test.safetensors"
     options = TrainOptions(
         epochs=epochs,
@@ -82,7 +82,7 @@ def demo(
         )
         if not train_file.exists():  # the same for both methods
             framing = prepared.bundle.manifest.input.framing
-            pack(photographs, train_file, framing, classes, say)
+            pack(images, train_file, framing, classes, say)
             pack(held_out, test_file, framing, classes, say)
         begin = time.monotonic()
         if watch is None:
@@ -121,7 +121,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def write_digits(folder: Path) -> tuple[Path, Path]:
-    """scikit-learn's 8 x 8 digits as pictures in class folders: (train, test)."""
+    """scikit-learn's 8 x 8 digits as images in class folders: (train, test)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -143,19 +143,19 @@ def write_digits(folder: Path) -> tuple[Path, Path]:
 
 
 def _split(data: Path, links: Path) -> tuple[Path, Path]:
-    """train/ and test/ (or val/) where they are; otherwise every fourth photograph is held out, by links."""
+    """train/ and test/ (or val/) where they are; otherwise every fourth image is held out, by links."""
     for folder in (data, data / "train"):
         if has_table(folder):
             raise DataError(
-                f"{folder} has {TABLE}, several labels a photograph: the demo takes class folders, for these use "
+                f"{folder} has {TABLE}, several labels an image: the demo takes class folders, for these use "
                 "prepare and train."
             )
     for name in ("test", "val", "validation"):
         if (data / "train").is_dir() and (data / name).is_dir():
             return data / "train", data / name
-    for label, files in find_photographs(data).items():
+    for label, files in find_images(data).items():
         if len(files) < 2:
-            raise DataError(f"The class '{label}' in {data} has {len(files)} photographs: the demo needs two or more.")
+            raise DataError(f"The class '{label}' in {data} has {len(files)} images: the demo needs two or more.")
         for number, file in enumerate(files):
             place = links / ("test" if number % 4 == 1 else "train") / label / file.name
             place.parent.mkdir(parents=True, exist_ok=True)

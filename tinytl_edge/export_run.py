@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinytl_edge.runtime.bundle import FORWARD
 from tinytl_edge.runtime.errors import UsageError
-from tinytl_edge.runtime.run import open_model
-from tinytl_edge.runtime.tensors import atomic_write
+from tinytl_edge.runtime.files.bundle import FORWARD
+from tinytl_edge.runtime.files.run import open_model
+from tinytl_edge.runtime.files.tensors import atomic_write
 
 FORMATS = ("onnx",)
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from tinytl_edge.devices.prediction import predicted_step_seconds
 from tinytl_edge.devices.profiles import BOARDS
-from tinytl_edge.runtime.bundle import Bundle, Input, Manifest, is_bundle, open_bundle
-from tinytl_edge.runtime.dataset import SEVERAL, open_dataset
 from tinytl_edge.runtime.errors import DamagedFileError
-from tinytl_edge.runtime.framing import Framing
+from tinytl_edge.runtime.files.bundle import Bundle, Input, Manifest, is_bundle, open_bundle
+from tinytl_edge.runtime.files.run import is_run, open_run
+from tinytl_edge.runtime.files.tensors import open_tensors
+from tinytl_edge.runtime.images.dataset import SEVERAL, open_dataset
+from tinytl_edge.runtime.images.framing import Framing
 from tinytl_edge.runtime.memory import megabytes
-from tinytl_edge.runtime.run import is_run, open_run
-from tinytl_edge.runtime.tensors import open_tensors
 
 from .board_choice import seconds_text
 from .knob_words import KNOB_WORDS, knob_words
@@ -152,7 +152,7 @@ def _describe_bundle_text(content: dict[str, Any]) -> str:
             _row("method", content["method"]),
             *_describe_outputs(classes),
             *([_row("prepared for", content["device"])] if content["device"] else []),
-            *([_row("labels", "several a photograph")] if content["labels"] == SEVERAL else []),
+            *([_row("labels", "several an image")] if content["labels"] == SEVERAL else []),
             _row("input", model_input.framing),
             _row("  mean of its pixels", ", ".join(f"{value:g}" for value in model_input.mean)),
             _row("  standard deviation", ", ".join(f"{value:g}" for value in model_input.std)),
@@ -197,7 +197,7 @@ def _describe_step_text(step: dict[str, Any]) -> list[str]:
         "frozen": knobs["frozen_weights"] + (", streamed" if knobs["streamed"] else ""),
         "trainable": knobs["trained_weights"],
         "optimizer": "8 bits" if knobs["moments"] == "8bit" else knobs["moments"],
-        "process": "code, stack, a photograph",
+        "process": "code, stack, an image",
         "total": f"the limit is {megabytes(limit)}" if limit is not None else "without a limit",
     }
     names = {"frozen": "frozen weights", "trainable": "trained parameters", "optimizer": "optimizer state"}

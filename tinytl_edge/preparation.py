@@ -16,6 +16,7 @@ from tinytl_edge import __version__
 from tinytl_edge.devices.board import Board
 from tinytl_edge.devices.detect import find_board
 from tinytl_edge.devices.prediction import predicted_step_seconds
+from tinytl_edge.export.matching.adaptable import Adaptable, make_adaptable, wanted_classes
 from tinytl_edge.export.ort.training import OPTIMIZERS as ORT_OPTIMIZERS
 from tinytl_edge.export.ort.training import export_ort_training
 from tinytl_edge.export.sources import read_network
@@ -31,7 +32,8 @@ from tinytl_edge.export.tinytl.parameters import find_parameters
 from tinytl_edge.export.tinytl.rounding import round_frozen_weights
 from tinytl_edge.export.tinytl.trainables import METHODS
 from tinytl_edge.export.tinytl.transform import Transformed, transform
-from tinytl_edge.runtime.bundle import (
+from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
+from tinytl_edge.runtime.files.bundle import (
     FORWARD,
     ORT_FOLDER,
     STEP,
@@ -43,11 +45,9 @@ from tinytl_edge.runtime.bundle import (
     open_bundle,
     write_manifest,
 )
-from tinytl_edge.runtime.dataset import ONE, SEVERAL
-from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
-from tinytl_edge.runtime.framing import FITS
+from tinytl_edge.runtime.images.dataset import ONE, SEVERAL
+from tinytl_edge.runtime.images.framing import FITS
 
-from .adaptable import Adaptable, make_adaptable, wanted_classes
 from .board_choice import choose_memory_limit, choose_threads, explain_resolution, explain_time, smaller_resolution
 
 OPTIMIZERS = (*ORT_OPTIMIZERS, "momentum")

@@ -31,7 +31,7 @@ from tinytl_edge.devices.instructions import INSTRUCTIONS_PER_MULTIPLY_ADD, MULT
 from tinytl_edge.export.step.compile import StepPlan, compile_step
 from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.work import count_work
-from tinytl_edge.runtime.bundle import FORWARD, STEP, open_bundle
+from tinytl_edge.runtime.files.bundle import FORWARD, STEP, open_bundle
 from tinytl_edge.runtime.memory import parse_size
 
 SCRIPT = """for job in /board/*.json; do

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # A fresh arm64 Debian without a compiler, emulated on this machine: one pip command installs the wheel there, and
-# `tinytl-edge train` goes from photographs to an adapter, with a bundle that was prepared here.
+# `tinytl-edge train` goes from images to an adapter, with a bundle that was prepared here.
 #
-#     devices/emulated/debian_root.sh WHEEL BUNDLE PHOTOGRAPHS [OPTIONS OF tinytl-edge train]
+#     devices/emulated/debian_root.sh WHEEL BUNDLE IMAGES [OPTIONS OF tinytl-edge train]
 #
-# PHOTOGRAPHS holds train/ and test/, with one folder for each class in either. Runs as root on Debian, with the
+# IMAGES holds train/ and test/, with one folder for each class in either. Runs as root on Debian, with the
 # packages debootstrap and qemu-user-static. What it makes lies in $ROOT (default: build/debian-arm64), which it
 # takes up again where it is there: remove it to start afresh.
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,9s/^# \?//p' "$0"; exit 2; }
-wheel=$(realpath "$1") bundle=$(realpath "$2") photographs=$(realpath "$3")
+wheel=$(realpath "$1") bundle=$(realpath "$2") images=$(realpath "$3")
 shift 3
 cd "$(dirname "$0")/../.."
 root=$(realpath -m "${ROOT:-build/debian-arm64}")
@@ -33,14 +33,14 @@ for file in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/ssl/certs/ca-certific
   [ ! -e "$file" ] || cp -L "$file" "$root$file"
 done
 
-mkdir -p "$root/board/photographs"
+mkdir -p "$root/board/images"
 cp "$wheel" "$root/board/"
 rm -rf "$root/board/bundle" "$root/board/run"
 cp -r "$bundle" "$root/board/bundle"
-mounts=("$root/proc" "$root/board/photographs")
+mounts=("$root/proc" "$root/board/images")
 trap 'umount "${mounts[@]}" 2>/dev/null || true' EXIT
 mount -t proc proc "$root/proc"
-mount --bind -o ro "$photographs" "$root/board/photographs"
+mount --bind -o ro "$images" "$root/board/images"
 
 inside() { chroot "$root" /usr/bin/env -i HOME=/root PATH=/board/venv/bin:/usr/bin:/bin LANG=C.UTF-8 "$@"; }
 
@@ -56,9 +56,9 @@ time inside pip install --no-cache-dir --only-binary :all: "/board/$(basename "$
 inside pip list
 
 said "train"
-time inside tinytl-edge train /board/bundle --data /board/photographs/train --val /board/photographs/test \
+time inside tinytl-edge train /board/bundle --data /board/images/train --val /board/images/test \
   --out /board/run "$@"
-inside tinytl-edge evaluate /board/run --data /board/photographs/test
-photograph=$(cd "$photographs" && find test -type f | sort | head -1)
-inside tinytl-edge predict /board/run "/board/photographs/$photograph"
+inside tinytl-edge evaluate /board/run --data /board/images/test
+image=$(cd "$images" && find test -type f | sort | head -1)
+inside tinytl-edge predict /board/run "/board/images/$image"
 ls -l "$root/board/run"

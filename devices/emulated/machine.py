@@ -2,7 +2,7 @@
 
     python devices/emulated/machine.py --trainer dist/*_aarch64.whl --bundle bundle --data photos.safetensors
 
-The board has a Cortex-A72, 128 MB of RAM, a disk with the bundle and the packed photographs, and no Python. Its own
+The board has a Cortex-A72, 128 MB of RAM, a disk with the bundle and the packed images, and no Python. Its own
 kernel enforces the limit, page cache included, and says what the process took at most (VmHWM).
 
 Needs Debian's qemu-system-arm and e2fsprogs, and tinytl-edge with the packages of the workstation.
@@ -19,10 +19,10 @@ from pathlib import Path
 
 from system import EMULATORS, boot, call, make_disk, make_system, trainer_of
 
-from tinytl_edge.runtime.bundle import STEP, open_bundle
-from tinytl_edge.runtime.dataset import open_dataset
+from tinytl_edge.runtime.files.bundle import STEP, open_bundle
+from tinytl_edge.runtime.files.tensors import open_tensors, write_tensors
+from tinytl_edge.runtime.images.dataset import open_dataset
 from tinytl_edge.runtime.options import TrainOptions
-from tinytl_edge.runtime.tensors import open_tensors, write_tensors
 
 SCRIPT = """mount -t cgroup2 group /sys/fs/cgroup
 echo +memory > /sys/fs/cgroup/cgroup.subtree_control
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="what `tinytl-edge pack` wrote")
     parser.add_argument("--val", type=Path, help="the same, to evaluate on after every epoch")
     parser.add_argument("--limit", type=int, default=16_000_000, help="bytes that the control group may have")
-    parser.add_argument("--pictures", type=int, help="train on so many of the data, evenly chosen")
+    parser.add_argument("--images", type=int, help="train on so many of the data, evenly chosen")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, help="default: the bundle's")
     parser.add_argument("--ram", default="128M", help="the board's memory")
@@ -84,15 +84,15 @@ def main() -> None:
 
 
 def make_board(board: Path, arguments: argparse.Namespace) -> Path:
-    """A folder with the trainer, the program, the photographs and the job."""
+    """A folder with the trainer, the program, the images and the job."""
     (board / "run").mkdir(parents=True)
     (board / "trainer").write_bytes(trainer_of(arguments.trainer))
     (board / "trainer").chmod(0o755)
     bundle = open_bundle(arguments.bundle)
     shutil.copy(bundle.file(STEP), board / STEP)
-    copy_pictures(arguments.data, board / "train.safetensors", arguments.pictures)
+    copy_pictures(arguments.data, board / "train.safetensors", arguments.images)
     if arguments.val:
-        copy_pictures(arguments.val, board / "val.safetensors", arguments.pictures)
+        copy_pictures(arguments.val, board / "val.safetensors", arguments.images)
     options = TrainOptions(epochs=arguments.epochs, log_every=1)
     batch_size = arguments.batch_size or bundle.manifest.batch_size
     job = {
@@ -112,7 +112,7 @@ def make_board(board: Path, arguments: argparse.Namespace) -> Path:
 
 
 def copy_pictures(source: Path, out: Path, count: int | None) -> None:
-    """The packed photographs, or `count` of them, evenly chosen: they lie class by class."""
+    """The packed images, or `count` of them, evenly chosen: they lie class by class."""
     dataset = open_dataset(source)
     count = min(count or dataset.count, dataset.count)
     chosen = [i * dataset.count // count for i in range(count)]

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from tinytl_edge.runtime.errors import UsageError
-from tinytl_edge.runtime.ort_session import NOT_INSTALLED
+from tinytl_edge.runtime.workers.ort_session import NOT_INSTALLED
 
 from ..onnx_graph import Array, add_initializer
 from ..quiet import quiet

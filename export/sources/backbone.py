@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tinytl_edge.runtime.bundle import Input
 from tinytl_edge.runtime.errors import UsageError
+from tinytl_edge.runtime.files.bundle import Input
 
 from .backbones import InvertedResidualNetwork, network_spec
 from .backbones.pretrained import has_imagenet_weights, imagenet_weights, load_backbone, read_state

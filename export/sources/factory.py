@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tinytl_edge.runtime.bundle import Input
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
+from tinytl_edge.runtime.files.bundle import Input
 
 from .backbones.pretrained import read_state
 from .network import Network

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from tinytl_edge.export.tinytl.dropout import DropoutInput
-from tinytl_edge.runtime.bundle import Input
+from tinytl_edge.runtime.files.bundle import Input
 
 
 @dataclass

@@ -12,8 +12,8 @@ from tinytl_edge.export.onnx_graph import set_initializer
 from tinytl_edge.export.passes.normalise import lift_constants, normalise, remove_unused
 from tinytl_edge.export.passes.origin import record
 from tinytl_edge.export.quiet import quiet
-from tinytl_edge.runtime.bundle import Input
 from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
+from tinytl_edge.runtime.files.bundle import Input
 
 from .network import Network
 from .onnx_ends import cut_end

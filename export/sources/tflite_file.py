@@ -10,8 +10,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from tinytl_edge.runtime.bundle import Input
 from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
+from tinytl_edge.runtime.files.bundle import Input
 
 from . import tflite_arithmetic, tflite_layers, tflite_shapes
 from .network import Network

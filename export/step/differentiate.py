@@ -31,7 +31,7 @@ def gradient_of(part: str) -> str:
 def differentiate(graph: Graph, several: bool = False) -> None:
     """Append the loss and the backward operators to the graph, and to the forward ones the masks they keep.
 
-    The loss is the softmax cross-entropy; with `several` labels a photograph the sigmoids', a mean over the classes.
+    The loss is the softmax cross-entropy; with `several` labels an image the sigmoids', a mean over the classes.
     """
     _Differentiation(graph).run(several)
 

@@ -30,7 +30,7 @@ def fit(
 ) -> StepPlan:
     """Compile a training step into `limit` bytes of memory (None: as fast and exact as it goes) for so many threads.
 
-    `frozen_weights` None lets the limit decide: float32 where it fits. `several` labels a photograph have another loss.
+    `frozen_weights` None lets the limit decide: float32 where it fits. `several` labels an image have another loss.
 
     Raises:
         MemoryLimitError: no setting fits; names the smallest limit that would do.

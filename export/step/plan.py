@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from .ir import Graph
 
 ALIGNMENT = 64
-PHOTOGRAPH = "photograph"  # as it is packed, before it becomes the image
+STORED_IMAGE = "stored image"  # as it is packed, before it becomes the image
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def lifetimes(graph: Graph) -> dict[str, tuple[int, int]]:
             spans[root] = (first, index)
     if "targets" in spans:  # filled before the step begins
         spans["targets"] = (-1, spans["targets"][1])
-    if PHOTOGRAPH in graph.values:
-        spans[PHOTOGRAPH] = (-1, -1)
+    if STORED_IMAGE in graph.values:
+        spans[STORED_IMAGE] = (-1, -1)
     for name in graph.persistent:
         spans[name] = (-1, count)
     return spans

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tinytl_edge.runtime.bundle import Manifest
-from tinytl_edge.runtime.tensors import write_tensors
+from tinytl_edge.runtime.files.bundle import Manifest
+from tinytl_edge.runtime.files.tensors import write_tensors
 
 from .check import check
 from .compile import StepPlan
 from .ir import Graph, Op
 from .operators import ACTIVATION_NUMBERS, OPERATORS, WORDS, Activation, AttributeType, Word, adds, geometry
-from .plan import PHOTOGRAPH, Plan
+from .plan import STORED_IMAGE, Plan
 from .quantise import is_quantised, quantise
 
 FORMAT = "tinytl-edge-step"
@@ -69,8 +69,8 @@ def write_program(path: Path, step: StepPlan, manifest: Manifest) -> None:
     program = {
         "arena_bytes": plan.arena_bytes,
         "forward_ops": len(graph.forward),
-        "photograph": plan.offsets[PHOTOGRAPH],
-        "photograph_bytes": graph.values[PHOTOGRAPH].bytes,
+        "stored_image": plan.offsets[STORED_IMAGE],
+        "stored_image_bytes": graph.values[STORED_IMAGE].bytes,
         "image": plan.offsets[graph.image],
         "targets": plan.offsets["targets"],
         "logits": plan.offsets[graph.logits],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .ir import Graph
-from .plan import PHOTOGRAPH, Plan
+from .plan import STORED_IMAGE, Plan
 
 _UNIT = 4
 
@@ -51,7 +51,7 @@ def verify(graph: Graph, plan: Plan) -> None:
             by = int(holder[wrong][0])
             raise PlanError(f"{who}: '{name}' was overwritten by '{names[by - 1] if by else 'nothing'}'")
 
-    present = [name for name in (PHOTOGRAPH, graph.image, "targets", *graph.persistent) if name in plan.offsets]
+    present = [name for name in (STORED_IMAGE, graph.image, "targets", *graph.persistent) if name in plan.offsets]
     for name in present:
         held[place(name, "the beginning")] = number[name]
     for name in present:

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from tinytl_edge.export.onnx_graph import Array, add_initializer, set_initializer
-from tinytl_edge.runtime.bundle import Manifest
+from tinytl_edge.runtime.files.bundle import Manifest
 
 
 def inference_model(

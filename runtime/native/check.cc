@@ -82,7 +82,7 @@ class Checker {
       : program_(program), path_(path), loaded_(program.parts.size(), -1) {}
 
   void run() {
-    outer("photograph", program_.photograph, program_.photograph_bytes);
+    outer("stored_image", program_.stored_image, program_.stored_image_bytes);
     outer("image", program_.image, 4LL * program_.channels * program_.height * program_.width);
     outer("targets", program_.targets, 4LL * program_.classes);
     outer("logits", program_.logits, 4LL * program_.classes);

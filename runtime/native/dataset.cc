@@ -94,7 +94,7 @@ Dataset Dataset::open(const std::string& path) {
   const std::string* version = file.metadata("version");
   if (version == nullptr || *version != kVersion) {
     damaged(path, "it has version " + (version == nullptr ? "None" : quoted(*version)) + ", not '" + kVersion +
-                      "', so pack the photographs again");
+                      "', so pack the images again");
   }
   dataset.input_.height = side_from(file, "height");
   dataset.input_.width = side_from(file, "width");

@@ -1,4 +1,4 @@
-// What the trainer learns from: dataset.safetensors, one image at a time; the counterpart of runtime/dataset.py.
+// What the trainer learns from: dataset.safetensors, one image at a time; the counterpart of runtime/images/dataset.py.
 #pragma once
 
 #include <cstddef>

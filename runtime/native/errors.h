@@ -14,7 +14,7 @@ enum ExitCode : int {
   kInternal = 1,      // a fault of our own
   kUsage = 2,         // the call itself is wrong
   kDamaged = 3,       // a bundle, program, adapter or dataset that is damaged or not ours
-  kData = 4,          // photographs or labels that cannot be used
+  kData = 4,          // images or labels that cannot be used
   kMemoryLimit = 5,   // the plan does not fit the memory limit
   kStorage = 6,       // writing failed
   kDiverged = 7,      // the loss is no longer a number

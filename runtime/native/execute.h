@@ -30,7 +30,7 @@ class Execution {
   Execution(const Execution&) = delete;
   Execution& operator=(const Execution&) = delete;
 
-  uint8_t* photograph() { return arena_ + program_.photograph; }  // [photograph_bytes], before the image is made
+  uint8_t* stored_image() { return arena_ + program_.stored_image; }  // [stored_image_bytes], before the image is made
   float* image() { return at(program_.image); }      // [height, width, channels]
   float* targets() { return at(program_.targets); }  // [classes]
   float* logits() { return at(program_.logits); }    // [classes]

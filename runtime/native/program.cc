@@ -158,8 +158,8 @@ std::unique_ptr<Program> Program::load(const std::string& path, bool for_trainin
     if (!(program->std[static_cast<size_t>(i)] > 0)) fields.bad("std");
   program->optimizer = optimizer_named(fields.text("optimizer"), fields);
   program->arena_bytes = fields.integer("arena_bytes", 1, kLargest - 1);
-  program->photograph = static_cast<int32_t>(fields.integer("photograph", 0, kLargest - 1));
-  program->photograph_bytes = fields.integer("photograph_bytes", 1, kLargest - 1);
+  program->stored_image = static_cast<int32_t>(fields.integer("stored_image", 0, kLargest - 1));
+  program->stored_image_bytes = fields.integer("stored_image_bytes", 1, kLargest - 1);
   program->image = static_cast<int32_t>(fields.integer("image", 0, kLargest - 1));
   program->targets = static_cast<int32_t>(fields.integer("targets", 0, kLargest - 1));
   program->logits = static_cast<int32_t>(fields.integer("logits", 0, kLargest - 1));

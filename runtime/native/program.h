@@ -101,11 +101,11 @@ struct Program {
   Optimizer optimizer = Optimizer::kSgd;
   std::vector<DropoutLayer> dropouts;
   int64_t arena_bytes = 0;
-  int32_t photograph = 0, image = 0, targets = 0, logits = 0;  // places
-  int64_t photograph_bytes = 0;  // of a packed one
+  int32_t stored_image = 0, image = 0, targets = 0, logits = 0;  // places
+  int64_t stored_image_bytes = 0;  // of a packed one
   int32_t forward_ops = 0;
   bool streamed = false;     // frozen weights are read where they are needed
-  bool several_labels = false;  // a photograph, each a class by itself; as the loss says
+  bool several_labels = false;  // an image, each a class by itself; as the loss says
   bool sums = false;         // gradients of a batch are summed; otherwise every sample is a step
   std::vector<Record> ops;
   std::vector<Parameter> parameters;

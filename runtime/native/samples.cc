@@ -14,7 +14,7 @@ Samples::Samples(const Program& program, const Dataset& dataset)
     : program_(program), dataset_(dataset) {
   const Size input = dataset.input();
   if (input.height != program.height || input.width != program.width || dataset.channels() != program.channels ||
-      static_cast<int64_t>(dataset.image_bytes()) > program.photograph_bytes)
+      static_cast<int64_t>(dataset.image_bytes()) > program.stored_image_bytes)
     fail(kData, "%s is packed for %d x %d px of %d channels, the program takes %d x %d of %d: pack it with --bundle.",
          dataset.path().c_str(), input.height, input.width, dataset.channels(), program.height, program.width,
          program.channels);
@@ -39,8 +39,8 @@ int Samples::right_answers(uint32_t index, const float* logits) const {
 }
 
 void Samples::fill(uint32_t index, const Crop& crop, double smoothing, Execution& execution) {
-  dataset_.read_image(index, execution.photograph());
-  resample(execution.photograph(), dataset_.stored(), crop, dataset_.input(), dataset_.channels(), program_.mean.data(),
+  dataset_.read_image(index, execution.stored_image());
+  resample(execution.stored_image(), dataset_.stored(), crop, dataset_.input(), dataset_.channels(), program_.mean.data(),
            program_.std.data(), execution.image());
   float* targets = execution.targets();
   if (dataset_.several()) {

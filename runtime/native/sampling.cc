@@ -4,7 +4,7 @@
 #pragma GCC optimize("fp-contract=off")
 #endif
 #ifdef __FAST_MATH__
-#error "sampling must agree bit for bit with runtime/sampling.py: build it without -ffast-math"
+#error "sampling must agree bit for bit with runtime/images/sampling.py: build it without -ffast-math"
 #endif
 
 #include "sampling.h"

@@ -1,4 +1,4 @@
-// Batch order, augmentation and dropout: bit for bit what runtime/sampling.py specifies and computes.
+// Batch order, augmentation and dropout: bit for bit what runtime/images/sampling.py specifies and computes.
 //
 // Everything random is a pure function of (seed, epoch, position). A seed below zero is cast to uint64_t. Nothing
 // here allocates.

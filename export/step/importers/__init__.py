@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import onnx_ir as ir
 
 from ..ir import Graph, Shape
-from ..plan import PHOTOGRAPH
+from ..plan import STORED_IMAGE
 from . import elementwise, layers, norms, pooling, shapes
 from .absorb import absorb
 from .activations import find_activations
@@ -59,7 +59,7 @@ def import_network(model: ir.Model, trainable: Iterable[str], stored_image: Shap
     trains = set(trainable)
     importer = Importer(model, trains)
     if stored_image is not None:
-        importer.graph.add_value(PHOTOGRAPH, stored_image, "uint8")
+        importer.graph.add_value(STORED_IMAGE, stored_image, "uint8")
     found = find_activations(model, trains)
     activations = {activation.nodes[-1]: activation for activation in found}
     spelled = {norm.nodes[-1]: norm for norm in norms.find_spelled_norms(model)}

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from tinytl_edge import __version__
-
-from . import cli_options
+from tinytl_edge.cli import options as cli_options
 
 if TYPE_CHECKING:
-    from tinytl_edge.runtime.events import Event
+    from tinytl_edge.runtime.workers.events import Event
 
 F = TypeVar("F", bound=Callable[..., Any])
 METHODS = ["last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "full"]
@@ -201,12 +200,12 @@ def pack(
     FOLDER holds one folder for each class, with the class's images in it; or, where images have several labels each, a
     table labels.csv: the row file,NAME,NAME,... and below it images, with 0 or 1 for each name.
     """
-    from tinytl_edge.runtime.bundle import open_bundle
-    from tinytl_edge.runtime.dataset import pack as run_pack
     from tinytl_edge.runtime.errors import UsageError
-    from tinytl_edge.runtime.framing import Framing
+    from tinytl_edge.runtime.files.bundle import open_bundle
+    from tinytl_edge.runtime.images.dataset import pack as run_pack
+    from tinytl_edge.runtime.images.framing import Framing
+    from tinytl_edge.runtime.images.source import check_exists, check_kind
     from tinytl_edge.runtime.report import CountProgress, counted
-    from tinytl_edge.runtime.source import check_exists, check_kind
 
     classes = None
     if bundle is not None:
@@ -397,7 +396,7 @@ def export(run: Path, as_json: bool, **options: Any) -> None:
 @click.argument("path", type=_PATH)
 @_bundle_option
 @click.option("--plot", type=_PATH, metavar="FILE",
-              help="Draw a training step's memory: a picture, .png, .svg or .pdf.")  # fmt: skip
+              help="Draw a training step's memory: an image, .png, .svg or .pdf.")  # fmt: skip
 @click.option("--map", "with_map", is_flag=True, help="Show what lies where in a training step's arena, as text.")
 @_json_option
 def inspect(path: Path, bundle: Path | None, plot: Path | None, with_map: bool, as_json: bool) -> None:
@@ -412,13 +411,13 @@ def inspect(path: Path, bundle: Path | None, plot: Path | None, with_map: bool, 
     if plot is not None:
         _need("onnx", "prepare")
         _need("matplotlib", "prepare")
-        from tinytl_edge.memory_plot import plot_memory
+        from tinytl_edge.pictures.memory_plot import plot_memory
 
         plot_memory(path, plot, bundle=bundle)
     arena = ""
     if with_map:
         _need("onnx", "prepare")
-        from tinytl_edge.arena_map import arena_map
+        from tinytl_edge.pictures.arena_map import arena_map
 
         arena = arena_map(path, bundle=bundle)
     content = run_inspect(path, bundle=bundle)

@@ -11,8 +11,8 @@ from tinytl_edge.export.onnx_graph import sizes
 from tinytl_edge.export.sources.network import Network
 from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, new_outputs, two_outputs
 from tinytl_edge.runtime.errors import DataError, UsageError
-from tinytl_edge.runtime.label_table import TABLE, has_table, read_table
-from tinytl_edge.runtime.photographs import find_photographs
+from tinytl_edge.runtime.images.folders import find_images
+from tinytl_edge.runtime.images.label_table import TABLE, has_table, read_table
 
 from .class_names import EXTEND, REPLACE, match, named_outputs, read_labels
 from .trying import looks_like_regression, try_out
@@ -56,7 +56,7 @@ def wanted_classes(classes: int | Sequence[str] | None, data: str | os.PathLike[
     elif data is not None:
         if several:
             raise UsageError(f"{os.fspath(data)} has no {TABLE}: several labels an image are written there.")
-        found = find_photographs(data)
+        found = find_images(data)
         empty = [name for name, files in found.items() if not files]
         if empty:
             raise DataError(f"The class '{empty[0]}' in {os.fspath(data)} has no images: add some, or remove it.")

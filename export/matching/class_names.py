@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinytl_edge.runtime.errors import DataError, UsageError
-from tinytl_edge.runtime.photographs import list_names
+from tinytl_edge.runtime.wording import list_names
 
 KEEP, EXTEND, REPLACE = "keep", "extend", "replace"
 _SHOWN = 12  # classes in a sentence

@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import DamagedFileError, StorageError, UsageError
-from .framing import Framing
-from .knobs import Choice, Knobs
-from .options import GROUPS, OPTIMIZERS
+from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
+from tinytl_edge.runtime.images.framing import Framing
+from tinytl_edge.runtime.knobs import Choice, Knobs
+from tinytl_edge.runtime.options import GROUPS, OPTIMIZERS
+
 from .records import read_record
 from .tensors import atomic_write, make_folder
 
@@ -95,8 +96,8 @@ class Manifest:
     `planned_memory` what the native trainer's step takes, in bytes by kind (empty: not compiled);
     `knobs` how that step trades time and precision for memory, `segments` how many of its
     segments could be recomputed; `memory_limit` the bytes it was to fit; `frozen_weights` is float32, or int8 where
-    both runtimes take the weights rounded to 8 bits; `labels` a photograph: "one" of the classes (softmax), or
-    "several" (a sigmoid each); `multiply_adds` what a step of one photograph has to compute (0: nobody counted), `work`
+    both runtimes take the weights rounded to 8 bits; `labels` an image: "one" of the classes (softmax), or
+    "several" (a sigmoid each); `multiply_adds` what a step of one image has to compute (0: nobody counted), `work`
     what the native trainer's does, by kind (export/step/work.py); `device` names the board that it was prepared for, if
     one was named.
     """

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from tinytl_edge.runtime.bundle import Bundle
 from tinytl_edge.runtime.errors import UsageError
-from tinytl_edge.runtime.tensors import atomic_write
+from tinytl_edge.runtime.files.bundle import Bundle
+from tinytl_edge.runtime.files.tensors import atomic_write
 
 from .memory_timeline import Stage, Timeline, open_step, stages, timeline
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .errors import DamagedFileError, StorageError
+from tinytl_edge.runtime.errors import DamagedFileError, StorageError
 
 HEADER_LIMIT = 16 * 1024 * 1024
 _METADATA = "__metadata__"

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from .bundle import Bundle
-from .errors import InterruptedTrainingError, UsageError, WorkerError, error_for_exit_code
+from tinytl_edge.runtime.errors import InterruptedTrainingError, UsageError, WorkerError, error_for_exit_code
+from tinytl_edge.runtime.files.bundle import Bundle
+from tinytl_edge.runtime.memory import MemoryWatch
+
 from .events import Event, read_events
-from .memory import MemoryWatch
 from .native_worker import find_trainer
 
 RUNTIMES = ("auto", "native", "onnxruntime-training")
@@ -63,7 +64,7 @@ def worker_command(runtime: str) -> list[str]:
         UsageError: it is the native trainer, and there is none.
     """
     if runtime != "native":
-        return [sys.executable, "-m", "tinytl_edge.runtime.ort_worker"]
+        return [sys.executable, "-m", "tinytl_edge.runtime.workers.ort_worker"]
     trainer = find_trainer()
     if trainer is None:
         raise UsageError(_NO_TRAINER)

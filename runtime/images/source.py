@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .bundle import Manifest
+from tinytl_edge.runtime.errors import DataError
+from tinytl_edge.runtime.files.bundle import Manifest
+from tinytl_edge.runtime.wording import list_names
+
 from .dataset import ONE, SEVERAL, Dataset, open_dataset, pack
-from .errors import DataError
 from .label_table import TABLE, has_table
-from .photographs import list_names
 
 OnText = Callable[[str], None]
 OnCount = Callable[[int, int], None]
@@ -50,11 +51,11 @@ def check_exists(source: Path) -> None:
         DataError: there is nothing of that name.
     """
     if not source.exists():
-        raise DataError(f"{source} does not exist: name a folder of photographs, or a packed dataset.")
+        raise DataError(f"{source} does not exist: name a folder of images, or a packed dataset.")
 
 
 def check_kind(manifest: Manifest, source: Path) -> None:
-    """Find photographs with one label each where the bundle takes several, or the other way round.
+    """Find images with one label each where the bundle takes several, or the other way round.
 
     Raises:
         DataError: so it is.
@@ -68,15 +69,15 @@ def check_kind(manifest: Manifest, source: Path) -> None:
     if kind == manifest.labels:
         return
     if kind == SEVERAL:
-        has = "has several labels a photograph" + (f" ({TABLE})" if source.is_dir() else "")
+        has = "has several labels an image" + (f" ({TABLE})" if source.is_dir() else "")
         raise DataError(
             f"{source} {has}, the bundle was prepared for one class each: prepare it with --data on the folder of "
-            f"these photographs, or with --several-labels, or sort them into class folders without {TABLE}."
+            f"these images, or with --several-labels, or sort them into class folders without {TABLE}."
         )
-    has = f"has no {TABLE}" if source.is_dir() else "has one class for each photograph"
+    has = f"has no {TABLE}" if source.is_dir() else "has one class for each image"
     raise DataError(
-        f"{source} {has}, the bundle was prepared for several labels a photograph: write the labels into a {TABLE} "
-        "in the photographs' folder (first row: file,NAME,NAME,...), or prepare a bundle for one class each."
+        f"{source} {has}, the bundle was prepared for several labels an image: write the labels into a {TABLE} "
+        "in the images' folder (first row: file,NAME,NAME,...), or prepare a bundle for one class each."
     )
 
 
@@ -91,7 +92,7 @@ def _check(manifest: Manifest, classes: Sequence[str], dataset: Dataset) -> None
         raise DataError(
             f"{dataset.path} has the classes {list_names(dataset.classes)}, "
             f"where the model knows {list_names(classes)}: "
-            "pack the photographs with `--bundle`, or prepare the model for these classes."
+            "pack the images with `--bundle`, or prepare the model for these classes."
         )
     if len(dataset.classes) != manifest.class_count:
         raise DataError(
@@ -99,4 +100,4 @@ def _check(manifest: Manifest, classes: Sequence[str], dataset: Dataset) -> None
             f"{manifest.class_count}: prepare it with --data, or --classes {len(dataset.classes)}."
         )
     if not dataset.classes:
-        raise DataError(f"{dataset.path} has photographs without a label.")
+        raise DataError(f"{dataset.path} has images without a label.")

@@ -1,4 +1,4 @@
-"""Photographs are found by class, every kind of picture becomes a square, and whatever cannot is named."""
+"""Images are found by class, every kind of image becomes a square, and whatever cannot is named."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tinytl_edge.runtime.errors import DataError
-from tinytl_edge.runtime.framing import FITS, Framing
-from tinytl_edge.runtime.photographs import UnusablePictureError, find_photographs, read_image
+from tinytl_edge.runtime.images.decoding import UnusableImageError, read_image
+from tinytl_edge.runtime.images.folders import find_images
+from tinytl_edge.runtime.images.framing import FITS, Framing
 
 RED, GREEN, BLUE, WHITE = (200, 30, 40), (20, 180, 60), (30, 50, 190), (255, 255, 255)
 SIZE = 8
@@ -27,14 +28,14 @@ FRAMING = Framing(SIZE, SIZE, margin=False)
 Rows = list[list[tuple[int, ...]]]
 
 
-def photograph(path: Path, colour: Any = RED, size: tuple[int, int] = (20, 16), mode: str = "RGB", **how: Any) -> Path:
+def image(path: Path, colour: Any = RED, size: tuple[int, int] = (20, 16), mode: str = "RGB", **how: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, colour).save(path, **how)
     return path
 
 
 def read(path: Path) -> Rows:
-    """The picture's square: rows of (r, g, b)."""
+    """The image's square: rows of (r, g, b)."""
     pixels = read_image(path, FRAMING)
     triples: list[tuple[int, ...]] = list(zip(pixels[0::3], pixels[1::3], pixels[2::3]))
     return [triples[row * SIZE : (row + 1) * SIZE] for row in range(SIZE)]
@@ -54,7 +55,7 @@ def touch(*paths: Path) -> None:
         path.write_bytes(b"?")
 
 
-def test_photographs_are_found_by_class_and_sorted(tmp_path: Path) -> None:
+def test_images_are_found_by_class_and_sorted(tmp_path: Path) -> None:
     wanted = ["b/1.jpg", "b/2.JPEG", "b/3.Png", "a/x.webp", "ä ö/1.ppm", "line\nbreak/1.gif", "1.jpg/1.heic"]
     other = [
         ".hidden/1.jpg",
@@ -72,7 +73,7 @@ def test_photographs_are_found_by_class_and_sorted(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "b", target_is_directory=True)
     (tmp_path / "a" / "gone.jpg").symlink_to(tmp_path / "nowhere")
     (tmp_path / "a" / "linked.jpg").symlink_to(tmp_path / "b" / "1.jpg")
-    found = find_photographs(tmp_path)
+    found = find_images(tmp_path)
     assert list(found) == ["1.jpg", "a", "b", "empty", "line\nbreak", "link", "ä ö"]
     assert {name: [path.name for path in paths] for name, paths in found.items()} == {
         "1.jpg": ["1.heic"],
@@ -88,13 +89,13 @@ def test_photographs_are_found_by_class_and_sorted(tmp_path: Path) -> None:
 
 def test_a_decomposed_name_is_the_same_class(tmp_path: Path) -> None:
     touch(tmp_path / "photos" / "Blu\u0308te" / "1.png")
-    assert list(find_photographs(tmp_path / "photos")) == ["Bl\u00fcte"]
+    assert list(find_images(tmp_path / "photos")) == ["Bl\u00fcte"]
 
 
 def test_a_class_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")).mkdir()
     with pytest.raises(DataError, match=r"caf\\udce9' has a name that is not Unicode text"):
-        find_photographs(tmp_path)
+        find_images(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_a_class_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
     [
         ([], "has no class folders: it needs one for each class"),
         (["notes.txt"], "has no class folders: it needs one for each class"),
-        (["1.jpg", "2.jpg"], r"holds photographs but no class folders: put each into .*daisy/1\.jpg"),
+        (["1.jpg", "2.jpg"], r"holds images but no class folders: put each into .*daisy/1\.jpg"),
         (["test/a/1.jpg", "train/a/1.jpg"], r"in 'test', 'train': .* for example .*/train\."),
         (["flowers/a/1.jpg"], r"in 'flowers': .* for example .*/flowers\."),
     ],
@@ -110,7 +111,7 @@ def test_a_class_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
 def test_a_folder_arranged_otherwise_is_explained(tmp_path: Path, files: list[str], sentence: str) -> None:
     touch(*(tmp_path / name for name in files))
     with pytest.raises(DataError, match=sentence) as caught:
-        find_photographs(tmp_path)
+        find_images(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert caught.value.exit_code == 4
 
@@ -118,17 +119,17 @@ def test_a_folder_arranged_otherwise_is_explained(tmp_path: Path, files: list[st
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
     touch(tmp_path / "file")
     with pytest.raises(DataError, match=r"nothing does not exist"):
-        find_photographs(tmp_path / "nothing")
+        find_images(tmp_path / "nothing")
     with pytest.raises(DataError, match=r"file cannot be read as a folder"):
-        find_photographs(tmp_path / "file")
+        find_images(tmp_path / "file")
 
 
-# One picture --------------------------------------------------------------------------------------------
+# One image --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5000, 10), (10, 5000), (8, 8), (9, 8), (3, 500)])
 def test_any_size_becomes_the_square(tmp_path: Path, size: tuple[int, int]) -> None:
-    assert_plain(read(photograph(tmp_path / "1.png", RED, size)), RED)
+    assert_plain(read(image(tmp_path / "1.png", RED, size)), RED)
 
 
 def test_a_square_of_that_size_is_kept_exactly(tmp_path: Path) -> None:
@@ -138,9 +139,9 @@ def test_a_square_of_that_size_is_kept_exactly(tmp_path: Path) -> None:
 
 
 def test_the_middle_is_kept_and_scaled_smoothly(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (300, 100), RED)
-    picture.paste(GREEN, (100, 0, 200, 100))
-    picture.save(tmp_path / "wide.png")
+    image = Image.new("RGB", (300, 100), RED)
+    image.paste(GREEN, (100, 0, 200, 100))
+    image.save(tmp_path / "wide.png")
     inside = [row[1:-1] for row in read(tmp_path / "wide.png")]
     assert_plain(inside, GREEN, 12)
     stripes = Image.new("RGB", (200, 200))
@@ -176,7 +177,7 @@ MODES: dict[str, tuple[Any, str, dict[str, Any], tuple[int, int, int], int]] = {
 @pytest.mark.parametrize("case", MODES)
 def test_every_kind_of_pixel_becomes_rgb(tmp_path: Path, case: str) -> None:
     mode, suffix, how, colour, tolerance = MODES[case]
-    path = photograph(tmp_path / f"1.{suffix}", mode=mode, **how)
+    path = image(tmp_path / f"1.{suffix}", mode=mode, **how)
     assert_plain(read(path), colour, tolerance)
 
 
@@ -191,11 +192,11 @@ def test_of_an_animation_the_first_frame_counts(tmp_path: Path, suffix: str) -> 
 def quarters(size: int) -> Image.Image:
     """Red top left, green top right, blue bottom left, white bottom right."""
     half = size // 2
-    picture = Image.new("RGB", (size, size), WHITE)
-    picture.paste(RED, (0, 0, half, half))
-    picture.paste(GREEN, (half, 0, size, half))
-    picture.paste(BLUE, (0, half, half, size))
-    return picture
+    image = Image.new("RGB", (size, size), WHITE)
+    image.paste(RED, (0, 0, half, half))
+    image.paste(GREEN, (half, 0, size, half))
+    image.paste(BLUE, (0, half, half, size))
+    return image
 
 
 ORIENTED = {
@@ -217,11 +218,11 @@ def test_pictures_are_turned_upright(tmp_path: Path, suffix: str, orientation: i
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"1.{suffix}"
-    picture = quarters(64)
+    image = quarters(64)
     if suffix == "mpo":
-        picture.save(path, exif=exif, save_all=True, append_images=[Image.new("RGB", (64, 64))], quality=95)
+        image.save(path, exif=exif, save_all=True, append_images=[Image.new("RGB", (64, 64))], quality=95)
     else:
-        picture.save(path, exif=exif, quality=95)
+        image.save(path, exif=exif, quality=95)
     rows = read(path)
     corners = (rows[1][1], rows[1][6], rows[6][1], rows[6][6])
     for seen, meant in zip(corners, ORIENTED[orientation]):
@@ -229,7 +230,7 @@ def test_pictures_are_turned_upright(tmp_path: Path, suffix: str, orientation: i
 
 
 def test_broken_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
-    photograph(tmp_path / "1.jpg", RED, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03")
+    image(tmp_path / "1.jpg", RED, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03")
     assert_plain(read(tmp_path / "1.jpg"), RED, 3)
 
 
@@ -247,13 +248,13 @@ def corrupt_png() -> bytes:
 
 UNUSABLE = {
     "empty.jpg": (b"", "^it is empty$"),
-    "text.png": (b"hello", "^it is not a picture in a format that can be read here$"),
+    "text.png": (b"hello", "^it is not an image in a format that can be read here$"),
     "truncated.jpg": (
         encoded(Image.effect_noise((64, 64), 50), "JPEG")[:1500],
         r"^it is damaged \(image file is truncated",
     ),
-    "script.gif": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture in a format"),
-    "phone.heic": (b"\0\0\0\x18ftypheic", "not a picture in a format"),
+    "script.gif": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a format"),
+    "phone.heic": (b"\0\0\0\x18ftypheic", "not an image in a format"),
     "float.tiff": (
         encoded(Image.new("F", (9, 9), 0.5), "TIFF"),
         "pixels are floating-point numbers of unknown range",
@@ -266,52 +267,52 @@ UNUSABLE = {
 def test_what_cannot_be_used_says_why(tmp_path: Path, name: str) -> None:
     content, reason = UNUSABLE[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UnusablePictureError, match=reason):
+    with pytest.raises(UnusableImageError, match=reason):
         read_image(tmp_path / name, FRAMING)
 
 
 def test_what_is_no_file_says_so(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").symlink_to("nowhere")
-    with pytest.raises(UnusablePictureError, match="No such file"):
+    with pytest.raises(UnusableImageError, match="No such file"):
         read_image(tmp_path / "gone.jpg", FRAMING)
-    with pytest.raises(UnusablePictureError, match="it is not a file"):
+    with pytest.raises(UnusableImageError, match="it is not a file"):
         read_image(tmp_path, FRAMING)
 
 
 @pytest.mark.parametrize("limit", [200, 399])  # an error from twice the limit on, a warning before
 def test_a_decompression_bomb_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    assert_plain(read(photograph(tmp_path / "good.png", size=(10, 10))), RED)
-    with pytest.raises(UnusablePictureError, match="more pixels than are safe to decode"):
-        read(photograph(tmp_path / "bomb.png", size=(20, 21)))
+    assert_plain(read(image(tmp_path / "good.png", size=(10, 10))), RED)
+    with pytest.raises(UnusableImageError, match="more pixels than are safe to decode"):
+        read(image(tmp_path / "bomb.png", size=(20, 21)))
 
 
 MEASURE = """
 from pathlib import Path
-from tinytl_edge.runtime import photographs
-from tinytl_edge.runtime.framing import Framing
+from tinytl_edge.runtime.images import decoding
+from tinytl_edge.runtime.images.framing import Framing
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
-photographs.read_image(Path("small.jpg"), Framing(224, 224))
+decoding.read_image(Path("small.jpg"), Framing(224, 224))
 before = peak()
-photographs.read_image(Path("large.jpg"), Framing(224, 224))
+decoding.read_image(Path("large.jpg"), Framing(224, 224))
 print(peak() - before)
-print(photographs.__file__)
+print(decoding.__file__)
 """
 
 
-def test_a_large_photograph_takes_little_memory(tmp_path: Path) -> None:
+def test_a_large_image_takes_little_memory(tmp_path: Path) -> None:
     """12 megapixels are 36 MB when decoded whole."""
-    photograph(tmp_path / "small.jpg", size=(600, 400))
-    photograph(tmp_path / "large.jpg", size=(4000, 3000))
+    image(tmp_path / "small.jpg", size=(600, 400))
+    image(tmp_path / "large.jpg", size=(4000, 3000))
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     kilobytes, module = done.stdout.splitlines()
     # The child loads whatever is installed: be sure that it is not an older copy or another checkout.
-    tested = Path(__file__).parents[1] / "runtime" / "photographs.py"
+    tested = Path(__file__).parents[1] / "runtime" / "images" / "decoding.py"
     assert Path(module).read_bytes() == tested.read_bytes(), f"{module} is installed, not {tested}"
     assert int(kilobytes) < 12_000
 
@@ -362,7 +363,7 @@ def test_any_image_becomes_any_input(
     tmp_path_factory: pytest.TempPathFactory,
     size: tuple[int, int], height: int, width: int, channels: int, fit: str, margin: bool,
 ) -> None:  # fmt: skip
-    path = photograph(tmp_path_factory.getbasetemp() / "any.png", WHITE, size)
+    path = image(tmp_path_factory.getbasetemp() / "any.png", WHITE, size)
     framing = Framing(height, width, channels, fit, margin)
     pixels = read_image(path, framing)
     assert len(pixels) == math.prod(framing.stored)
@@ -381,10 +382,10 @@ def opened(path: Path, framing: Framing) -> Image.Image:
 
 def test_each_fit_takes_what_it_says(tmp_path: Path) -> None:
     """Three thirds, red, green and blue, side by side: 300 x 100."""
-    picture = Image.new("RGB", (300, 100), RED)
-    picture.paste(GREEN, (100, 0, 200, 100))
-    picture.paste(BLUE, (200, 0, 300, 100))
-    picture.save(tmp_path / "1.png")
+    image = Image.new("RGB", (300, 100), RED)
+    image.paste(GREEN, (100, 0, 200, 100))
+    image.paste(BLUE, (200, 0, 300, 100))
+    image.save(tmp_path / "1.png")
 
     def colours(framing: Framing, *places: tuple[int, int]) -> list[Any]:
         image = opened(tmp_path / "1.png", framing)
@@ -403,12 +404,12 @@ def test_each_fit_takes_what_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_a_turned_picture_is_framed_as_it_is_seen(tmp_path: Path, fit: str, orientation: int) -> None:
     """The same as of the pixels turned beforehand, bit for bit where the filter works on equal rows and columns."""
-    picture = noise((120, 80), 3)
+    image = noise((120, 80), 3)
     turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture.save(tmp_path / "turned.png", exif=exif)
-    upright = picture.transpose(turn[orientation]) if orientation in turn else picture
+    image.save(tmp_path / "turned.png", exif=exif)
+    upright = image.transpose(turn[orientation]) if orientation in turn else image
     upright.save(tmp_path / "upright.png")
     framing = Framing(30, 50, 3, fit, margin=True)
     pairs = zip(read_image(tmp_path / "turned.png", framing), read_image(tmp_path / "upright.png", framing))
@@ -428,7 +429,7 @@ def test_grey_is_the_luma_of_rgb(tmp_path: Path) -> None:
 def test_a_large_jpeg_is_decoded_small_whatever_the_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: str
 ) -> None:
-    photograph(tmp_path / "large.jpg", size=(4000, 3000))
+    image(tmp_path / "large.jpg", size=(4000, 3000))
     sizes = []
     original = Image.Image.resize
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin
 
-from .errors import DamagedFileError
+from tinytl_edge.runtime.errors import DamagedFileError
 
 T = TypeVar("T")
 _LOWEST = -sys.float_info.max

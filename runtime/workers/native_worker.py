@@ -22,7 +22,7 @@ def find_trainer() -> Path | None:
         return Path(named)
     flags = _processor_flags()
     # An editable install leaves the executables in site-packages, and this file in the checkout.
-    for folder in (Path(__file__).parent, Path(sysconfig.get_path("platlib")) / "tinytl_edge" / "runtime"):
+    for folder in (Path(__file__).parent.parent, Path(sysconfig.get_path("platlib")) / "tinytl_edge" / "runtime"):
         for name, needed in _VARIANTS.items():
             trainer = folder / "bin" / name
             if needed <= flags and os.access(trainer, os.X_OK):

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinytl_edge.runtime.errors import DamagedFileError
+
 from .bundle import Bundle
-from .errors import DamagedFileError
 from .tensors import TensorFile, open_tensors, write_tensors
 
 FORMAT = "tinytl-edge-adapter"

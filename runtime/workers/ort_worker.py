@@ -1,6 +1,6 @@
 """The onnxruntime-training worker: a process that reads one job on standard input and says events.
 
-Run as `python -m tinytl_edge.runtime.ort_worker`. A job is a JSON object with `command` (train, evaluate or
+Run as `python -m tinytl_edge.runtime.workers.ort_worker`. A job is a JSON object with `command` (train, evaluate or
 predict) and what `runtime/train.py` puts beside it. Imports numpy and onnxruntime-training's extension
 module, never torch or onnx.
 """
@@ -20,17 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .adapter import FILE as ADAPTER
-from .adapter import open_adapter, write_adapter
-from .batches import Array, Batch, Batches
-from .bundle import Bundle, open_bundle
-from .dataset import SEVERAL, open_dataset
-from .errors import DivergedError, InterruptedTrainingError, TinyTLError, WorkerError
+from tinytl_edge.runtime.errors import DivergedError, InterruptedTrainingError, TinyTLError, WorkerError
+from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
+from tinytl_edge.runtime.files.adapter import open_adapter, write_adapter
+from tinytl_edge.runtime.files.bundle import Bundle, open_bundle
+from tinytl_edge.runtime.files.run import CHECKPOINTS
+from tinytl_edge.runtime.images.batches import Array, Batch, Batches
+from tinytl_edge.runtime.images.dataset import SEVERAL, open_dataset
+from tinytl_edge.runtime.memory import peak_rss
+from tinytl_edge.runtime.options import TrainOptions, rate_share
+
 from .events import emit
-from .memory import peak_rss
-from .options import TrainOptions, rate_share
 from .ort_session import OrtSession, out_of_memory, reason
-from .run import CHECKPOINTS
 
 _HOPELESS = 10  # times the loss of guessing: an adapter with a loss above that is not kept
 
@@ -86,7 +87,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
     resuming = bool(job["resume"]) and checkpoint.is_file()
     session = OrtSession(bundle, options.threads or 1, checkpoint if resuming else None)
     step = int(session.get_property("step", 0))
-    # Of the epoch under way: the sum of losses, right guesses, photographs seen.
+    # Of the epoch under way: the sum of losses, right guesses, images seen.
     losses, correct, seen = json.loads(session.get_property("epoch_sums", "[0.0, 0, 0]"))
 
     batch_size = options.batch_size or manifest.batch_size
@@ -190,7 +191,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
 
 
 def _right(batch: Batch, logits: Array) -> NDArray[np.bool_]:
-    """Which answers are right: of one a photograph [N]; of several labels one a class [N, classes]."""
+    """Which answers are right: of one an image [N]; of several labels one a class [N, classes]."""
     if batch.labels.ndim == 2:
         right: NDArray[np.bool_] = (logits > 0) == (batch.labels == 1)
         return right

@@ -19,11 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import DamagedFileError, DataError
+from tinytl_edge.runtime.errors import DamagedFileError, DataError
+from tinytl_edge.runtime.files.tensors import TensorFile, atomic_write, encode_header, open_tensors
+from tinytl_edge.runtime.wording import list_names, shown
+
+from .decoding import UnusableImageError, read_image
+from .folders import composed, find_images
 from .framing import FITS, LARGEST, Framing
 from .label_table import TABLE, has_table, read_table
-from .photographs import UnusablePictureError, composed, find_photographs, list_names, read_image, shown
-from .tensors import TensorFile, atomic_write, encode_header, open_tensors
 
 FORMAT = "tinytl-edge-dataset"
 VERSION = "2"
@@ -129,7 +132,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         raise damaged("it was not written by 'tinytl-edge pack'")
     version = file.metadata.get("version")
     if version != VERSION:
-        raise damaged(f"it has version {version!r}, not '{VERSION}', so pack the photographs again")
+        raise damaged(f"it has version {version!r}, not '{VERSION}', so pack the images again")
     framing = _read_framing(file, damaged)
     try:
         classes = json.loads(file.metadata.get("classes", ""))
@@ -243,7 +246,7 @@ def pack(
 
     Raises:
         DataError: nothing to pack, a folder or column that is none of `classes`, a column that is missing, or see
-            `find_photographs` and `read_table`.
+            `find_images` and `read_table`.
         StorageError: `out` cannot be written; what was there before stays.
     """
     warn = on_warning or (lambda sentence: None)
@@ -262,7 +265,7 @@ def pack(
         for done, (path, label) in enumerate(files, start=1):
             try:
                 pixels = read_image(path, framing)
-            except UnusablePictureError as error:
+            except UnusableImageError as error:
                 skipped.append((path, str(error)))
                 warn(f"{shown(path)} was skipped: {error}.")
             else:
@@ -272,31 +275,31 @@ def pack(
                 yield label, pixels
             progress(done, len(files))
         if not packed:  # raised while `out` is being written, which leaves what was there before
-            what = "photographs that can be used" if files else "photographs in its class folders"
+            what = "images that can be used" if files else "images in its class folders"
             raise DataError(f"{shown(folder)} has no {what}.")
 
     _write(out, framing, names, samples(), len(files), SEVERAL if several else ONE)
     without = [name for name, count in zip(names, counts) if not count]
     if without:
-        warn(f"{shown(folder)} has no usable photographs of {list_names(without)}.")
+        warn(f"{shown(folder)} has no usable images of {list_names(without)}.")
     return PackReport(Path(out), packed, dict(zip(names, counts)), skipped)
 
 
-_Files = list[tuple[Path, bytes]]  # photographs, each with its label as the file has it
+_Files = list[tuple[Path, bytes]]  # images, each with its label as the file has it
 
 
 def _from_folders(folder: Path, known: Sequence[str] | None) -> tuple[Sequence[str], _Files]:
-    """The classes, in the order of their labels, and the photographs of all class folders."""
-    photographs = find_photographs(folder)
-    names = list(photographs) if known is None else known
+    """The classes, in the order of their labels, and the images of all class folders."""
+    images = find_images(folder)
+    names = list(images) if known is None else known
     label_of = {name: _one(label) for label, name in enumerate(names)}
-    for name in photographs:
+    for name in images:
         if name not in label_of:
             raise DataError(
                 f"{shown(folder / name)} is not a class of the model, which knows "
                 f"{list_names(names)}: rename or remove that folder."
             )
-    return names, [(path, label_of[name]) for name, paths in photographs.items() for path in paths]
+    return names, [(path, label_of[name]) for name, paths in images.items() for path in paths]
 
 
 def _from_table(folder: Path, known: Sequence[str] | None) -> tuple[Sequence[str], _Files]:
@@ -319,21 +322,21 @@ def _one(label: int) -> bytes:
 
 
 def pack_files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str], framing: Framing) -> None:
-    """Pack pictures of unknown class, in the order given, into the dataset `out`.
+    """Pack images of unknown class, in the order given, into the dataset `out`.
 
     Raises:
-        DataError: no picture is named, or one cannot be read.
+        DataError: no image is named, or one cannot be read.
         StorageError: `out` cannot be written; what was there before stays.
     """
     files = [Path(path) for path in paths]
     if not files:
-        raise DataError("No picture was named: name at least one file.")
+        raise DataError("No image was named: name at least one file.")
 
     def samples() -> Iterator[tuple[bytes, bytes]]:
         for path in files:
             try:
                 yield _one(UNLABELLED), read_image(path, framing)
-            except UnusablePictureError as error:
+            except UnusableImageError as error:
                 raise DataError(f"{shown(path)} cannot be used: {error}.") from None
 
     _write(out, framing, [], samples(), len(files), ONE)

@@ -14,8 +14,8 @@ import onnx_ir as ir
 import torch
 
 from tinytl_edge.export.eager import EagerNetwork
-from tinytl_edge.runtime.bundle import Input
-from tinytl_edge.runtime.photographs import UnusablePictureError, read_image
+from tinytl_edge.runtime.files.bundle import Input
+from tinytl_edge.runtime.images.decoding import UnusableImageError, read_image
 
 from .class_names import listed
 
@@ -114,7 +114,7 @@ def _load(taken: Input, classes: Sequence[str], folders: dict[str, list[Path]]) 
         for file in files[:: max(1, len(files) // each)][:each]:
             try:
                 content = read_image(file, framing)
-            except UnusablePictureError:
+            except UnusableImageError:
                 continue
             images.append(np.frombuffer(content, np.uint8).reshape(framing.stored))
             labels.append(label)

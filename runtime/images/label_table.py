@@ -1,6 +1,6 @@
-"""Several labels a photograph: the table labels.csv in a folder of photographs.
+"""Several labels an image: the table labels.csv in a folder of images.
 
-Its first row is `file` and the names of the classes; each further row names a photograph, relative to the folder, and
+Its first row is `file` and the names of the classes; each further row names an image, relative to the folder, and
 says 1 where it has the class and 0 where it does not.
 """
 
@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import DataError
-from .photographs import composed, shown
+from tinytl_edge.runtime.errors import DataError
+from tinytl_edge.runtime.wording import shown
+
+from .folders import composed
 
 TABLE = "labels.csv"
 _FIRST = "file"
@@ -21,7 +23,7 @@ _CELLS = {"0": 0, "1": 1}
 
 @dataclass(frozen=True)
 class LabelTable:
-    """`rows` are the photographs, each with a byte a class, 0 or 1."""
+    """`rows` are the images, each with a byte a class, 0 or 1."""
 
     classes: tuple[str, ...]
     rows: tuple[tuple[Path, bytes], ...]
@@ -33,12 +35,12 @@ class LabelTable:
 
 
 def has_table(folder: Path) -> bool:
-    """Does this folder give its photographs several labels?"""
+    """Does this folder give its images several labels?"""
     return (folder / TABLE).is_file()
 
 
 def read_table(folder: Path) -> LabelTable:
-    """The table of a folder, photographs in its order.
+    """The table of a folder, images in its order.
 
     Raises:
         DataError: the table cannot be read or says something that is not allowed; names the row.
@@ -69,18 +71,18 @@ def _checked(folder: Path, path: Path, rows: Iterator[tuple[int, list[str]]]) ->
     lines: dict[Path, int] = {}
     for line, (name, *cells) in rows:
         where = f"{shown(path)}, row {line}"
-        photograph = folder / name
+        image = folder / name
         if len(cells) != len(classes):
             raise DataError(f"{where} has {len(cells)} labels, not {len(classes)} as the first row has classes.")
-        if photograph in found:
-            raise DataError(f"{where} names {name!r} again, after row {lines[photograph]}.")
+        if image in found:
+            raise DataError(f"{where} names {name!r} again, after row {lines[image]}.")
         for cell, label in zip(cells, classes):
             if cell not in _CELLS:
                 raise DataError(f"{where} says {cell!r} of {label!r}: it has to be 0 or 1.")
-        if not name or not photograph.is_file():
+        if not name or not image.is_file():
             raise DataError(f"{where} names {name!r}, which is no file in {shown(folder)}.")
-        found[photograph] = bytes(_CELLS[cell] for cell in cells)
-        lines[photograph] = line
+        found[image] = bytes(_CELLS[cell] for cell in cells)
+        lines[image] = line
     if not found:
-        raise DataError(f"{shown(path)} names no photographs.")
+        raise DataError(f"{shown(path)} names no images.")
     return LabelTable(classes, tuple(found.items()))

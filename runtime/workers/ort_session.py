@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import ORT_FOLDER, Bundle, sha256
-from .errors import DamagedFileError, StorageError, UsageError
+from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
+from tinytl_edge.runtime.files.bundle import ORT_FOLDER, Bundle, sha256
 
 Array = NDArray[np.float32]
 NOT_INSTALLED = "onnxruntime-training is not installed: pip install 'tinytl-edge[ort]' (x86-64, CPython 3.8 to 3.11)."

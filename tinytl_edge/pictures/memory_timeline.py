@@ -19,12 +19,11 @@ from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.ir import Graph, Op
 from tinytl_edge.export.step.plan import ALIGNMENT
 from tinytl_edge.export.step.recompute import kept_values
-from tinytl_edge.runtime.bundle import FORWARD, Bundle, is_bundle, open_bundle
-from tinytl_edge.runtime.dataset import SEVERAL
+from tinytl_edge.knob_words import KNOB_WORDS, knob_words
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
-from tinytl_edge.runtime.run import is_run, open_run
-
-from .knob_words import KNOB_WORDS, knob_words
+from tinytl_edge.runtime.files.bundle import FORWARD, Bundle, is_bundle, open_bundle
+from tinytl_edge.runtime.files.run import is_run, open_run
+from tinytl_edge.runtime.images.dataset import SEVERAL
 
 # Outside of the arena, from the first operator to the last.
 CONSTANT = ("process", "frozen", "trainable", "optimizer")

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinytl_edge.runtime.errors import DamagedFileError
+from tinytl_edge.runtime.options import TrainOptions
+
 from .adapter import FILE as ADAPTER
 from .adapter import Adapter, open_adapter
 from .bundle import Bundle, is_bundle, open_bundle, read_json, write_json
-from .errors import DamagedFileError
-from .options import TrainOptions
 from .records import read_record
 
 FORMAT = "tinytl-edge-run"

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import Manifest
+from tinytl_edge.runtime.files.bundle import Manifest
+from tinytl_edge.runtime.options import TrainOptions
+
 from .dataset import SEVERAL, Dataset
-from .options import TrainOptions
 from .sampling import Crop, centre_crop, dropout_mask, epoch_order, random_crop, resample
 
 Array = NDArray[np.float32]

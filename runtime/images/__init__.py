@@ -1,0 +1,1 @@
+"""Images on a medium, and how they become what a step is fed."""

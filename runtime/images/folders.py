@@ -1,0 +1,89 @@
+"""Images in class folders: found, sorted, and counted by class."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+from tinytl_edge.runtime.errors import DataError
+from tinytl_edge.runtime.wording import list_names, shown
+
+# What counts as an image in a folder. HEIC and AVIF cannot be read, and so are reported, not overlooked.
+_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".tif", ".tiff", ".heic", ".heif", ".avif",
+))  # fmt: skip
+# Folders that archives and memory cards bring along.
+_NOT_CLASSES = frozenset(("__MACOSX", "lost+found", "System Volume Information"))
+
+
+def find_images(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
+    """The images of `<folder>/<class>/*.jpg` (and .png, ...) by class, classes and files sorted by name.
+
+    Hidden files and folders are ignored; a class folder without images has an empty list. Names are in
+    Unicode's composed form, however the medium spells them.
+
+    Raises:
+        DataError: the folder is missing, cannot be read, or is not arranged in class folders.
+    """
+    folder = Path(folder)
+    class_folders, loose = _list_folder(folder)
+    example = Path(folder, "daisy", "1.jpg")
+    if not class_folders:
+        if loose:
+            raise DataError(
+                f"{shown(folder)} holds images but no class folders: "
+                f"put each into a folder named after its class, as in {shown(example)}."
+            )
+        raise DataError(f"{shown(folder)} has no class folders: it needs one for each class, as in {shown(example)}.")
+
+    images: dict[str, list[Path]] = {}
+    for class_folder in class_folders:
+        images.setdefault(_class_name(class_folder), []).extend(_list_folder(class_folder)[1])
+    if not any(images.values()):
+        _refuse_folder_of_data_sets(folder, class_folders)
+    return dict(sorted(images.items()))
+
+
+def _refuse_folder_of_data_sets(folder: Path, inner_folders: list[Path]) -> None:
+    """Many data sets come as train/<class> and test/<class>: the one to use is a level further down."""
+    data_sets = [inner for inner in inner_folders if any(_list_folder(below)[1] for below in _list_folder(inner)[0])]
+    if data_sets:
+        names = list_names([path.name for path in data_sets])
+        likely = next((path for path in data_sets if path.name.lower().startswith("train")), data_sets[0])
+        raise DataError(
+            f"{shown(folder)} has its class folders one level further down, in {names}: "
+            f"name one such folder, for example {shown(likely)}."
+        )
+
+
+def _list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The visible folders and the images in `folder`, sorted by name."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if not _is_hidden(path.name))
+        folders = [path for path in paths if path.is_dir()]
+        # A dangling link is kept, to be reported when it is opened; a pipe or a device is no image.
+        files = [path for path in paths if path.suffix.lower() in _SUFFIXES and (path.is_file() or not path.exists())]
+    except FileNotFoundError:
+        raise DataError(f"{shown(folder)} does not exist: name a folder of images.") from None
+    except OSError as error:
+        raise DataError(f"{shown(folder)} cannot be read as a folder: {error.strerror}.") from None
+    return folders, files
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _NOT_CLASSES
+
+
+def _class_name(folder: Path) -> str:
+    try:
+        folder.name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{shown(folder)} has a name that is not Unicode text: rename the folder.") from None
+    return composed(folder.name)
+
+
+def composed(name: str) -> str:
+    """The spelling by which names of classes are compared: some media write 'ü' as 'u' and two dots."""
+    return unicodedata.normalize("NFC", name)

@@ -1,0 +1,1 @@
+"""The processes that compute: how they are started, what they say, the one on onnxruntime-training."""
