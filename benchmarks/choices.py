@@ -70,7 +70,7 @@ def rows(workload: Workload, bundle_path: Path, steps: int) -> list[tuple[str, .
     found: list[tuple[str, ...]] = []
     for knob in KNOB_WORDS:
         if knob in estimates:
-            saved, share = estimates[knob].bytes_saved / 1e6, estimates[knob].time_share
+            saved, share = estimates[knob].bytes_saved / 1e6, estimates[knob].time_fraction
             what: tuple[Any, ...] = (workload.backbone, f"{workload.method}, {workload.optimizer}")
             measured = f"{(peak(knob) - peak('')) / 1e6:.1f}", f"{100 * (fastest('') / fastest(knob) - 1):+.1f} %"
             words = knob_words(knob, getattr(knobs, knob))

@@ -172,7 +172,7 @@ def _conv_transpose(node: ir.Node, x: Tensor, weight: Tensor, bias: Tensor | Non
     return _padded(y, [-n for n in before], [-n for n in after])
 
 
-def _beyond(
+def _past(
     node: ir.Node, x: Tensor, kernel: tuple[int, ...], before: list[int], after: list[int], strides: tuple[int, ...],
     dilations: tuple[int, ...],
 ) -> list[int]:  # fmt: skip
@@ -192,7 +192,7 @@ def _beyond(
 def _max_pool(node: ir.Node, x: Tensor) -> Tensor:
     kernel = attribute(node, "kernel_shape")
     before, after, strides, dilations = _window(node, x, kernel)
-    extra = _beyond(node, x, kernel, before, after, strides, dilations)
+    extra = _past(node, x, kernel, before, after, strides, dilations)
     pool = _MAX_POOLS[len(kernel)]
     if before == after and not any(extra) and all(2 * n <= k for n, k in zip(before, kernel)):
         return pool(x, kernel, strides, before, dilations)
@@ -203,7 +203,7 @@ def _max_pool(node: ir.Node, x: Tensor) -> Tensor:
 def _average_pool(node: ir.Node, x: Tensor) -> Tensor:
     kernel = attribute(node, "kernel_shape")
     before, after, strides, dilations = _window(node, x, kernel)
-    extra = _beyond(node, x, kernel, before, after, strides, dilations)
+    extra = _past(node, x, kernel, before, after, strides, dilations)
     pool = _AVERAGE_POOLS[len(kernel)]
     counted = bool(attribute(node, "count_include_pad", 0))
     if before == after and not any(extra) and all(2 * n <= k for n, k in zip(before, kernel)):

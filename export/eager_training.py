@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from tinytl_edge.runtime.files.bundle import FORWARD, Bundle, Manifest
 from tinytl_edge.runtime.images.batches import Batches
-from tinytl_edge.runtime.images.dataset import SEVERAL, Dataset
-from tinytl_edge.runtime.options import TrainOptions, rate_share
+from tinytl_edge.runtime.images.dataset import MULTI, Dataset
+from tinytl_edge.runtime.options import TrainOptions, schedule
 
 from .eager import EagerNetwork
 
@@ -47,7 +47,7 @@ def train_eager(
             feeds = {name: torch.from_numpy(values).to(dtype) for name, values in batch.feeds.items()}
             begin = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = rates[group["group"]] * rate_share(step, total)
+                group["lr"] = rates[group["group"]] * schedule(step, total)
             optimizer.zero_grad()
             found = loss(network(feeds["images"], feeds), feeds["targets"], manifest)
             found.backward()  # type: ignore[no-untyped-call]
@@ -57,8 +57,8 @@ def train_eager(
 
 
 def loss(logits: torch.Tensor, targets: torch.Tensor, manifest: Manifest) -> torch.Tensor:
-    """The bundle's: of soft targets [batch, classes]; of several labels a sigmoid each."""
-    if manifest.labels == SEVERAL:
+    """The bundle's: of soft targets [batch, classes]; multi-label, a sigmoid each."""
+    if manifest.labels == MULTI:
         return functional.binary_cross_entropy_with_logits(logits, targets)
     return functional.cross_entropy(logits, targets)
 

@@ -11,7 +11,7 @@ from typing import Any
 from tinytl_edge.runtime.files.adapter import Adapter
 from tinytl_edge.runtime.files.bundle import STEP, Bundle
 from tinytl_edge.runtime.files.run import open_model
-from tinytl_edge.runtime.images.dataset import SEVERAL, open_dataset, pack_files
+from tinytl_edge.runtime.images.dataset import MULTI, open_dataset, pack_files
 from tinytl_edge.runtime.images.source import dataset_for
 from tinytl_edge.runtime.workers.events import Event
 from tinytl_edge.runtime.workers.worker import Measured, OnEvent, choose_runtime, run_worker, worker_command
@@ -33,7 +33,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy, loss and confusion of a run (or of a bundle as prepared) on images.
 
-    With several labels an image, accuracy is the share of right answers (a probability above one half, or not) over
+    Multi-label, accuracy is the share of right answers (a probability above one half, or not) over
     images and classes, and there is no confusion.
 
     Args:
@@ -68,7 +68,7 @@ def evaluate(
     result = measured.last
     result.pop("event")
     details: dict[str, Any]
-    if opened.manifest.labels == SEVERAL:
+    if opened.manifest.labels == MULTI:
         details = {"per_class": [right / result["images"] for right in result.pop("right")]}
     else:
         confusion = result.pop("confusion")
@@ -88,7 +88,7 @@ def predict(
     """What the classifier sees in pictures.
 
     Returns:
-        for each image: `image`, `prediction` (the likeliest class; with several labels the list of those more likely
+        for each image: `image`, `prediction` (the likeliest class; multi-label, the list of those more likely
         than not), `probabilities` by class name, likeliest first.
 
     Raises:
@@ -112,8 +112,8 @@ def predict(
     rows = [event["probabilities"] for event in seen if event["event"] == "prediction"]
     for image, row in zip(images, rows):
         ranked = sorted(zip(names, row), key=lambda pair: -pair[1])
-        several = [name for name, share in ranked if share > 0.5]
-        prediction = several if opened.manifest.labels == SEVERAL else ranked[0][0]
+        likely = [name for name, probability in ranked if probability > 0.5]
+        prediction = likely if opened.manifest.labels == MULTI else ranked[0][0]
         predictions.append({"image": os.fspath(image), "prediction": prediction, "probabilities": dict(ranked)})
     return predictions
 

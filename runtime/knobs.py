@@ -15,19 +15,19 @@ class Knobs:
     streamed: bool = False  # frozen weights are read from the file where they are needed, instead of mapped
     trained_weights: str = "float32"  # or 'bfloat16', with stochastic rounding
     moments: str = "float32"  # of the optimizer; or '8bit', block-wise
-    sums: str = "float32"  # of a batch's gradients; 'bfloat16', or 'none': one sample a step
-    kept: str = "float32"  # maps that wait for the backward pass; or 'bfloat16', '8bit'
+    accumulation: str = "float32"  # of a batch's gradients; 'bfloat16', or 'none': one sample a step
+    saved: str = "float32"  # activations that wait for the backward pass; or 'bfloat16', '8bit'
     recomputed: int = 0  # how many of the segments, the most worthwhile first
     scratch_bytes: int = SCRATCH_BYTES  # for the wide maps of an inverted residual
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A knob that is turned, what its step would take more without it, and the share of time that it adds.
+    """A knob that is turned, what its step would take more without it, and the fraction of time that it adds.
 
-    `time_share` is an estimate, below zero where the choice saves time as well.
+    `time_fraction` is an estimate, below zero where the choice saves time as well.
     """
 
     knob: str
     bytes_saved: int
-    time_share: float
+    time_fraction: float

@@ -55,8 +55,10 @@ class MemoryWatch:
         try:
             process = psutil.Process(self.pid)
             while not self._over.is_set():
-                self.rss = int(process.memory_info().rss)
-                self.peak = max(self.peak, self.rss, peak_rss(self.pid) or 0)
+                rss = int(process.memory_info().rss)
+                self.peak = max(self.peak, rss)  # at once: the process may end before its VmHWM is read
+                self.rss = rss
+                self.peak = max(self.peak, peak_rss(self.pid) or 0)
                 if count % keep_each == 0:
                     self.curve.append((round(time.monotonic() - begin, 3), self.rss))
                     if len(self.curve) >= self.points:

@@ -102,7 +102,7 @@ class TrainOptions:
             raise DamagedFileError(f"{where} is damaged: in the options of the training run, {error}") from None
 
 
-def rate_share(step: int, total: int) -> float:
+def schedule(step: int, total: int) -> float:
     """The share of the learning rate at `step` of `total`, from 0 on.
 
     A cosine to zero, (1 + cos(pi * step / total)) / 2 (the paper's); in the first tenth of the steps the rate rises in

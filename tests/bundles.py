@@ -41,7 +41,7 @@ def make_bundle(
     network: SmallNetwork,
     optimizer: str = "adam",
     knobs: Knobs = Knobs(),  # noqa: B008
-    several: bool = False,
+    multi_label: bool = False,
     classes: tuple[str, ...] = CLASSES,
     model_input: Input = INPUT,
     memory_limit: int | None = None,
@@ -49,14 +49,14 @@ def make_bundle(
     """A bundle for the native trainer and, where it is installed, for onnxruntime-training."""
     if knobs.frozen_weights == "int8":
         round_frozen_weights(network.model, network.trainable)
-    step = compile_step(network.graph(model_input.framing.stored), knobs, several)
+    step = compile_step(network.graph(model_input.framing.stored), knobs, multi_label)
     with_ort = HAS_ORT and optimizer in ORT_OPTIMIZERS
     manifest = Manifest(
         "small", "", classes, len(classes), model_input, optimizer, 4,
         tuple(Dropout(d.name, d.shape, d.rate) for d in network.dropouts), network.trainable, 2, 1,
         {"parameters": 1.0, "activations": 1.0}, ("native", "onnxruntime-training")[: 1 + with_ort], "test",
         knobs.frozen_weights, memory_limit, step.memory(optimizer), knobs, step.segments,
-        labels="several" if several else "one",
+        labels="multi" if multi_label else "single",
     )  # fmt: skip
     with new_bundle(out) as folder:
         ir.save(network.model, folder / FORWARD)
@@ -64,7 +64,7 @@ def make_bundle(
             (folder / ORT_FOLDER).mkdir()
             export_ort_training(
                 network.model, list(network.trainable), network.frozen, optimizer, folder / ORT_FOLDER,
-                multi_label=several,
+                multi_label=multi_label,
             )  # fmt: skip
         write_program(folder / STEP, step, manifest)
         write_manifest(folder, manifest)

@@ -356,7 +356,7 @@ class ReferenceStep:
 
     def _loss(self, op: Op, reads: Tensors) -> Tensors:
         logits, targets = reads["x"].flatten(1).detach().requires_grad_(), reads["targets"]
-        if op.attributes["several"]:
+        if op.attributes["multi_label"]:
             loss = functional.binary_cross_entropy_with_logits(logits[0], targets.flatten())
         else:
             loss = -(targets * logits.log_softmax(1)).sum()

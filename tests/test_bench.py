@@ -59,9 +59,9 @@ def test_every_runtime_takes_the_same_steps(bundle: Path) -> None:
     ("what", "missing"),
     [
         (("--classes", 4, "--method", "full", "--optimizer", "momentum"), {ORT, PLAIN}),
-        (("--classes", 4, "--method", "bias", "--optimizer", "sgd", "--several-labels"), set(RUNTIMES) - set(HERE)),
+        (("--classes", 4, "--method", "bias", "--optimizer", "sgd", "--multi-label"), set(RUNTIMES) - set(HERE)),
     ],
-    ids=["momentum", "several labels"],
+    ids=["momentum", "multi-label"],
 )
 def test_every_loss_and_optimizer_is_the_same_everywhere(tmp_path: Path, what: tuple, missing: set[str]) -> None:
     found = bench(prepare(tmp_path / "bundle", *what), "--steps", 1)

@@ -45,7 +45,7 @@ def test_what_a_limit_made_prepare_choose_is_shown_with_its_price(tmp_path: Path
     for knob, words in (("moments", "optimizer state in 8 bits"), ("trained_weights", "trained weights in 16 bits")):
         (line,) = [line for line in out.splitlines() if words in line]
         assert f"{weighed[knob]['bytes_saved'] / 1e6:.1f} MB" in line
-        assert f"{weighed[knob]['time_share']:+.1%}" in line
+        assert f"{weighed[knob]['time_fraction']:+.1%}" in line
 
 
 def test_the_list_of_commands_fits_a_terminal() -> None:

@@ -20,8 +20,8 @@ def bytes_of(method: str, optimizer: str, batch: int, limit: int | None) -> tupl
 
 
 def test_without_a_limit_nothing_is_given_up() -> None:
-    assert bytes_of("full", "adam", 1, None)[1] == Knobs(sums="none")
-    assert bytes_of("full", "adam", 8, None)[1] == Knobs(sums="float32")
+    assert bytes_of("full", "adam", 1, None)[1] == Knobs(accumulation="none")
+    assert bytes_of("full", "adam", 8, None)[1] == Knobs(accumulation="float32")
 
 
 @pytest.mark.parametrize(("method", "batch"), [("bias", 1), ("lite-residual+bias", 8), ("full", 1)])
@@ -42,7 +42,12 @@ def test_what_is_chosen_fits(method: str, batch: int) -> None:
 def test_each_choice_is_weighed_alone() -> None:
     network = smooth_network("full")
     knobs = Knobs(
-        trained_weights="bfloat16", moments="8bit", sums="none", kept="bfloat16", recomputed=5, scratch_bytes=4096
+        trained_weights="bfloat16",
+        moments="8bit",
+        accumulation="none",
+        saved="bfloat16",
+        recomputed=5,
+        scratch_bytes=4096,
     )
 
     def compile_with(knobs: Knobs) -> StepPlan:
@@ -50,21 +55,21 @@ def test_each_choice_is_weighed_alone() -> None:
 
     step = compile_with(knobs)
     choices = {choice.knob: choice for choice in weigh_choices(step, "adam", 1, compile_with)}
-    turned = {"trained_weights", "moments", "sums", "kept", "recomputed", "scratch_bytes"}
-    assert {"trained_weights", "moments", "sums", "recomputed"} <= set(choices) <= turned
+    turned = {"trained_weights", "moments", "accumulation", "saved", "recomputed", "scratch_bytes"}
+    assert {"trained_weights", "moments", "accumulation", "recomputed"} <= set(choices) <= turned
     weights = sum(p.value.size for p in step.graph.parameters.values() if p.layout != "vector")
     gradients = 4 * sum(p.value.size for p in step.graph.parameters.values())
     assert choices["trained_weights"].bytes_saved == pytest.approx(2 * weights, rel=0.02)
     assert choices["moments"].bytes_saved == pytest.approx(2 * (3 - 1 / 32) * weights, rel=0.02)
-    assert choices["sums"].bytes_saved <= gradients
+    assert choices["accumulation"].bytes_saved <= gradients
     assert all(choice.bytes_saved > 0 for choice in choices.values())
-    assert all(choices[knob].time_share > 0 for knob in set(choices) - {"sums", "scratch_bytes"})
-    assert choices["sums"].time_share == 0
-    of_four = {choice.knob: choice.time_share for choice in weigh_choices(step, "adam", 4, compile_with)}
-    assert of_four["moments"] < choices["moments"].time_share / 3  # updates come once a batch
+    assert all(choices[knob].time_fraction > 0 for knob in set(choices) - {"accumulation", "scratch_bytes"})
+    assert choices["accumulation"].time_fraction == 0
+    of_four = {choice.knob: choice.time_fraction for choice in weigh_choices(step, "adam", 4, compile_with)}
+    assert of_four["moments"] < choices["moments"].time_fraction / 3  # updates come once a batch
 
 
 def test_cheap_knobs_come_first() -> None:
     """Rounding frozen weights costs no time."""
     most, _ = bytes_of("bias", "sgd", 1, None)
-    assert bytes_of("bias", "sgd", 1, most - 1)[1] == Knobs("int8", sums="none")
+    assert bytes_of("bias", "sgd", 1, most - 1)[1] == Knobs("int8", accumulation="none")

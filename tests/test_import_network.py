@@ -79,7 +79,9 @@ def check_logits(graph: Graph, exact: EagerNetwork, size: int = SIZE) -> None:
     x = 4 * torch.randn(1, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     targets = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     reads = {"x": graph.logits, "targets": graph.add_value("targets", (CLASSES,))}
-    graph.backward.append(Op("loss", reads, {"dx": graph.add_value("gradient", (CLASSES,))}, {}, {"several": False}))
+    graph.backward.append(
+        Op("loss", reads, {"dx": graph.add_value("gradient", (CLASSES,))}, {}, {"multi_label": False})
+    )
     held = {n: torch.tensor(p.to_torch(p.value), dtype=torch.float64) for n, p in graph.parameters.items()}
     loss = ReferenceStep(graph, held).run(x[0], targets, [])
     expected = -(targets * exact(x).log_softmax(1)).sum()
@@ -224,7 +226,7 @@ def test_pooling(average: bool, size: int, kernel: int, stride: int, padding: in
     targets = compiled.add_value("targets", (CLASSES,))
     gradient = compiled.add_value("gradient", (CLASSES,))
     compiled.backward.append(
-        Op("loss", {"x": compiled.logits, "targets": targets}, {"dx": gradient}, {}, {"several": False})
+        Op("loss", {"x": compiled.logits, "targets": targets}, {"dx": gradient}, {}, {"multi_label": False})
     )
     loss = reference.run(x[0], torch.eye(CLASSES)[0].double(), [])
     assert loss == pytest.approx(float(-expected.log_softmax(1)[0, 0]), rel=1e-6)

@@ -1,4 +1,4 @@
-"""Several labels an image: the table, and the packed file."""
+"""Multi-label images: the table, and the packed file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ R = Framing(7, 7)  # packs to 8 x 8
 
 
 def labelled(folder: Path, count: int, seed: int = 0) -> Path:
-    """`count` images, some of no class and some of several, and their table."""
+    """`count` images, some of no class and some of more, and their table."""
     rows = ["file," + ",".join(NAMES)]
     for number in range(count):
         marks = [number >> bit & 1 for bit in range(len(NAMES))]
@@ -85,7 +85,7 @@ def test_packing(tmp_path: Path) -> None:
     report = pack(folder, tmp_path / "data", R, on_warning=warnings.append)
     assert (report.count, report.counts, len(report.skipped), len(warnings)) == (7, dict.fromkeys(NAMES, 3), 1, 1)
     with open_dataset(tmp_path / "data") as dataset:
-        assert (dataset.kind, dataset.count, dataset.classes) == ("several", 7, list(NAMES))
+        assert (dataset.kind, dataset.count, dataset.classes) == ("multi", 7, list(NAMES))
         assert dataset.labels == [] and dataset.counts() == [3, 3, 3]
         assert dataset.marks == [bytes(number >> bit & 1 for bit in range(3)) for number in range(7)]
     pack(folder, tmp_path / "turned", R, ("fox", "cat", "dog"))
@@ -104,12 +104,12 @@ def test_other_columns_than_the_models_are_refused(tmp_path: Path, classes: tupl
 
 DAMAGED: dict[str, tuple[dict[str, str], str, tuple[int, ...], bytes, str]] = {
     "kind": ({"labels": "x"}, "U8", (2, 2), bytes(4), "its labels are of an unknown kind"),
-    "no classes": ({"classes": "[]"}, "U8", (2, 0), b"", "several labels an image, but no classes"),
+    "no classes": ({"classes": "[]"}, "U8", (2, 0), b"", "multi-label, but has no classes"),
     "numbers": ({}, "I32", (2,), bytes(8), r"its labels are I32 \[2\], not U8 \[2, 2\]"),
     "too few": ({}, "U8", (1, 2), bytes(2), r"its labels are U8 \[1, 2\], not U8 \[2, 2\]"),
     "too many classes": ({}, "U8", (2, 3), bytes(6), r"its labels are U8 \[2, 3\], not U8 \[2, 2\]"),
     "no bit": ({}, "U8", (2, 2), b"\0\1\2\0", "the label 2 of sample 1 is neither 0 nor 1"),
-    "marks of one": ({"labels": "one"}, "U8", (2, 2), bytes(4), r"its labels are U8 \[2, 2\], not I32 \[2\]"),
+    "marks of one": ({"labels": "single"}, "U8", (2, 2), bytes(4), r"its labels are U8 \[2, 2\], not I32 \[2\]"),
 }
 
 
@@ -118,7 +118,7 @@ def test_each_kind_of_damage_is_named(tmp_path: Path, case: str) -> None:
     """The trainer is held to the same sentences in tests/test_native_sampling.py."""
     changes, dtype, shape, content, sentence = DAMAGED[case]
     metadata = {
-        "format": FORMAT, "version": "2", "classes": '["a", "b"]', "labels": "several",
+        "format": FORMAT, "version": "2", "classes": '["a", "b"]', "labels": "multi",
         "height": "7", "width": "7", "channels": "3", "fit": "crop", "margin": "true",
     }  # fmt: skip
     pixels = ("images", "U8", (2, 8, 8, 3), bytes(384))

@@ -30,7 +30,7 @@ ALL = Knobs("int8", True, "bfloat16", "8bit", "none", "8bit", 3, 4096)
 LIMIT = 1_500_000
 SETTINGS = {
     "as it comes": Knobs(scratch_bytes=2**62),
-    "chunks, batch": Knobs(scratch_bytes=16_384, sums="bfloat16"),
+    "chunks, batch": Knobs(scratch_bytes=16_384, accumulation="bfloat16"),
     "all": ALL,
 }
 
@@ -82,7 +82,7 @@ def test_each_kind_is_there_where_its_pass_is() -> None:
     assert not any(plain.bytes["loaded"]) and any(all_on.bytes["loaded"])
     assert min(plain.bytes["gradients"]) == max(plain.bytes["gradients"]) > 0  # of all parameters, all the time
     assert min(all_on.bytes["gradients"]) == 0 < max(all_on.bytes["gradients"]) < max(plain.bytes["gradients"])
-    assert max(all_on.bytes["kept"]) < max(plain.bytes["kept"])
+    assert max(all_on.bytes["saved"]) < max(plain.bytes["saved"])
     for line in (plain, all_on):
         turn = line.forward_operators - 1
         assert line.bytes["masks"][turn] == max(line.bytes["masks"]) > line.bytes["masks"][-1]
@@ -206,15 +206,15 @@ def test_the_map_shows_what_lies_where(small: Path) -> None:
     assert int(peak.split()[0]) == line.peak
     for row in operators:
         cells = row[36:100]
-        assert set(cells) <= set("KMgwt.")
+        assert set(cells) <= set("SMgwt.")
         assert all(f" {letter} " in f" {legend}" for letter in set(cells))
     used = {letter for row in operators for letter in row[36:100]}
-    assert {"K", "M", "t", "w", "."} <= used
+    assert {"S", "M", "t", "w", "."} <= used
 
 
 def test_a_cell_is_of_the_kind_that_takes_most_of_it() -> None:
-    places = [Place("a", "kept", 0, 64), Place("b", "masks", 128, 190), Place("c", "transient", 190, 192)]
-    assert _cells(places, 256) == 16 * "K" + 16 * "." + 16 * "M" + 16 * "."
+    places = [Place("a", "saved", 0, 64), Place("b", "masks", 128, 190), Place("c", "transient", 190, 192)]
+    assert _cells(places, 256) == 16 * "S" + 16 * "." + 16 * "M" + 16 * "."
     assert _cells([Place("a", "gradients", 0, 65)], 6400) == "g" + 63 * "."
     assert _cells([Place("a", "loaded", 10, 55)], 6400) == 64 * "."  # less than half
 
@@ -240,7 +240,7 @@ def test_inspect_explains_the_plan(small: Path, tmp_path: Path) -> None:
         "bfloat16", "8 bits", "the limit is 1.5 MB",
     ):  # fmt: skip
         assert words in said, words
-    other = make_bundle(tmp_path / "bundle", "bias", Knobs(sums="bfloat16"))
+    other = make_bundle(tmp_path / "bundle", "bias", Knobs(accumulation="bfloat16"))
     said = ok("inspect", other)
     for words in ("nothing to recompute", "of a batch summed up, bfloat16", "float32\n"):
         assert words in said, words

@@ -134,12 +134,16 @@ LOW = Knobs("int8", True, "bfloat16", "8bit", "none", "bfloat16", 1000, 4_096)
 @pytest.mark.parametrize("optimizer", ["adam", "momentum", "sgd"])
 @pytest.mark.parametrize(
     "knobs",
-    [LOW, replace(LOW, sums="bfloat16", kept="8bit", scratch_bytes=16_384), Knobs(streamed=True, scratch_bytes=2_048)],
+    [
+        LOW,
+        replace(LOW, accumulation="bfloat16", saved="8bit", scratch_bytes=16_384),
+        Knobs(streamed=True, scratch_bytes=2_048),
+    ],
     ids=["one sample a step", "sums in bfloat16", "streamed"],
 )
 def test_with_every_knob_it_learns_and_resumes(tmp_path: Path, data: Path, knobs: Knobs, optimizer: str) -> None:
     """Low precision follows float32 from afar, and a resumed run is the uninterrupted one, bit by bit."""
-    batch = 1 if knobs.sums == "none" else 4
+    batch = 1 if knobs.accumulation == "none" else 4
     rate = {"adam": 1e-3, "momentum": 1e-3, "sgd": 1e-2}[optimizer]
     options = replace(OPTIONS, batch_size=batch, lr=rate, lr_bias=rate, lr_lite_residual=rate, lr_weight=rate / 10)
     source = data / "train.safetensors"
@@ -164,7 +168,7 @@ def test_with_every_knob_it_learns_and_resumes(tmp_path: Path, data: Path, knobs
 
 
 def test_a_batch_needs_room_for_sums(tmp_path: Path, data: Path) -> None:
-    bundle = make_bundle(tmp_path / "bundle", smooth_network("bias"), knobs=Knobs(sums="none"))
+    bundle = make_bundle(tmp_path / "bundle", smooth_network("bias"), knobs=Knobs(accumulation="none"))
     with pytest.raises(UsageError, match="--batch-size 1"):
         train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime="native", options=OPTIONS)
 
@@ -216,7 +220,7 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, data: Path) -> None:
 
 @pytest.mark.parametrize("method", ["lite-residual+bias", "full"])
 def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, data: Path, method: str) -> None:
-    knobs = Knobs("int8", streamed=True, moments="8bit", sums="float32", scratch_bytes=8_192)
+    knobs = Knobs("int8", streamed=True, moments="8bit", accumulation="float32", scratch_bytes=8_192)
     bundle = make_bundle(tmp_path / "bundle", smooth_network(method), "adam", knobs)
     runs = []
     for count in (1, 2, 5):

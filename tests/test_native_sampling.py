@@ -299,14 +299,14 @@ def test_it_refuses_unusable_datasets_with_the_same_sentence(
         ({}, (2, 3), bytes(6)),
         ({}, (4,), bytes(4)),
         ({}, (2, 2), b"\0\1\2\0"),
-        ({"labels": "one"}, (2, 2), bytes(4)),
+        ({"labels": "single"}, (2, 2), bytes(4)),
     ],
 )
-def test_it_refuses_unusable_several_labels_with_the_same_sentence(
+def test_it_refuses_unusable_multi_label_with_the_same_sentence(
     program: Path, tmp_path: Path, changes: dict[str, str], shape: tuple[int, ...], content: bytes
 ) -> None:
     path = tmp_path / "data"
-    metadata = {**METADATA, "classes": '["a", "b"]', "height": "7", "width": "7", "labels": "several"}
+    metadata = {**METADATA, "classes": '["a", "b"]', "height": "7", "width": "7", "labels": "multi"}
     tensors = [("images", "U8", (2, 8, 8, 3), bytes(384)), ("labels", "U8", shape, content)]
     write_tensors(path, tensors, {**metadata, **changes})
     with pytest.raises(DamagedFileError) as refused:
@@ -314,8 +314,8 @@ def test_it_refuses_unusable_several_labels_with_the_same_sentence(
     assert said(program, "dataset", path, code=3) == f"3 {refused.value}\n"
 
 
-def test_it_reads_the_same_several_labels(program: Path, tmp_path: Path) -> None:
-    metadata = {**METADATA, "classes": '["a", "b"]', "height": "7", "width": "7", "labels": "several"}
+def test_it_reads_the_same_multi_label(program: Path, tmp_path: Path) -> None:
+    metadata = {**METADATA, "classes": '["a", "b"]', "height": "7", "width": "7", "labels": "multi"}
     tensors = [("images", "U8", (2, 8, 8, 3), bytes(384)), ("labels", "U8", (2, 2), b"\0\1\1\1")]
     write_tensors(tmp_path / "data", tensors, metadata)
     with open_dataset(tmp_path / "data") as dataset:

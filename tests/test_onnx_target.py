@@ -83,10 +83,10 @@ def test_what_it_says_of_itself() -> None:
     assert (said["height"], said["width"], said["channels"]) == ("7", "6", "3")
     assert (json.loads(said["mean"]), json.loads(said["std"])) == ([10.0, 120.0, 250.0], [1.5, 50.0, 127.5])
     assert (exported.ir_version, [entry.version for entry in exported.opset_import]) == (8, [17])
-    assert (said["fit"], said["labels"], said["backbone"], said["method"]) == ("squash", "one", "small", "test")
+    assert (said["fit"], said["labels"], said["backbone"], said["method"]) == ("squash", "single", "small", "test")
     model, wanted = eight_bit_classifier()
-    several = inference_model(model, replace(wanted, labels="several"), {}, NAMES)
-    assert about(several)["labels"] == "several"
+    multi_label = inference_model(model, replace(wanted, labels="multi"), {}, NAMES)
+    assert about(multi_label)["labels"] == "multi"
 
 
 def test_weights_of_8_bits_stay_so() -> None:

@@ -69,7 +69,7 @@ def work(step: StepPlan, optimizer: str = "adam") -> dict[str, int]:
 
 
 def test_the_work_of_a_step_is_that_of_its_plan() -> None:
-    step = compiled("full", Knobs(sums="none"))
+    step = compiled("full", Knobs(accumulation="none"))
     counted = work(step)
     assert counted["pointwise"] + counted["conv"] + counted["depthwise"] == step.multiply_adds()
     trained = sum(p.value.size for p in step.graph.parameters.values() if p.trains)
@@ -78,7 +78,7 @@ def test_the_work_of_a_step_is_that_of_its_plan() -> None:
 
 
 def test_knobs_are_work() -> None:
-    knobs = Knobs("int8", streamed=True, trained_weights="bfloat16", moments="8bit", sums="bfloat16")
+    knobs = Knobs("int8", streamed=True, trained_weights="bfloat16", moments="8bit", accumulation="bfloat16")
     step = compiled("lite-residual+bias", knobs)
     counted = work(step)
     assert counted["streamed"] == step.streamed_bytes()
@@ -90,7 +90,7 @@ def test_knobs_are_work() -> None:
 
 
 def test_every_kind_of_work_has_a_cost_on_every_processor() -> None:
-    knobs = Knobs("int8", streamed=True, trained_weights="bfloat16", moments="8bit", sums="bfloat16")
+    knobs = Knobs("int8", streamed=True, trained_weights="bfloat16", moments="8bit", accumulation="bfloat16")
     step = compiled("full", knobs)
     kinds = {kind for optimizer in ("sgd", "momentum", "adam") for kind in work(step, optimizer)}
     for costs in INSTRUCTIONS.values():
@@ -98,7 +98,7 @@ def test_every_kind_of_work_has_a_cost_on_every_processor() -> None:
 
 
 def test_boards_are_ranked_as_their_cores_are() -> None:
-    counted = work(compiled("bias", Knobs(sums="none")))
+    counted = work(compiled("bias", Knobs(accumulation="none")))
     times = {board.name: predicted_step_seconds(counted, 1, board) for board in BOARDS}
     zero, three, four, five = (times[f"raspberry-pi-{name}"] or 0 for name in ("zero-2-w", "3b-plus", "4", "5"))
     assert zero > three > four > five > 0

@@ -64,11 +64,15 @@ def engine_gradients(step: StepPlan, trace: dict[str, np.ndarray]) -> dict[str, 
 @pytest.mark.parametrize(
     ("backbone", "method", "knobs"),
     [
-        ("mobilenet-v2", "bias", Knobs(sums="none", scratch_bytes=65_536)),
-        ("mobilenet-v2", "full", Knobs(sums="none", recomputed=1000, scratch_bytes=65_536)),
-        ("proxylessnas-mobile", "lite-residual+bias", Knobs(sums="none", recomputed=1000, scratch_bytes=65_536)),
+        ("mobilenet-v2", "bias", Knobs(accumulation="none", scratch_bytes=65_536)),
+        ("mobilenet-v2", "full", Knobs(accumulation="none", recomputed=1000, scratch_bytes=65_536)),
+        (
+            "proxylessnas-mobile",
+            "lite-residual+bias",
+            Knobs(accumulation="none", recomputed=1000, scratch_bytes=65_536),
+        ),
         ("efficientnet-lite0", "lite-residual+bias", Knobs(scratch_bytes=65_536)),
-        ("efficientnet-lite0", "norm+last", Knobs(sums="none", recomputed=20, scratch_bytes=131_072)),
+        ("efficientnet-lite0", "norm+last", Knobs(accumulation="none", recomputed=20, scratch_bytes=131_072)),
     ],
 )
 def test_gradients_against_float64_with_the_engines_masks(

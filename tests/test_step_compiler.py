@@ -20,7 +20,7 @@ from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.ir import Graph, Op, Parameter, Value
 from tinytl_edge.export.step.plan import ALIGNMENT, plan
 from tinytl_edge.export.step.quantise import quantise
-from tinytl_edge.export.step.recompute import kept_values
+from tinytl_edge.export.step.recompute import saved_values
 from tinytl_edge.export.step.verify import PlanError, verify
 from tinytl_edge.export.tinytl.trainables import METHODS
 from tinytl_edge.runtime.errors import UsageError
@@ -29,14 +29,20 @@ from tinytl_edge.runtime.errors import UsageError
 SCRATCH = [SCRATCH_BYTES, 16_384, 4_096]
 
 
-@pytest.mark.parametrize("recomputed", [0, 1000], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("recomputed", [0, 1000], ids=["saved", "recomputed"])
 @pytest.mark.parametrize("scratch_bytes", SCRATCH)
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_against_autograd_in_float64(method: str, scratch_bytes: int, recomputed: int) -> None:
     network = smooth_network(method)
-    sums = ("none", "float32", "bfloat16")[SCRATCH.index(scratch_bytes)]
-    kept = ("float32", "8bit", "bfloat16")[SCRATCH.index(scratch_bytes)]  # the reference rounds nothing
-    knobs = Knobs(scratch_bytes=scratch_bytes, recomputed=recomputed, sums=sums, streamed=recomputed > 0, kept=kept)
+    accumulation = ("none", "float32", "bfloat16")[SCRATCH.index(scratch_bytes)]
+    saved = ("float32", "8bit", "bfloat16")[SCRATCH.index(scratch_bytes)]  # the reference rounds nothing
+    knobs = Knobs(
+        scratch_bytes=scratch_bytes,
+        recomputed=recomputed,
+        accumulation=accumulation,
+        streamed=recomputed > 0,
+        saved=saved,
+    )
     step = compile_step(network.graph(), knobs)
     exact = network.exact()
     x = images(1, seed=3).double()
@@ -66,17 +72,19 @@ def test_frozen_weights_keep_nothing_but_bits() -> None:
     )
 
 
-@pytest.mark.parametrize(("kept", "bytes_an_element"), [("bfloat16", 2), ("8bit", 1 + 4 / 64)])
+@pytest.mark.parametrize(("saved", "bytes_an_element"), [("bfloat16", 2), ("8bit", 1 + 4 / 64)])
 @pytest.mark.parametrize("recomputed", [0, 1000])
-def test_what_waits_for_the_backward_pass_takes_fewer_bits(kept: str, bytes_an_element: float, recomputed: int) -> None:
+def test_what_waits_for_the_backward_pass_takes_fewer_bits(
+    saved: str, bytes_an_element: float, recomputed: int
+) -> None:
     network = smooth_network("full")
 
-    def waiting(kept: str) -> tuple[dict[str, Value], StepPlan]:
-        step = compile_step(network.graph(), Knobs(kept=kept, recomputed=recomputed, sums="none"))
-        values = (step.graph.values[name] for name in kept_values(step.graph))
-        return {v.name.removeprefix("kept/"): v for v in values if v.dtype != "bit"}, step
+    def waiting(saved: str) -> tuple[dict[str, Value], StepPlan]:
+        step = compile_step(network.graph(), Knobs(saved=saved, recomputed=recomputed, accumulation="none"))
+        values = (step.graph.values[name] for name in saved_values(step.graph))
+        return {v.name.removeprefix("saved/"): v for v in values if v.dtype != "bit"}, step
 
-    (exact, whole), (rounded, small) = waiting("float32"), waiting(kept)
+    (exact, whole), (rounded, small) = waiting("float32"), waiting(saved)
     assert rounded.keys() == exact.keys()
     compressed = [name for name in exact if rounded[name].dtype != "float32"]
     assert {name for name in exact if exact[name].bytes >= 4096} == set(compressed) != set()
@@ -85,13 +93,13 @@ def test_what_waits_for_the_backward_pass_takes_fewer_bits(kept: str, bytes_an_e
         assert bytes_an_element * elements <= rounded[name].bytes <= bytes_an_element * elements + 8
     assert small.plan.floor < whole.plan.floor
     # The forward pass reads no map that was rounded.
-    assert not {op.kind for op in small.graph.forward if any(n.startswith("kept/") for n in op.reads.values())}
+    assert not {op.kind for op in small.graph.forward if any(n.startswith("saved/") for n in op.reads.values())}
 
 
 def test_no_weights_gradient_of_a_block_or_head_exists_whole() -> None:
     """In chunks of 32 channels, or strips; each is applied at once."""
     network = smooth_network("full")
-    knobs = Knobs(scratch_bytes=4096, sums="none")
+    knobs = Knobs(scratch_bytes=4096, accumulation="none")
     graph = compile_step(network.graph(), knobs).graph
     chunks: dict[str, list[int]] = {}
     for op in graph.backward:

@@ -19,7 +19,7 @@ from conftest import EPOCHS, STEPS_AN_EPOCH, TRAINING, ok, start, tinytl
 import tinytl_edge
 from tinytl_edge.runtime.errors import WorkerError
 from tinytl_edge.runtime.files.run import CHECKPOINTS
-from tinytl_edge.runtime.options import rate_share
+from tinytl_edge.runtime.options import schedule
 from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 ADAPTER = "adapter.safetensors"
@@ -58,7 +58,7 @@ def test_the_events_tell_the_whole_story(run: Path) -> None:
     assert [event["step"] for event in steps] == list(range(1, STEPS + 1))
     assert all(event["ms"] > 0 and event["loss"] > 0 for event in steps)
     rates = [event["lr"] for event in steps]
-    assert rates == pytest.approx([0.03 * rate_share(step, STEPS) for step in range(STEPS)])
+    assert rates == pytest.approx([0.03 * schedule(step, STEPS) for step in range(STEPS)])
     epochs = [event for event in middle if event["event"] == "epoch"]
     assert [event["epoch"] for event in epochs] == list(range(1, EPOCHS + 1))
     assert set(epochs[0]) >= {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "rss_bytes"}
@@ -71,7 +71,7 @@ def test_the_events_tell_the_whole_story(run: Path) -> None:
 
 @pytest.mark.parametrize("total", [1, 9, 10, 55, 1800])
 def test_the_rate_rises_for_a_tenth_and_falls_to_zero(total: int) -> None:
-    shares = [rate_share(step, total) for step in range(total)]
+    shares = [schedule(step, total) for step in range(total)]
     warm_up = -(-total // 10)
     cosine = [0.5 * (1 + math.cos(math.pi * step / total)) for step in range(total)]
     assert shares[warm_up - 1 :] == pytest.approx(cosine[warm_up - 1 :])

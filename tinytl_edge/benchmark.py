@@ -162,7 +162,7 @@ def _plain_bundle(bundle: Bundle, scratch: Path) -> Path:
 
     from tinytl_edge.export.ort.training import export_ort_training
     from tinytl_edge.export.tinytl.parameters import find_parameters
-    from tinytl_edge.runtime.images.dataset import SEVERAL
+    from tinytl_edge.runtime.images.dataset import MULTI
 
     manifest, forward = bundle.manifest, ir.load(bundle.file(FORWARD))
     frozen = [name for name in find_parameters(forward) if name not in manifest.trainable]
@@ -170,7 +170,7 @@ def _plain_bundle(bundle: Bundle, scratch: Path) -> Path:
     (folder / ORT_FOLDER).mkdir(parents=True)
     export_ort_training(
         forward, list(manifest.trainable), frozen, manifest.optimizer, folder / ORT_FOLDER, rewritten=False,
-        multi_label=manifest.labels == SEVERAL,
+        multi_label=manifest.labels == MULTI,
     )  # fmt: skip
     write_manifest(folder, manifest)
     return folder

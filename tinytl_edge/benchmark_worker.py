@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tinytl_edge.runtime.errors import TinyTLError
 from tinytl_edge.runtime.files.bundle import FORWARD, Bundle, Manifest, open_bundle
-from tinytl_edge.runtime.images.dataset import SEVERAL
+from tinytl_edge.runtime.images.dataset import MULTI
 from tinytl_edge.runtime.images.sampling import draws, key
 from tinytl_edge.runtime.memory import peak_rss
 from tinytl_edge.runtime.workers.events import emit
@@ -130,8 +130,8 @@ class _PyTorch:
         self._torch = torch
         manifest = bundle.manifest
         self._network = EagerNetwork(bundle.file(FORWARD), manifest.trainable)  # without masks nothing is dropped
-        several = manifest.labels == SEVERAL
-        self._loss: Any = functional.binary_cross_entropy_with_logits if several else functional.cross_entropy
+        multi_label = manifest.labels == MULTI
+        self._loss: Any = functional.binary_cross_entropy_with_logits if multi_label else functional.cross_entropy
         trained = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
         self._optimizer: torch.optim.Optimizer
         if manifest.optimizer == "adam":

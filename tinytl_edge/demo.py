@@ -147,7 +147,7 @@ def _split(data: Path, links: Path) -> tuple[Path, Path]:
     for folder in (data, data / "train"):
         if has_table(folder):
             raise DataError(
-                f"{folder} has {TABLE}, several labels an image: the demo takes class folders, for these use "
+                f"{folder} has {TABLE}, so it is multi-label: the demo takes class folders, for these use "
                 "prepare and train."
             )
     for name in ("test", "val", "validation"):

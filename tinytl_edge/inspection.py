@@ -13,7 +13,7 @@ from tinytl_edge.runtime.errors import DamagedFileError
 from tinytl_edge.runtime.files.bundle import Bundle, Input, Manifest, is_bundle, open_bundle
 from tinytl_edge.runtime.files.run import is_run, open_run
 from tinytl_edge.runtime.files.tensors import open_tensors
-from tinytl_edge.runtime.images.dataset import SEVERAL, open_dataset
+from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.images.framing import Framing
 from tinytl_edge.runtime.memory import megabytes
 
@@ -130,9 +130,9 @@ def describe(content: dict[str, Any]) -> str:
         return _describe_bundle_text(content)
     if content["kind"] == "dataset":
         rows = [_row(name, count) for name, count in content["classes"].items()]
-        several = ", several labels each" if content["labels"] == SEVERAL else ""
+        multi_label = ", multi-label" if content["labels"] == MULTI else ""
         height, width, _ = content["stored"]
-        head = f"dataset of {content['images']} images{several}, stored as {height} x {width} px"
+        head = f"dataset of {content['images']} images{multi_label}, stored as {height} x {width} px"
         return "\n".join([head, _row("for an input of", Framing(**content["framing"])), *rows])
     about = [_row(name, value) for name, value in content["metadata"].items() if name != "format"]
     rows = [_row(name, f"{dtype} {shape}") for name, (dtype, shape) in content["tensors"].items()]
@@ -152,7 +152,7 @@ def _describe_bundle_text(content: dict[str, Any]) -> str:
             _row("method", content["method"]),
             *_describe_outputs(classes),
             *([_row("prepared for", content["device"])] if content["device"] else []),
-            *([_row("labels", "several an image")] if content["labels"] == SEVERAL else []),
+            *([_row("labels", "multi-label")] if content["labels"] == MULTI else []),
             _row("input", model_input.framing),
             _row("  mean of its pixels", ", ".join(f"{value:g}" for value in model_input.mean)),
             _row("  standard deviation", ", ".join(f"{value:g}" for value in model_input.std)),
@@ -188,12 +188,16 @@ def _describe_step_text(step: dict[str, Any]) -> list[str]:
     planned, limit, knobs = step["planned_bytes"], step["memory_limit_bytes"], step["knobs"]
     strips = f"wide maps in strips and chunks of {megabytes(knobs['scratch_bytes'])}"
     some = f"{knobs['recomputed']} of {step['segments']} segments recomputed"
-    if knobs["kept"] != "float32":
-        some += f"; kept maps in {'8 bits' if knobs['kept'] == '8bit' else knobs['kept']}"
-    sums = "updates right behind them" if knobs["sums"] == "none" else f"of a batch summed up, {knobs['sums']}"
+    if knobs["saved"] != "float32":
+        some += f"; saved activations in {'8 bits' if knobs['saved'] == '8bit' else knobs['saved']}"
+    gradients = (
+        "updates right behind them"
+        if knobs["accumulation"] == "none"
+        else f"of a batch summed up, {knobs['accumulation']}"
+    )
     explained = {
         "arena": f"{strips}; {some if step['segments'] else 'nothing to recompute'}",
-        "gradients": sums,
+        "gradients": gradients,
         "frozen": knobs["frozen_weights"] + (", streamed" if knobs["streamed"] else ""),
         "trainable": knobs["trained_weights"],
         "optimizer": "8 bits" if knobs["moments"] == "8bit" else knobs["moments"],
@@ -208,7 +212,7 @@ def _describe_step_text(step: dict[str, Any]) -> list[str]:
     ]
     weighed = {choice["knob"]: choice for choice in step["choices"]}
     choices = [
-        f"  {knob_words(knob, knobs[knob]):<32} {megabytes(choice['bytes_saved']):>9} {choice['time_share']:>+8.1%}"
+        f"  {knob_words(knob, knobs[knob]):<32} {megabytes(choice['bytes_saved']):>9} {choice['time_fraction']:>+8.1%}"
         for knob in KNOB_WORDS
         if (choice := weighed.get(knob))
     ]

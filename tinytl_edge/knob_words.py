@@ -5,9 +5,9 @@ from __future__ import annotations
 # In the order in which people are told.
 KNOB_WORDS = {
     "scratch_bytes": "strips and chunks of wide maps",
-    "sums": "updates right behind gradients",
+    "accumulation": "updates right behind gradients",
     "recomputed": "recomputation",
-    "kept": "kept maps in fewer bits",
+    "saved": "saved activations in fewer bits",
     "frozen_weights": "frozen weights in 8 bits",
     "streamed": "frozen weights streamed",
     "trained_weights": "trained weights in 16 bits",
@@ -17,4 +17,4 @@ KNOB_WORDS = {
 
 def knob_words(knob: str, setting: object) -> str:
     """What a knob does where it is turned to `setting`."""
-    return "batch summed up in 16 bits" if (knob, setting) == ("sums", "bfloat16") else KNOB_WORDS[knob]
+    return "batch summed up in 16 bits" if (knob, setting) == ("accumulation", "bfloat16") else KNOB_WORDS[knob]

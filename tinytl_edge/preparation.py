@@ -45,7 +45,7 @@ from tinytl_edge.runtime.files.bundle import (
     open_bundle,
     write_manifest,
 )
-from tinytl_edge.runtime.images.dataset import ONE, SEVERAL
+from tinytl_edge.runtime.images.dataset import MULTI, SINGLE
 from tinytl_edge.runtime.images.framing import FITS
 
 from .board_choice import choose_memory_limit, choose_threads, explain_resolution, explain_time, smaller_resolution
@@ -70,7 +70,7 @@ def prepare(
     classes: int | Sequence[str] | None = None,
     data: str | os.PathLike[str] | None = None,
     labels: str | os.PathLike[str] | None = None,
-    several_labels: bool = False,
+    multi_label: bool = False,
     method: str = "lite-residual+bias",
     resolution: int | tuple[int, int] | None = None,
     fit: str | None = None,
@@ -95,9 +95,10 @@ def prepare(
         weights: of a backbone or module: 'imagenet', 'random', or a PyTorch weight file.
         classes: how many, or their names; or
         data: a folder with one sub-folder of images a class, whose names are taken; or with labels.csv, which
-            gives each image several labels. Its images also tell which range of pixels a file was trained on.
+            tells which of the classes each image has (multi-label). The images also tell which range of pixels a file
+            was trained on.
         labels: a file with the names of the model's own outputs, one a line, where the model does not bring them.
-        several_labels: with `classes`: an image may have several of them, or none.
+        multi_label: with `classes`: an image may have any of them, or none.
         method: one of `METHODS`.
         resolution: the input's height and width in pixels, or one number for both; default: the model's own.
         fit: how an image becomes the input: 'crop' (its centre), 'squash' (all of it, its aspect ignored), 'pad' (all
@@ -121,7 +122,7 @@ def prepare(
     size = (resolution, resolution) if isinstance(resolution, int) else resolution
     _check(method, optimizer, batch_size, threads, size, fit, mean, std, frozen_weights)
     board = find_board(device) if device is not None else None
-    wanted = wanted_classes(classes, data, several_labels)
+    wanted = wanted_classes(classes, data, multi_label)
     choices: list[str] = []
     if board is not None and memory_limit is None:
         memory_limit, why = choose_memory_limit(board)
@@ -132,7 +133,7 @@ def prepare(
     limited_by = "--device" if choices else "--memory-limit"
     options = _StepOptions(
         method, tuple(train), optimizer, batch_size, frozen_weights, memory_limit, threads or 1, limited_by,
-        wanted.several, seed,
+        wanted.multi_label, seed,
     )  # fmt: skip
 
     def at(size: tuple[int, int] | None) -> _Compiled:
@@ -184,7 +185,7 @@ class _StepOptions:
     memory_limit: int | None
     threads: int
     limited_by: str  # the option that set it
-    several: bool
+    multi_label: bool
     seed: int
 
 
@@ -228,16 +229,16 @@ def _with_step(compiled: _Compiled, options: _StepOptions) -> _Compiled:
     graph = import_network(model, trainable, stored)
     step = fit(
         graph, options.optimizer, options.batch_size, options.frozen_weights, options.memory_limit, options.threads,
-        options.several,
+        options.multi_label,
     )  # fmt: skip
     if step.knobs.frozen_weights == "int8" and options.frozen_weights != "int8":
         # Both runtimes compute the same function.
         round_frozen_weights(model, trainable)
         graph = import_network(model, trainable, stored)
-        step = compile_step(graph, step.knobs, options.several)
+        step = compile_step(graph, step.knobs, options.multi_label)
 
     def compile_with(knobs: Knobs) -> StepPlan:
-        return compile_step(graph, knobs, options.several)
+        return compile_step(graph, knobs, options.multi_label)
 
     return replace(
         compiled,
@@ -260,7 +261,7 @@ def _export_for_ort(compiled: _Compiled, options: _StepOptions, folder: Path, sa
     folder.mkdir()
     try:
         export_ort_training(
-            compiled.network.model, list(trainable), frozen, options.optimizer, folder, multi_label=options.several
+            compiled.network.model, list(trainable), frozen, options.optimizer, folder, multi_label=options.multi_label
         )
     except UsageError as error:
         for file in folder.iterdir():
@@ -303,7 +304,7 @@ def _manifest(compiled: _Compiled, options: _StepOptions, runtimes: tuple[str, .
         knobs=step.knobs if step else Knobs(),
         choices=compiled.choices,
         segments=step.segments if step else 0,
-        labels=SEVERAL if options.several else ONE,
+        labels=MULTI if options.multi_label else SINGLE,
         multiply_adds=compiled.multiply_adds,
         work=compiled.work,
         device=board.name if board else None,

@@ -20,10 +20,10 @@ from .trying import looks_like_regression, try_out
 
 @dataclass(frozen=True)
 class Wanted:
-    """The classes: names, or only how many; whether an image may have several; images by class, if there are any."""
+    """The classes: names, or only how many; is it multi-label; images by class, if there are any."""
 
     classes: tuple[str, ...] | int
-    several: bool
+    multi_label: bool
     folders: dict[str, list[Path]] = field(default_factory=dict)
 
     @property
@@ -42,7 +42,9 @@ class Adaptable:
     notes: tuple[str, ...]
 
 
-def wanted_classes(classes: int | Sequence[str] | None, data: str | os.PathLike[str] | None, several: bool) -> Wanted:
+def wanted_classes(
+    classes: int | Sequence[str] | None, data: str | os.PathLike[str] | None, multi_label: bool
+) -> Wanted:
     """What is to be told apart, as the user says it or as the images are sorted.
 
     Raises:
@@ -54,24 +56,26 @@ def wanted_classes(classes: int | Sequence[str] | None, data: str | os.PathLike[
     if data is not None and has_table(Path(data)):
         wanted = Wanted(tuple(read_table(Path(data)).classes), True)
     elif data is not None:
-        if several:
-            raise UsageError(f"{os.fspath(data)} has no {TABLE}: several labels an image are written there.")
+        if multi_label:
+            raise UsageError(
+                f"{os.fspath(data)} has no {TABLE}: that is where the labels of multi-label images are written."
+            )
         found = find_images(data)
         empty = [name for name, files in found.items() if not files]
         if empty:
             raise DataError(f"The class '{empty[0]}' in {os.fspath(data)} has no images: add some, or remove it.")
         wanted = Wanted(tuple(found), False, found)
     elif isinstance(classes, int):
-        wanted = Wanted(classes, several)
+        wanted = Wanted(classes, multi_label)
     else:
         names = tuple(classes or ())
         if len(set(names)) != len(names):
             raise UsageError("--classes names a class twice.")
-        wanted = Wanted(names, several)
-    if not (1 if wanted.several else 2) <= wanted.count <= 100_000:
+        wanted = Wanted(names, multi_label)
+    if not (1 if wanted.multi_label else 2) <= wanted.count <= 100_000:
         raise UsageError(
-            f"A classifier of several labels an image has 1 to 100000 classes, not {wanted.count}."
-            if wanted.several
+            f"A multi-label classifier has 1 to 100000 classes, not {wanted.count}."
+            if wanted.multi_label
             else f"A classifier tells at least 2 classes apart, not {wanted.count}."
         )
     return wanted
@@ -95,11 +99,11 @@ def make_adaptable(
     known = tuple(network.classes)
     if labels is not None:
         known = named_outputs(read_labels(Path(labels)), 2 if outputs == 1 else outputs, os.fspath(labels))
-    if outputs == 1 and network.end == "sigmoid" and not wanted.several:
+    if outputs == 1 and network.end == "sigmoid" and not wanted.multi_label:
         classifier = two_outputs(model, classifier)
         notes.append("The model's one output, a sigmoid, became two: the first class is the one below a half.")
         outputs = 2
-    elif outputs == 1 and not wanted.several:
+    elif outputs == 1 and not wanted.multi_label:
         raise UsageError("The model has a single output and no sigmoid: it estimates a number, and is no classifier.")
     elif outputs == 2 and not network.end and looks_like_regression(model, network.input):
         raise UsageError(

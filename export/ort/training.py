@@ -71,7 +71,7 @@ def export_ort_training(
 def _add_loss(model: ir.Model, multi_label: bool) -> None:
     """loss = mean over the batch of -sum(targets * log_softmax(logits)); `targets` float32 [batch, classes].
 
-    With several labels, the mean over batch and classes of the same for the two answers to each class: the softmax of
+    Multi-label, the mean over batch and classes of the same for the two answers to each class: the softmax of
     (x / 2, -x / 2) is (sigmoid(x), sigmoid(-x)), against (target, 1 - target). It is stable, and smooth also at 0.
     """
     graph = model.graph

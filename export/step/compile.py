@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tinytl_edge.runtime.knobs import Knobs as Knobs
 
-from .compress import compress_kept
+from .compress import compress_saved
 from .differentiate import differentiate
 from .fold import fold
 from .fuse import fuse
@@ -97,18 +97,18 @@ def count_multiply_adds(network: Graph) -> int:
     return sum(multiply_adds(op) for op in graph.ops())
 
 
-def compile_step(network: Graph, knobs: Knobs | None = None, several: bool = False) -> StepPlan:
-    """Compile a training step of an imported network, for one label an image or for several."""
+def compile_step(network: Graph, knobs: Knobs | None = None, multi_label: bool = False) -> StepPlan:
+    """Compile a training step of an imported network, single-label or multi-label."""
     knobs = knobs or Knobs()
     graph = network.copy()
     fuse(graph, knobs.scratch_bytes)
     name_segments(graph)
-    differentiate(graph, several)
+    differentiate(graph, multi_label)
     fold(graph)
     segments = [candidate.segment for candidate in candidates(graph)]
     recompute(graph, segments[: knobs.recomputed])
-    compress_kept(graph, knobs.kept)
-    add_updates(graph, knobs.sums)
+    compress_saved(graph, knobs.saved)
+    add_updates(graph, knobs.accumulation)
     if knobs.streamed:
         stream(graph, knobs.frozen_weights)
     planned = plan(graph)

@@ -6,34 +6,33 @@ from __future__ import annotations
 import math
 
 from .ir import Graph, Op, Shape
-from .recompute import kept_values
+from .recompute import saved_values
 
-KEPT = ("float32", "bfloat16", "8bit")
 BLOCK = 64  # elements in 8 bits that share a scale: the largest magnitude / 127
 _FEWEST_ELEMENTS = 1024  # that are worth two operators
 
 
-def compress_kept(graph: Graph, kept: str) -> None:
-    """Insert the operators `compress` and `decompress`; `kept`: one of KEPT."""
-    if kept == "float32":
+def compress_saved(graph: Graph, saved: str) -> None:
+    """Insert the operators `compress` and `decompress`; `saved`: float32, bfloat16 or 8bit."""
+    if saved == "float32":
         return
-    for name in sorted(kept_values(graph)):
+    for name in sorted(saved_values(graph)):
         value = graph.values[name]
         if value.dtype == "float32" and math.prod(value.shape) >= _FEWEST_ELEMENTS:
-            _compress(graph, name, kept)
+            _compress(graph, name, saved)
 
 
-def _compress(graph: Graph, name: str, kept: str) -> None:
+def _compress(graph: Graph, name: str, saved: str) -> None:
     def uses(op: Op) -> bool:
         return any(graph.root(other) == name for other in (*op.reads.values(), *op.writes.values()))
 
     last = max((index for index, op in enumerate(graph.forward) if uses(op)), default=-1)
     first = next(index for index, op in enumerate(graph.backward) if uses(op))
-    shape, attributes = graph.values[name].shape, {"bits": 16 if kept == "bfloat16" else 8}
-    if kept == "bfloat16":
-        small = graph.add_value(f"kept/{name}", shape, "bfloat16")
+    shape, attributes = graph.values[name].shape, {"bits": 16 if saved == "bfloat16" else 8}
+    if saved == "bfloat16":
+        small = graph.add_value(f"saved/{name}", shape, "bfloat16")
     else:
-        small = graph.add_value(f"kept/{name}", _in_8_bits(shape), "uint8")
+        small = graph.add_value(f"saved/{name}", _in_8_bits(shape), "uint8")
     whole = graph.add_value(f"again/{name}", shape)
     graph.forward.insert(last + 1, Op("compress", {"x": name}, {"y": small}, attributes=dict(attributes)))
     for op in graph.backward[first:]:

@@ -24,12 +24,12 @@ def cost(step: StepPlan, optimizer: str, batch_size: int) -> float:
     total = float(step.multiply_adds())
     if knobs.streamed:
         total += _A_STREAMED_BYTE * step.streamed_bytes()
-    if knobs.kept != "float32":
+    if knobs.saved != "float32":
         total += _A_COMPRESSED_BYTE * step.compressed_bytes()
     if knobs.moments == "8bit":
         total += _AN_8_BIT_MOMENT * memory["optimizer"] / batch_size
     if knobs.trained_weights == "bfloat16":
         total += _A_BFLOAT16_WEIGHT * trained / batch_size
-    if knobs.sums == "bfloat16":
+    if knobs.accumulation == "bfloat16":
         total += _A_BFLOAT16_SUM * trained
     return total

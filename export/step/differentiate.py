@@ -28,12 +28,12 @@ def gradient_of(part: str) -> str:
     return f"gradient/{part}"
 
 
-def differentiate(graph: Graph, several: bool = False) -> None:
+def differentiate(graph: Graph, multi_label: bool = False) -> None:
     """Append the loss and the backward operators to the graph, and to the forward ones the masks they keep.
 
-    The loss is the softmax cross-entropy; with `several` labels an image the sigmoids', a mean over the classes.
+    The loss is the softmax cross-entropy; with `multi_label` the sigmoids', a mean over the classes.
     """
-    _Differentiation(graph).run(several)
+    _Differentiation(graph).run(multi_label)
 
 
 @dataclass
@@ -50,7 +50,7 @@ class _Differentiation:
         self._gradients: dict[str, _Gradient] = {}  # by whole map
         self._wanted: set[str] = set()  # whole maps below which something trains
 
-    def run(self, several: bool) -> None:
+    def run(self, multi_label: bool) -> None:
         graph = self._graph
         for op in graph.forward:
             if any(self._is_wanted(source) for source in op.reads.values()) or self._trains(op):
@@ -58,7 +58,7 @@ class _Differentiation:
         targets = graph.add_value("targets", graph.values[graph.logits].shape)
         gradient = graph.add_value(GRADIENT_OF_LOGITS, graph.values[graph.logits].shape)
         reads = {"x": graph.logits, "targets": targets}
-        graph.backward.append(Op("loss", reads, {"dx": gradient}, {}, {"several": several}))
+        graph.backward.append(Op("loss", reads, {"dx": gradient}, {}, {"multi_label": multi_label}))
         self._gradients[graph.logits] = _Gradient(own=gradient)
         rules: dict[str, Callable[[Op, str], None]] = {
             "pointwise": self._convolution,

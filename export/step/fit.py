@@ -16,7 +16,7 @@ from .cost import cost
 from .ir import Graph
 
 _SCRATCH = (SCRATCH_BYTES, SCRATCH_BYTES // 2)
-_KEPT = (("float32", "bfloat16"), ("8bit",))  # 8 bits only where nothing else fits
+_SAVED = (("float32", "bfloat16"), ("8bit",))  # 8 bits only where nothing else fits
 
 
 def fit(
@@ -26,24 +26,24 @@ def fit(
     frozen_weights: str | None,
     limit: int | None,
     threads: int = 1,
-    several: bool = False,
+    multi_label: bool = False,
 ) -> StepPlan:
     """Compile a training step into `limit` bytes of memory (None: as fast and exact as it goes) for so many threads.
 
-    `frozen_weights` None lets the limit decide: float32 where it fits. `several` labels an image have another loss.
+    `frozen_weights` None lets the limit decide: float32 where it fits. `multi_label` has another loss.
 
     Raises:
         MemoryLimitError: no setting fits; names the smallest limit that would do.
     """
-    compiler = _Compiler(network, optimizer, batch_size, threads, several)
-    sums = "none" if batch_size == 1 else "float32"
-    exact = Knobs(frozen_weights=frozen_weights or "float32", sums=sums)
+    compiler = _Compiler(network, optimizer, batch_size, threads, multi_label)
+    accumulation = "none" if batch_size == 1 else "float32"
+    exact = Knobs(frozen_weights=frozen_weights or "float32", accumulation=accumulation)
     plain = compiler.step(exact)
     if limit is None or compiler.bytes(plain) <= limit:
         return plain
     best, smallest = None, compiler.bytes(plain)
-    for kept in _KEPT:
-        for knobs in _settings(exact, frozen_weights is None, batch_size > 1, kept):
+    for saved in _SAVED:
+        for knobs in _settings(exact, frozen_weights is None, batch_size > 1, saved):
             step = compiler.step(knobs)
             if best is not None and compiler.time(step) >= compiler.time(best):
                 continue
@@ -63,19 +63,19 @@ def fit(
     return best
 
 
-def _settings(exact: Knobs, may_round: bool, sums_gradients: bool, kept: tuple[str, ...]) -> Iterator[Knobs]:
+def _settings(exact: Knobs, may_round: bool, accumulates: bool, saved: tuple[str, ...]) -> Iterator[Knobs]:
     """All knobs but recomputation."""
     choices = itertools.product(
         (exact.frozen_weights, "int8") if may_round else (exact.frozen_weights,),
         (False, True),
         ("float32", "bfloat16"),
         ("float32", "8bit"),
-        (exact.sums, "bfloat16") if sums_gradients else (exact.sums,),
-        kept,
+        (exact.accumulation, "bfloat16") if accumulates else (exact.accumulation,),
+        saved,
         _SCRATCH,
     )
-    for frozen, streamed, trained, moments, sums, bits, scratch in choices:
-        yield Knobs(frozen, streamed, trained, moments, sums, bits, 0, scratch)
+    for frozen, streamed, trained, moments, accumulation, bits, scratch in choices:
+        yield Knobs(frozen, streamed, trained, moments, accumulation, bits, 0, scratch)
 
 
 class _Compiler:
@@ -87,9 +87,9 @@ class _Compiler:
         optimizer: str,
         batch_size: int,
         threads: int,
-        several: bool,
+        multi_label: bool,
     ) -> None:
-        self._network, self._optimizer, self._several = network, optimizer, several
+        self._network, self._optimizer, self._multi_label = network, optimizer, multi_label
         self._batch_size = batch_size
         self._other_threads = (threads - 1) * THREAD_BYTES
         self._compiled: dict[Knobs, StepPlan] = {}
@@ -99,7 +99,7 @@ class _Compiler:
         if not knobs.streamed:
             program = replace(program, frozen_weights="float32")
         if program not in self._compiled:
-            self._compiled[program] = compile_step(self._network, program, self._several)
+            self._compiled[program] = compile_step(self._network, program, self._multi_label)
         return replace(self._compiled[program], knobs=knobs)
 
     def with_recomputation(self, step: StepPlan, limit: int) -> StepPlan:

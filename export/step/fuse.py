@@ -184,22 +184,22 @@ class _Chain:
             spans = self._spans(first, end)
             x = self.graph.rows(self.ops[0].reads["x"], spans[0][0], spans[0][1] - spans[0][0])
             strip_ops = []
-            for op, (begin, beyond), (y_begin, y_beyond) in zip(self.ops, spans, spans[1:]):
+            for op, (begin, end), (y_begin, y_end) in zip(self.ops, spans, spans[1:]):
                 copy = Op(op.kind, {"x": x}, {}, dict(op.parameters), dict(op.attributes), op.in_place)
                 if "geometry" in op.attributes:
                     geometry = dict(op.attributes["geometry"])
                     # The row that the first window begins at.
                     reach = geometry["stride"][0] * y_begin - geometry["pad"][0]
-                    geometry["in"] = (beyond - begin, *geometry["in"][1:])
-                    geometry["out"] = (y_beyond - y_begin, *geometry["out"][1:])
+                    geometry["in"] = (end - begin, *geometry["in"][1:])
+                    geometry["out"] = (y_end - y_begin, *geometry["out"][1:])
                     geometry["pad"] = (begin - reach, geometry["pad"][1])
                     copy.attributes["geometry"] = geometry
                 y = op.writes["y"]
                 if op is self.ops[-1]:
-                    copy.writes["y"] = self.graph.rows(y, y_begin, y_beyond - y_begin)
+                    copy.writes["y"] = self.graph.rows(y, y_begin, y_end - y_begin)
                 else:
-                    shape = (y_beyond - y_begin, *self._shape(y)[1:])
-                    x = copy.writes["y"] = self.graph.add_value(f"{y}[{y_begin}:{y_beyond}]", shape)
+                    shape = (y_end - y_begin, *self._shape(y)[1:])
+                    x = copy.writes["y"] = self.graph.add_value(f"{y}[{y_begin}:{y_end}]", shape)
                 strip_ops.append(copy)
             self._tag(strip_ops, f"[{first}:{end}]")
             result += strip_ops

@@ -146,7 +146,7 @@ class AttributeType(Enum):
     DIVISOR = auto()  # of the number of channels of `in`
     LAYER = auto()  # of dropout: one of the program's, of as many elements
     BITS = auto()  # 8 or 16
-    LOSS = auto()  # as the program is for one label, or several
+    LOSS = auto()  # as the program is single-label or multi-label
     POSITIVE = auto()  # float32, finite, above 0
     ACTIVATION = auto()  # and, beside it, what it takes
     RUN = auto()  # channels from here on lie in the map
@@ -278,7 +278,7 @@ def _operators() -> Iterator[Operator]:
     yield Operator(25, "dropout_dx", Rule.SAME, (_HOST_DY, factors), (_DX,), (), (), "dy", "dx")
     logits, targets = Place("x", Extent.CLASSES), Place("targets", Extent.CLASSES)
     yield Operator(26, "loss", Rule.SAME, (logits, targets), (Place("dx", Extent.CLASSES),), (),
-                   (Attribute("several", AttributeType.LOSS),), "x", "dx")  # fmt: skip
+                   (Attribute("multi_label", AttributeType.LOSS),), "x", "dx")  # fmt: skip
     yield Operator(27, "zero", Rule.FREE, (), (_Y,), (), (), "y", "y", forward=True)
     # What is read may be cleared for the next batch.
     yield Operator(28, "update", Rule.FREE, (Place("dw", Extent.GRADIENT),), (), (("weight", PartKind.TRAINED, False),),

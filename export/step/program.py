@@ -74,7 +74,7 @@ def write_program(path: Path, step: StepPlan, manifest: Manifest) -> None:
         "image": plan.offsets[graph.image],
         "targets": plan.offsets["targets"],
         "logits": plan.offsets[graph.logits],
-        "sums": knobs.sums,
+        "accumulation": knobs.accumulation,
         "streamed": knobs.streamed,
         "classes": manifest.class_count,
         "height": manifest.input.height,

@@ -42,7 +42,7 @@ class Candidate:
 
 def candidates(graph: Graph) -> list[Candidate]:
     """All segments that are worth it, the most bytes for the fewest multiply-adds first."""
-    kept = kept_values(graph)
+    kept = saved_values(graph)
     found = []
     for segment, ops in _segments(graph).items():
         again = _again(graph, ops, kept)
@@ -57,7 +57,7 @@ def candidates(graph: Graph) -> list[Candidate]:
 
 def recompute(graph: Graph, segments: Iterable[str]) -> None:
     """Recompute these segments."""
-    kept = kept_values(graph)
+    kept = saved_values(graph)
     for segment in segments:
         ops = _segments(graph)[segment]
         again = _again(graph, ops, kept)
@@ -92,7 +92,7 @@ def multiply_adds(op: Op) -> int:
     return int(math.prod(g["out"]) * math.prod(g["kernel"]) * (g["in"][2] // g["groups"]))
 
 
-def kept_values(graph: Graph) -> set[str]:
+def saved_values(graph: Graph) -> set[str]:
     """What the backward pass reads of the forward pass, as whole maps."""
     made = {graph.root(name) for op in graph.forward for name in op.writes.values()} | {graph.image}
     return {graph.root(name) for op in graph.backward for name in op.reads.values()} & made

@@ -10,11 +10,9 @@ from __future__ import annotations
 from .differentiate import gradient_of
 from .ir import Graph, Op
 
-SUMS = ("none", "float32", "bfloat16")
 
-
-def add_updates(graph: Graph, sums: str) -> None:
-    """Insert updates, and what gradients need to begin at zero. `sums`: one of SUMS; 'none' is one sample a step."""
+def add_updates(graph: Graph, accumulation: str) -> None:
+    """Insert updates, and what gradients need to begin at zero; `accumulation` 'none' is one sample a step."""
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     gradients = {gradient_of(name): name for name, part in graph.parts.items() if part.trains}
@@ -32,8 +30,8 @@ def add_updates(graph: Graph, sums: str) -> None:
         if gradient not in first:
             continue
         part = graph.part(part_name)
-        rounded = sums == "bfloat16" and part.parameter.layout != "vector"
-        if sums == "none" or rounded:
+        rounded = accumulation == "bfloat16" and part.parameter.layout != "vector"
+        if accumulation == "none" or rounded:
             before.setdefault(first[gradient], []).append(Op("zero", {}, {"y": gradient}))
         else:
             graph.persistent.add(gradient)

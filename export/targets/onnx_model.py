@@ -26,7 +26,7 @@ def inference_model(
     Input `images` float32 [batch, C, H, W], normalised by the mean and std in the metadata, or, with `raw_pixels`,
     uint8 [batch, H, W, C] as a camera gives them. Output `logits` [batch, classes]. Metadata: classes (JSON), height,
     width, channels, mean, std (JSON, of pixels in 0..255 by channel), fit ("crop", "squash" or "pad": how an image
-    becomes the input), labels: "one" (softmax) or "several" (a sigmoid each).
+    becomes the input), labels: "single" (softmax) or "multi" (a sigmoid each).
     """
     for name, value in parameters.items():
         set_initializer(network.graph.initializers[name], np.ascontiguousarray(value, np.float32))

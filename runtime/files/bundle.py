@@ -96,8 +96,8 @@ class Manifest:
     `planned_memory` what the native trainer's step takes, in bytes by kind (empty: not compiled);
     `knobs` how that step trades time and precision for memory, `segments` how many of its
     segments could be recomputed; `memory_limit` the bytes it was to fit; `frozen_weights` is float32, or int8 where
-    both runtimes take the weights rounded to 8 bits; `labels` an image: "one" of the classes (softmax), or
-    "several" (a sigmoid each); `multiply_adds` what a step of one image has to compute (0: nobody counted), `work`
+    both runtimes take the weights rounded to 8 bits; `labels` an image: "single" (softmax), or
+    "multi" (a sigmoid each); `multiply_adds` what a step of one image has to compute (0: nobody counted), `work`
     what the native trainer's does, by kind (export/step/work.py); `device` names the board that it was prepared for, if
     one was named.
     """
@@ -121,7 +121,7 @@ class Manifest:
     planned_memory: dict[str, int] = field(default_factory=dict)
     knobs: Knobs = field(default_factory=Knobs)
     segments: int = 0
-    labels: str = "one"
+    labels: str = "single"
     multiply_adds: int = 0
     work: dict[str, int] = field(default_factory=dict)
     device: str | None = None
@@ -129,7 +129,7 @@ class Manifest:
     files: dict[str, FileEntry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.labels not in ("one", "several"):
+        if self.labels not in ("single", "multi"):
             raise ValueError(f"labels {self.labels!r}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer {self.optimizer!r}")

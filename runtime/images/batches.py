@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tinytl_edge.runtime.files.bundle import Manifest
 from tinytl_edge.runtime.options import TrainOptions
 
-from .dataset import SEVERAL, Dataset
+from .dataset import MULTI, Dataset
 from .sampling import Crop, centre_crop, dropout_mask, epoch_order, random_crop, resample
 
 Array = NDArray[np.float32]
@@ -19,7 +19,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Batch:
-    """`feeds` by name: images [N, C, H, W], targets [N, classes], masks; `labels` [N], of several [N, classes]."""
+    """`feeds` by name: images [N, C, H, W], targets [N, classes], masks; `labels` [N], multi-label [N, classes]."""
 
     feeds: dict[str, Array]
     labels: NDArray[np.int64]
@@ -37,8 +37,8 @@ class Batches:
 
     @property
     def answers(self) -> int:
-        """How many answers an image takes: one class, or of several labels each."""
-        return self.manifest.class_count if self.manifest.labels == SEVERAL else 1
+        """How many answers an image takes: one class, or (multi-label) every one."""
+        return self.manifest.class_count if self.manifest.labels == MULTI else 1
 
     def training(self, options: TrainOptions, batch_size: int, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch's batches, augmented, from batch number `first` on."""
@@ -70,7 +70,7 @@ class Batches:
             pixels = np.frombuffer(self.dataset.image(index), np.uint8).reshape(self.dataset.shape)
             normal = (resample(pixels, crop, self._size) - self._mean) / self._std
             images[slot] = normal.transpose(2, 0, 1)
-        if self.dataset.kind == SEVERAL:
+        if self.dataset.kind == MULTI:
             labels = np.array([list(self.dataset.marks[index]) for index in indices], np.int64)
         else:
             labels = np.array([self.dataset.labels[index] for index in indices], np.int64)
@@ -79,7 +79,7 @@ class Batches:
     def _targets(self, labels: NDArray[np.int64], smoothing: float) -> Array:
         """(1 - smoothing) at the label and smoothing / classes everywhere; all zero without a label.
 
-        Of several labels, 1 - smoothing / 2 and smoothing / 2.
+        Multi-label, 1 - smoothing / 2 and smoothing / 2.
         """
         classes = self.manifest.class_count
         if labels.ndim == 2:

@@ -3,7 +3,7 @@
 Tensors `images` U8 [N, stored height, stored width, channels] (RGB or grey, row by row) and `labels`. Metadata:
 `format`, `version`, `classes` (a JSON list of names); `height` and `width` of the model's input, `channels` (3 or 1),
 `fit` (crop, squash or pad) and `margin` (true or false), which say how images became what is stored, see `framing`; and
-`labels`: "one" (or nothing) where `labels` is I32 [N], the number of a class, and "several" where it is
+`labels`: "single" (or nothing) where `labels` is I32 [N], the number of a class, and "multi" where it is
 U8 [N, classes], 1 for each class that the image has. Unlabelled images have no classes and the label -1.
 """
 
@@ -31,7 +31,7 @@ from .label_table import TABLE, has_table, read_table
 FORMAT = "tinytl-edge-dataset"
 VERSION = "2"
 UNLABELLED = -1
-ONE, SEVERAL = "one", "several"  # labels an image
+SINGLE, MULTI = "single", "multi"  # label or labels an image
 
 
 # Reading ------------------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ ONE, SEVERAL = "one", "several"  # labels an image
 class Dataset:
     """An open dataset: labels in memory, images on the medium until one is asked for.
 
-    `labels` are numbers of classes, or empty where an image has several: then `marks` has a byte a class for each.
+    `labels` are numbers of classes, or empty where it is multi-label: then `marks` has a byte a class for each.
 
     The file stays open, so that replacing it does not mix two datasets. `close` closes it, as does the end of
     a `with` block, or letting go of the object.
@@ -71,8 +71,8 @@ class Dataset:
 
     @property
     def kind(self) -> str:
-        """ONE or SEVERAL labels an image."""
-        return SEVERAL if self.marks else ONE
+        """SINGLE or MULTI label."""
+        return MULTI if self.marks else SINGLE
 
     def counts(self) -> list[int]:
         """Of each class, how many images have it."""
@@ -140,8 +140,8 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         classes = None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise damaged("its classes are not a list of names")
-    kind = file.metadata.get("labels", ONE)
-    if kind not in (ONE, SEVERAL):
+    kind = file.metadata.get("labels", SINGLE)
+    if kind not in (SINGLE, MULTI):
         raise damaged("its labels are of an unknown kind")
     for name in ("images", "labels"):
         if name not in file.entries:
@@ -154,8 +154,8 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
             f"as an input of {framing.height} x {framing.width} px needs"
         )
     count = images.shape[0]
-    labels = _read_labels(file, count, len(classes), damaged) if kind == ONE else []
-    marks = _read_marks(file, count, len(classes), damaged) if kind == SEVERAL else []
+    labels = _read_labels(file, count, len(classes), damaged) if kind == SINGLE else []
+    marks = _read_marks(file, count, len(classes), damaged) if kind == MULTI else []
     try:
         return Dataset(file.path, images.start, labels, marks, classes, framing)
     except OSError as error:
@@ -203,7 +203,7 @@ def _read_marks(
     file: TensorFile, count: int, class_count: int, damaged: Callable[[str], DamagedFileError]
 ) -> list[bytes]:
     if class_count == 0:
-        raise damaged("it has several labels an image, but no classes")
+        raise damaged("it is multi-label, but has no classes")
     _check_labels(file, "U8", (count, class_count), damaged)
     content = file.read("labels")
     for index, mark in enumerate(content):
@@ -239,7 +239,7 @@ def pack(
 ) -> PackReport:
     """Pack the images of `<folder>/<class>/` into the dataset `out`.
 
-    Where the folder has a table of several labels an image (`label_table`), it says which images, and which
+    Where the folder has a table of multi-label images (`label_table`), it says which images, and which
     classes. Labels follow `classes`, the model's own order, or without it the folders' names in order. One image
     is in memory at a time. `on_warning` gets a sentence for each file that is skipped and for classes
     without images; `on_progress` gets (done, total) after each file.
@@ -253,8 +253,8 @@ def pack(
     progress = on_progress or (lambda done, total: None)
     folder = Path(folder)
     known = None if classes is None else [composed(name) for name in classes]
-    several = has_table(folder)
-    found, files = _from_table(folder, known) if several else _from_folders(folder, known)
+    multi_label = has_table(folder)
+    found, files = _from_table(folder, known) if multi_label else _from_folders(folder, known)
     names = list(found if classes is None else classes)
     counts = [0] * len(names)
     packed = 0
@@ -270,7 +270,7 @@ def pack(
                 warn(f"{shown(path)} was skipped: {error}.")
             else:
                 packed += 1
-                for index in [i for i, has in enumerate(label) if has] if several else struct.unpack("<i", label):
+                for index in [i for i, has in enumerate(label) if has] if multi_label else struct.unpack("<i", label):
                     counts[index] += 1
                 yield label, pixels
             progress(done, len(files))
@@ -278,7 +278,7 @@ def pack(
             what = "images that can be used" if files else "images in its class folders"
             raise DataError(f"{shown(folder)} has no {what}.")
 
-    _write(out, framing, names, samples(), len(files), SEVERAL if several else ONE)
+    _write(out, framing, names, samples(), len(files), MULTI if multi_label else SINGLE)
     without = [name for name, count in zip(names, counts) if not count]
     if without:
         warn(f"{shown(folder)} has no usable images of {list_names(without)}.")
@@ -339,7 +339,7 @@ def pack_files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[s
             except UnusableImageError as error:
                 raise DataError(f"{shown(path)} cannot be used: {error}.") from None
 
-    _write(out, framing, [], samples(), len(files), ONE)
+    _write(out, framing, [], samples(), len(files), SINGLE)
 
 
 def _write(
@@ -368,7 +368,7 @@ def _write(
     }
 
     def header(count: int, length: int | None = None) -> bytes:
-        labelled = ("U8", (count, len(classes))) if kind == SEVERAL else ("I32", (count,))
+        labelled = ("U8", (count, len(classes))) if kind == MULTI else ("I32", (count,))
         tensors = {"images": ("U8", (count, *framing.stored)), "labels": labelled}
         return encode_header(tensors, metadata, length)
 

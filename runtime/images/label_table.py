@@ -1,4 +1,4 @@
-"""Several labels an image: the table labels.csv in a folder of images.
+"""Multi-label images: the table labels.csv in their folder.
 
 Its first row is `file` and the names of the classes; each further row names an image, relative to the folder, and
 says 1 where it has the class and 0 where it does not.
@@ -35,7 +35,7 @@ class LabelTable:
 
 
 def has_table(folder: Path) -> bool:
-    """Does this folder give its images several labels?"""
+    """Are the images of this folder multi-label?"""
     return (folder / TABLE).is_file()
 
 

@@ -9,7 +9,7 @@ from tinytl_edge.runtime.errors import DataError
 from tinytl_edge.runtime.files.bundle import Manifest
 from tinytl_edge.runtime.wording import list_names
 
-from .dataset import ONE, SEVERAL, Dataset, open_dataset, pack
+from .dataset import MULTI, SINGLE, Dataset, open_dataset, pack
 from .label_table import TABLE, has_table
 
 OnText = Callable[[str], None]
@@ -55,28 +55,28 @@ def check_exists(source: Path) -> None:
 
 
 def check_kind(manifest: Manifest, source: Path) -> None:
-    """Find images with one label each where the bundle takes several, or the other way round.
+    """Find single-label images where the bundle is multi-label, or the other way round.
 
     Raises:
         DataError: so it is.
         DamagedFileError: a packed dataset is damaged.
     """
     if source.is_dir():
-        kind = SEVERAL if has_table(source) else ONE
+        kind = MULTI if has_table(source) else SINGLE
     else:
         with open_dataset(source) as dataset:
             kind = dataset.kind
     if kind == manifest.labels:
         return
-    if kind == SEVERAL:
-        has = "has several labels an image" + (f" ({TABLE})" if source.is_dir() else "")
+    if kind == MULTI:
+        has = "is multi-label" + (f" ({TABLE})" if source.is_dir() else "")
         raise DataError(
             f"{source} {has}, the bundle was prepared for one class each: prepare it with --data on the folder of "
-            f"these images, or with --several-labels, or sort them into class folders without {TABLE}."
+            f"these images, or with --multi-label, or sort them into class folders without {TABLE}."
         )
     has = f"has no {TABLE}" if source.is_dir() else "has one class for each image"
     raise DataError(
-        f"{source} {has}, the bundle was prepared for several labels an image: write the labels into a {TABLE} "
+        f"{source} {has}, the bundle is multi-label: write the labels into a {TABLE} "
         "in the images' folder (first row: file,NAME,NAME,...), or prepare a bundle for one class each."
     )
 

@@ -40,7 +40,7 @@ void bench(const Job& job, Events& events) {
   const int64_t batch = job.is_null("batch_size") ? 1 : job.integer("batch_size", 1, 1 << 20);
   const std::unique_ptr<Program> program = Program::load(job.text("program"), true);
   for (Parameter& parameter : program->parameters) parameter.rate = 1e-5;  // any but zero: a step does all its work
-  if (batch > 1 && !program->sums) fail(kUsage, "This bundle is prepared for a batch of 1.");
+  if (batch > 1 && !program->accumulates) fail(kUsage, "This bundle is prepared for a batch of 1.");
   Execution execution(*program, job.threads());
   give_back_unused();
   const Execution::MaskFiller no_dropout = [](int32_t, int64_t elements, float* out) { std::fill(out, out + elements, 1.0f); };

@@ -206,7 +206,7 @@ class Checker {
       case AttributeType::kBits:
         return need(value == 8 || value == 16, "number of bits");
       case AttributeType::kLoss:
-        return need(value == static_cast<int32_t>(program_.several_labels) && in_ == program_.classes, "loss");
+        return need(value == static_cast<int32_t>(program_.multi_label) && in_ == program_.classes, "loss");
       case AttributeType::kPositive: {
         float number;
         std::memcpy(&number, &value, sizeof number);

@@ -70,9 +70,9 @@ std::vector<int32_t> read_labels(const TensorFile& file, const TensorEntry& entr
   return labels;
 }
 
-// Of several labels an image: for each of its classes whether it has it, 0 or 1.
+// Multi-label: for each of its classes whether it has it, 0 or 1.
 std::vector<uint8_t> read_marks(const TensorFile& file, const TensorEntry& entry, int64_t count, size_t class_count) {
-  if (class_count == 0) damaged(file.path(), "it has several labels an image, but no classes");
+  if (class_count == 0) damaged(file.path(), "it is multi-label, but has no classes");
   check_labels(file, entry, DType::kU8, Shape{count, static_cast<int64_t>(class_count)});
   std::vector<uint8_t> marks(static_cast<size_t>(count) * class_count);
   file.read(entry, marks.data());
@@ -107,8 +107,8 @@ Dataset Dataset::open(const std::string& path) {
   dataset.stored_ = stored_size(dataset.input_, *margin == "true");
   if (!classes_from(file.metadata("classes"), &dataset.classes_)) damaged(path, "its classes are not a list of names");
   const std::string* labels = file.metadata("labels");
-  dataset.several_ = labels != nullptr && *labels == "several";
-  if (labels != nullptr && !dataset.several_ && *labels != "one") damaged(path, "its labels are of an unknown kind");
+  dataset.multi_label_ = labels != nullptr && *labels == "multi";
+  if (labels != nullptr && !dataset.multi_label_ && *labels != "single") damaged(path, "its labels are of an unknown kind");
   for (const char* name : {"images", "labels"}) {
     if (file.find(name) == nullptr) damaged(path, std::string("it has no tensor '") + name + "'");
   }
@@ -122,7 +122,7 @@ Dataset Dataset::open(const std::string& path) {
     damaged(path, "its images are " + typed(images.dtype, shape) + ", not U8 [N, " + pixels + "] as an input of " +
                       std::to_string(input.height) + " x " + std::to_string(input.width) + " px needs");
   }
-  if (dataset.several_) {
+  if (dataset.multi_label_) {
     dataset.marks_ = read_marks(file, file.entry("labels"), shape[0], dataset.classes_.size());
   } else {
     dataset.labels_ = read_labels(file, file.entry("labels"), shape[0], dataset.classes_.size());

@@ -31,7 +31,7 @@ class Dataset {
   int32_t channels() const { return channels_; }       // 3 (RGB) or 1 (grey)
   size_t image_bytes() const { return image_bytes_; }  // of a stored one
   const std::vector<std::string>& classes() const { return classes_; }
-  bool several() const { return several_; }  // labels an image, told by marks(); otherwise one, told by label()
+  bool multi_label() const { return multi_label_; }  // told by marks(); otherwise by label()
   int32_t label(uint32_t index) const { return labels_[index]; }  // 0 .. classes - 1, or kUnlabelled without classes
   const uint8_t* marks(uint32_t index) const { return marks_.data() + index * classes_.size(); }  // [classes], 0 or 1
 
@@ -42,7 +42,7 @@ class Dataset {
   TensorFile file_;
   const TensorEntry* images_ = nullptr;  // stays where it is when the dataset is moved: it is on the heap
   uint32_t count_ = 0;
-  bool several_ = false;
+  bool multi_label_ = false;
   std::vector<int32_t> labels_;
   std::vector<uint8_t> marks_;
   std::vector<std::string> classes_;

@@ -45,7 +45,7 @@ void Execution::update_part(const Record& op) {
   if (!sample_.ends_batch) return;
   const Part& part = program_.parts[static_cast<size_t>(op.weight)];
   const Parameter& parameter = program_.parameters[static_cast<size_t>(part.parameter)];
-  const UpdateRule rule{program_.optimizer, static_cast<float>(parameter.rate * sample_.rate_share), sample_.step,
+  const UpdateRule rule{program_.optimizer, static_cast<float>(parameter.rate * sample_.schedule), sample_.step,
                         sample_.seed + static_cast<uint64_t>(op.weight)};
   const bool rounded_sums = op.number != 0;
   Gradient gradient;
@@ -55,7 +55,7 @@ void Execution::update_part(const Record& op) {
     gradient.f32 = at(op.dw);
   }
   update(part.trained, gradient, rule);
-  if (program_.sums) std::memset(arena_ + op.dw, 0, static_cast<size_t>(part.elements) * (rounded_sums ? 2 : 4));
+  if (program_.accumulates) std::memset(arena_ + op.dw, 0, static_cast<size_t>(part.elements) * (rounded_sums ? 2 : 4));
 }
 
 void Execution::run(const Record& op, const MaskFiller* masks) {

@@ -14,7 +14,7 @@ namespace tinytl {
 struct Sample {
   float scale = 1;        // of its loss: 1 / batch size
   bool ends_batch = true; // updates follow
-  double rate_share = 1;  // of the highest learning rates
+  double schedule = 1;  // of the highest learning rates
   int64_t step = 1;       // counts from 1
   uint64_t seed = 0;      // of stochastic rounding
 };

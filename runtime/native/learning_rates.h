@@ -10,6 +10,6 @@ namespace tinytl {
 using Rates = std::map<std::string, double>;  // by parameter group, the highest
 
 // The share of the learning rate at `step` of `total`: a tenth of warm-up, and a cosine, as in runtime/options.py.
-double rate_share(int64_t step, int64_t total);
+double schedule(int64_t step, int64_t total);
 
 }  // namespace tinytl

@@ -181,7 +181,7 @@ std::unique_ptr<Program> Program::load(const std::string& path, bool for_trainin
   program->forward_ops = static_cast<int32_t>(fields.integer("forward_ops", 1, ops.shape[0]));
 
   program->streamed = fields.get("streamed").boolean();
-  program->sums = fields.text("sums") != "none";
+  program->accumulates = fields.text("accumulation") != "none";
   const json::Value& parameters = fields.array("parameters");
   for (size_t i = 0; i < parameters.size(); ++i) program->parameters.push_back(read_header(parameters[i], path));
 
@@ -203,7 +203,7 @@ std::unique_ptr<Program> Program::load(const std::string& path, bool for_trainin
   program->make_room(for_training);
   for (Parameter& parameter : program->parameters) program->place_parameter(parameter, for_training);
   for (const Record& op : program->ops)
-    if (op.opcode == static_cast<int32_t>(Opcode::kLoss)) program->several_labels = op.number == 1;
+    if (op.opcode == static_cast<int32_t>(Opcode::kLoss)) program->multi_label = op.number == 1;
   check_program(*program, path);
   return program;
 }
@@ -356,8 +356,8 @@ void Program::load_part(Part& part, uint8_t* place) {
   constexpr int64_t kReadBytes = 8192;  // are worth another thread
   const TensorEntry& value = *values_[static_cast<size_t>(part.parameter)];
   const Slices slices(bytes(part), kReadBytes);
-  parallel_shares(slices.count(), [&](int first, int beyond) {
-    const int64_t begin = slices.begin(first), end = slices.begin(beyond);
+  parallel_shares(slices.count(), [&](int first, int last) {
+    const int64_t begin = slices.begin(first), end = slices.begin(last);
     file_->read_part(value, part.file_offset + static_cast<uint64_t>(begin), static_cast<size_t>(end - begin), place + begin);
   });
   place_values(part, place);

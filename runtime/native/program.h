@@ -105,8 +105,8 @@ struct Program {
   int64_t stored_image_bytes = 0;  // of a packed one
   int32_t forward_ops = 0;
   bool streamed = false;     // frozen weights are read where they are needed
-  bool several_labels = false;  // an image, each a class by itself; as the loss says
-  bool sums = false;         // gradients of a batch are summed; otherwise every sample is a step
+  bool multi_label = false;  // each class by itself; as the loss says
+  bool accumulates = false;         // gradients of a batch are summed; otherwise every sample is a step
   std::vector<Record> ops;
   std::vector<Parameter> parameters;
   std::vector<Part> parts;

@@ -19,20 +19,20 @@ Samples::Samples(const Program& program, const Dataset& dataset)
          dataset.path().c_str(), input.height, input.width, dataset.channels(), program.height, program.width,
          program.channels);
   if (dataset.classes().empty()) return;  // unlabelled
-  if (dataset.several() != program.several_labels)
-    fail(kData, "%s has %s an image, the program takes %s: pack the images with --bundle.",
-         dataset.path().c_str(), dataset.several() ? "several labels" : "one label",
-         program.several_labels ? "several" : "one");
+  if (dataset.multi_label() != program.multi_label)
+    fail(kData, "%s has %s, the program takes %s: pack the images with --bundle.",
+         dataset.path().c_str(), dataset.multi_label() ? "multi-label images" : "single-label images",
+         program.multi_label ? "multi-label images" : "single-label images");
   const auto classes = static_cast<size_t>(program.classes);
-  if (dataset.several() && dataset.classes().size() != classes)
+  if (dataset.multi_label() && dataset.classes().size() != classes)
     fail(kData, "%s has %zu classes, the program %zu.", dataset.path().c_str(), dataset.classes().size(), classes);
-  for (uint32_t i = 0; i < dataset.count() && !dataset.several(); ++i)
+  for (uint32_t i = 0; i < dataset.count() && !dataset.multi_label(); ++i)
     if (dataset.label(i) >= program.classes)
       fail(kData, "%s has more classes than the program.", dataset.path().c_str());
 }
 
 int Samples::right_answers(uint32_t index, const float* logits) const {
-  if (!program_.several_labels) return likeliest(logits, program_.classes) == label(index);
+  if (!program_.multi_label) return likeliest(logits, program_.classes) == label(index);
   int right = 0;
   for (int i = 0; i < program_.classes; ++i) right += (logits[i] > 0) == has(index, i);
   return right;
@@ -43,7 +43,7 @@ void Samples::fill(uint32_t index, const Crop& crop, double smoothing, Execution
   resample(execution.stored_image(), dataset_.stored(), crop, dataset_.input(), dataset_.channels(), program_.mean.data(),
            program_.std.data(), execution.image());
   float* targets = execution.targets();
-  if (dataset_.several()) {
+  if (dataset_.multi_label()) {
     const auto absent = static_cast<float>(smoothing / 2), present = static_cast<float>(1 - smoothing / 2);
     for (int i = 0; i < program_.classes; ++i) targets[i] = has(index, i) ? present : absent;
     return;

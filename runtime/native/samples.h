@@ -20,16 +20,16 @@ class Samples {
 
   uint32_t count() const { return dataset_.count(); }
   int32_t label(uint32_t index) const { return dataset_.label(index); }
-  // Of several labels: does it have this class?
-  bool has(uint32_t index, int of_class) const { return dataset_.several() && dataset_.marks(index)[of_class] != 0; }
+  // Multi-label: does it have this class?
+  bool has(uint32_t index, int of_class) const { return dataset_.multi_label() && dataset_.marks(index)[of_class] != 0; }
 
-  // Of how many answers about an image logits are right: the likeliest class is one answer; of several labels,
+  // Of how many answers about an image logits are right: the likeliest class is one answer; multi-label,
   // each class is one.
-  int answers() const { return program_.several_labels ? program_.classes : 1; }
+  int answers() const { return program_.multi_label ? program_.classes : 1; }
   int right_answers(uint32_t index, const float* logits) const;
 
   // Writes the cropped and normalised image, and soft targets: 1 - smoothing at the label and smoothing / classes
-  // everywhere, or of several labels 1 - smoothing / 2 and smoothing / 2; all zero without a label.
+  // everywhere, or multi-label 1 - smoothing / 2 and smoothing / 2; all zero without a label.
   void fill(uint32_t index, const Crop& crop, double smoothing, Execution& execution);
 
  private:

@@ -32,7 +32,7 @@ bool exists(const std::string& path) {
 
 // Of a sample behind its forward pass.
 double loss_of(Execution& execution, const Program& program) {
-  const auto loss = program.several_labels ? sigmoid_cross_entropy : softmax_cross_entropy;
+  const auto loss = program.multi_label ? sigmoid_cross_entropy : softmax_cross_entropy;
   return static_cast<double>(loss(execution.logits(), execution.targets(), nullptr, program.classes, 1));
 }
 
@@ -73,7 +73,7 @@ class Training {
         fail(kUsage, "The job has no learning rate for the group '%s'.", parameter.group.c_str());
       parameter.rate = rates_.at(parameter.group);
     }
-    if (batch_size_ > 1 && !program_->sums)
+    if (batch_size_ > 1 && !program_->accumulates)
       fail(kUsage, "This bundle is prepared for a batch of 1: train with --batch-size 1, or prepare it with another.");
     if (!job.is_null("val")) {
       validation_data_ = std::make_unique<Dataset>(Dataset::open(job.text("val")));
@@ -104,7 +104,7 @@ class Training {
         }
       } while (step_ % steps_an_epoch_ != 0);
       const double mean = sums_.losses / static_cast<double>(sums_.seen);
-      const bool hopeless = mean > kHopeless * std::log(program_->several_labels ? 2 : program_->classes);
+      const bool hopeless = mean > kHopeless * std::log(program_->multi_label ? 2 : program_->classes);
       if (hopeless && mean > first_loss_) diverged("the epoch's loss is far above that of guessing");
       save();
       if (validation_) score_ = measure();
@@ -130,7 +130,7 @@ class Training {
     const bool flip = options_.flag("flip");
     Sample sample{.scale = static_cast<float>(1.0 / static_cast<double>(last - first)),
                   .ends_batch = false,
-                  .rate_share = rate_share(step_, total_),
+                  .schedule = schedule(step_, total_),
                   .step = step_ + 1};
     double loss = 0;
     for (int64_t position = first; position < last; ++position) {
@@ -161,7 +161,7 @@ class Training {
           .integer("step", step_)
           .integer("epoch", epoch + 1)
           .number("loss", loss)
-          .number("lr", rates_.at("classifier") * sample.rate_share)
+          .number("lr", rates_.at("classifier") * sample.schedule)
           .number("ms", 1e3 * (now() - begin));
       send();
     }
@@ -283,17 +283,17 @@ std::unique_ptr<Program> adapted_program(const Job& job) {
   return program;
 }
 
-// Of each class by itself where there are several labels, otherwise adding up to 1.
+// Multi-label of each class by itself, otherwise adding up to 1.
 std::vector<double> probabilities(const float* logits, const Program& program) {
   std::vector<double> chances(static_cast<size_t>(program.classes));
-  const float highest = *std::max_element(logits, logits + program.classes);
+  const float max_logit = *std::max_element(logits, logits + program.classes);
   double sum = 0;
   for (size_t i = 0; i < chances.size(); ++i) {
     const double logit = logits[i];
-    chances[i] = program.several_labels ? 1 / (1 + std::exp(-logit)) : std::exp(logit - highest);
+    chances[i] = program.multi_label ? 1 / (1 + std::exp(-logit)) : std::exp(logit - max_logit);
     sum += chances[i];
   }
-  if (!program.several_labels)
+  if (!program.multi_label)
     for (double& chance : chances) chance /= sum;
   return chances;
 }
@@ -320,17 +320,17 @@ void evaluate(const Job& job, Events& events) {
   Samples samples(*program, data);
   Execution execution(*program, job.threads());
   if (data.classes().empty()) fail(kData, "%s has images without a label.", data.path().c_str());
-  // Of several labels, how often each was right; otherwise the confusion matrix.
-  const bool several = program->several_labels;
+  // Multi-label, how often each was right; otherwise the confusion matrix.
+  const bool multi_label = program->multi_label;
   const auto classes = static_cast<size_t>(program->classes);
-  std::vector<int32_t> counts(several ? classes : classes * classes);
+  std::vector<int32_t> counts(multi_label ? classes : classes * classes);
   double losses = 0;
   int64_t correct = 0;
   for_each_sample(data, samples, execution, [&](uint32_t i) {
     const float* logits = execution.logits();
     losses += loss_of(execution, *program);
     correct += samples.right_answers(i, logits);
-    if (several) {
+    if (multi_label) {
       for (size_t c = 0; c < classes; ++c) counts[c] += (logits[c] > 0) == samples.has(i, static_cast<int>(c));
     } else {
       ++counts[static_cast<size_t>(samples.label(i)) * classes + static_cast<size_t>(likeliest(logits, program->classes))];
@@ -341,11 +341,11 @@ void evaluate(const Job& job, Events& events) {
       .integer("images", samples.count())
       .number("loss", losses / samples.count())
       .number("accuracy", share(correct, samples.count(), samples.answers()))
-      .begin_array(several ? "right" : "confusion");
+      .begin_array(multi_label ? "right" : "confusion");
   for (size_t row = 0; row < counts.size(); row += classes) {
-    if (!several) event.begin_array();
+    if (!multi_label) event.begin_array();
     for (size_t column = 0; column < classes; ++column) event.integer(counts[row + column]);
-    if (!several) event.end_array();
+    if (!multi_label) event.end_array();
   }
   event.end_array().integer("peak_rss_bytes", peak_rss());
   events.send();

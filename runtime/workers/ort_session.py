@@ -152,15 +152,15 @@ class OrtSession:
     def _update(self, rates: Mapping[str, float]) -> None:
         """The generated optimizer takes one rate: it runs at the highest; slower ones go part of the way."""
         assert self._optimizer is not None
-        highest = max(rates.values())
-        if highest > 0:
-            before = {n: self.trainable[n].copy() for n, rate in rates.items() if rate < highest}
-            self._optimizer.set_learning_rate(highest)
+        max_rate = max(rates.values())
+        if max_rate > 0:
+            before = {n: self.trainable[n].copy() for n, rate in rates.items() if rate < max_rate}
+            self._optimizer.set_learning_rate(max_rate)
             self._optimizer.optimizer_step()
             for name, old in before.items():
                 parameter = self.trainable[name]
                 parameter -= old
-                parameter *= np.float32(rates[name] / highest)
+                parameter *= np.float32(rates[name] / max_rate)
                 parameter += old
         self._module.lazy_reset_grad()
 

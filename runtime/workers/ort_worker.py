@@ -26,9 +26,9 @@ from tinytl_edge.runtime.files.adapter import open_adapter, write_adapter
 from tinytl_edge.runtime.files.bundle import Bundle, open_bundle
 from tinytl_edge.runtime.files.run import CHECKPOINTS
 from tinytl_edge.runtime.images.batches import Array, Batch, Batches
-from tinytl_edge.runtime.images.dataset import SEVERAL, open_dataset
+from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.memory import peak_rss
-from tinytl_edge.runtime.options import TrainOptions, rate_share
+from tinytl_edge.runtime.options import TrainOptions, schedule
 
 from .events import emit
 from .ort_session import OrtSession, out_of_memory, reason
@@ -135,7 +135,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             losses, correct, seen = 0.0, 0, 0
         for batch in batches.training(options, batch_size, epoch, step % steps_an_epoch):
             begin = time.perf_counter()
-            share = rate_share(step, total)
+            share = schedule(step, total)
             by_name = {name: rates[group] * share for name, group in manifest.trainable.items()}
             loss, logits = session.train_step(batch.feeds, by_name)
             durations.append(1e3 * (time.perf_counter() - begin))
@@ -158,7 +158,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             if stop.asked:
                 save()
                 end_if_asked()
-        hopeless = _HOPELESS * math.log(2 if manifest.labels == SEVERAL else manifest.class_count)
+        hopeless = _HOPELESS * math.log(2 if manifest.labels == MULTI else manifest.class_count)
         if losses / seen > max(hopeless, first_loss):
             raise diverged(f"the epoch's loss is {losses / seen:.3g}, far above that of guessing")
         save()
@@ -191,7 +191,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
 
 
 def _right(batch: Batch, logits: Array) -> NDArray[np.bool_]:
-    """Which answers are right: of one an image [N]; of several labels one a class [N, classes]."""
+    """Which answers are right: single-label [N]; multi-label one a class [N, classes]."""
     if batch.labels.ndim == 2:
         right: NDArray[np.bool_] = (logits > 0) == (batch.labels == 1)
         return right
@@ -236,15 +236,15 @@ def _adapted(job: dict[str, Any], bundle: Bundle) -> OrtSession:
 def _evaluate(job: dict[str, Any], bundle: Bundle) -> None:
     session = _adapted(job, bundle)
     batches = Batches(bundle.manifest, open_dataset(job["data"]))
-    several, classes, count = bundle.manifest.labels == SEVERAL, bundle.manifest.class_count, batches.dataset.count
+    multi_label, classes, count = bundle.manifest.labels == MULTI, bundle.manifest.class_count, batches.dataset.count
     confusion = np.zeros((classes, classes), np.int64)
-    right = np.zeros(classes, np.int64)  # of several labels, how often each was
+    right = np.zeros(classes, np.int64)  # multi-label, how often each was
     losses, correct = 0.0, 0
     for batch, loss, logits in _evaluated(session, batches, job["batch_size"]):
         losses += loss * len(batch.labels)
         answers = _right(batch, logits)
         correct += int(answers.sum())
-        if several:
+        if multi_label:
             right += answers.sum(0)
         else:
             np.add.at(confusion, (batch.labels, logits.argmax(1)), 1)
@@ -254,7 +254,7 @@ def _evaluate(job: dict[str, Any], bundle: Bundle) -> None:
         images=count,
         loss=losses / count,
         accuracy=correct / (count * batches.answers),
-        **({"right": right.tolist()} if several else {"confusion": confusion.tolist()}),
+        **({"right": right.tolist()} if multi_label else {"confusion": confusion.tolist()}),
         peak_rss_bytes=peak_rss(),
     )
 
@@ -263,13 +263,13 @@ def _predict(job: dict[str, Any], bundle: Bundle) -> None:
     session = _adapted(job, bundle)
     batches = Batches(bundle.manifest, open_dataset(job["data"]))
     for _, _, logits in _evaluated(session, batches, job["batch_size"]):
-        for probabilities in _probabilities(logits, bundle.manifest.labels == SEVERAL).tolist():
+        for probabilities in _probabilities(logits, bundle.manifest.labels == MULTI).tolist():
             emit("prediction", probabilities=probabilities)
     emit("done", runtime="onnxruntime-training", images=batches.dataset.count, peak_rss_bytes=peak_rss())
 
 
-def _probabilities(logits: Array, several: bool) -> Array:
-    if several:
+def _probabilities(logits: Array, multi_label: bool) -> Array:
+    if multi_label:
         signed = np.exp(-np.abs(logits))  # never overflows
         return np.asarray(np.where(logits < 0, signed, np.float32(1)) / (1 + signed))
     shifted = np.exp(logits - logits.max(1, keepdims=True))

@@ -674,7 +674,7 @@ int print_dataset(const char* path) {
   std::vector<uint8_t> pixels(dataset.image_bytes());
   for (uint32_t i = 0; i < dataset.count(); ++i) {
     dataset.read_image(i, pixels.data());
-    if (dataset.several()) {
+    if (dataset.multi_label()) {
       for (size_t c = 0; c < dataset.classes().size(); ++c) std::printf("%d", dataset.marks(i)[c]);
     } else {
       std::printf("%d", dataset.label(i));

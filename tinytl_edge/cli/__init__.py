@@ -105,8 +105,8 @@ _bundle_option = click.option("--bundle", type=_PATH, help="The run's bundle, if
 @click.option("--data", type=_PATH, help="Take the classes' names from this folder of images, and try MODEL on them.")
 @click.option("--labels", type=_PATH, metavar="FILE",
               help="Names of MODEL's own outputs, one a line, where it does not bring them.")  # fmt: skip
-@click.option("--several-labels", is_flag=True,
-              help="With --classes: an image may have several.  [--data: where it has labels.csv]")  # fmt: skip
+@click.option("--multi-label", is_flag=True,
+              help="With --classes: an image may have any of them.  [--data: where it has labels.csv]")  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), default="lite-residual+bias", show_default=True,
               help="What trains.")  # fmt: skip
 @click.option("--resolution", metavar="PX|HxW", callback=cli_options.pixels,
@@ -197,7 +197,7 @@ def pack(
 ) -> None:
     """Pack a FOLDER of images into one file that training reads.
 
-    FOLDER holds one folder for each class, with the class's images in it; or, where images have several labels each, a
+    FOLDER holds one folder for each class, with the class's images in it; or, for multi-label images, a
     table labels.csv: the row file,NAME,NAME,... and below it images, with 0 or 1 for each name.
     """
     from tinytl_edge.runtime.errors import UsageError

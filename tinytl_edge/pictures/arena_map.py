@@ -6,9 +6,9 @@ import os
 
 from .memory_timeline import Place, Timeline, compile_bundle, occupied, open_step, timeline
 
-_LETTERS = {"gradients": "g", "kept": "K", "masks": "M", "loaded": "w", "transient": "t"}
+_LETTERS = {"gradients": "g", "saved": "S", "masks": "M", "loaded": "w", "transient": "t"}
 _LEGEND = (
-    "K kept for the backward pass   M masks   g gradients of parameters   w weights, loaded   t transient   . free"
+    "S saved for the backward pass   M masks   g gradients of parameters   w weights, loaded   t transient   . free"
 )
 _COLUMNS, _ROWS, _NAME = 64, 40, 30
 

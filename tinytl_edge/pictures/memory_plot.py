@@ -29,7 +29,7 @@ _KINDS = {
     "trainable": ("trained parameters", "#E69F00"),
     "optimizer": ("optimizer state", "#F0E442"),
     "gradients": ("gradients of parameters", "#D55E00"),
-    "kept": ("kept for the backward pass", "#009E73"),
+    "saved": ("saved for the backward pass", "#009E73"),
     "masks": ("masks: a bit an element", "#CC79A7"),
     "loaded": ("frozen weights, loaded", "#00466E"),
     "transient": ("transient: all else", "#9BD2F2"),
@@ -37,9 +37,9 @@ _KINDS = {
 # The kind of memory that each knob is for.
 _KIND_OF = {
     "scratch_bytes": "transient",
-    "sums": "gradients",
-    "recomputed": "kept",
-    "kept": "kept",
+    "accumulation": "gradients",
+    "recomputed": "saved",
+    "saved": "saved",
     "frozen_weights": "frozen",
     "streamed": "frozen",
     "trained_weights": "trainable",

@@ -18,18 +18,18 @@ from tinytl_edge.export.step.differentiate import gradient_of
 from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.ir import Graph, Op
 from tinytl_edge.export.step.plan import ALIGNMENT
-from tinytl_edge.export.step.recompute import kept_values
+from tinytl_edge.export.step.recompute import saved_values
 from tinytl_edge.knob_words import KNOB_WORDS, knob_words
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 from tinytl_edge.runtime.files.bundle import FORWARD, Bundle, is_bundle, open_bundle
 from tinytl_edge.runtime.files.run import is_run, open_run
-from tinytl_edge.runtime.images.dataset import SEVERAL
+from tinytl_edge.runtime.images.dataset import MULTI
 
 # Outside of the arena, from the first operator to the last.
 CONSTANT = ("process", "frozen", "trainable", "optimizer")
 # In the arena: gradients of parameters, floats of the forward pass that the backward pass reads, bits, weights that
 # were read from the file, all else.
-IN_ARENA = ("gradients", "kept", "masks", "loaded", "transient")
+IN_ARENA = ("gradients", "saved", "masks", "loaded", "transient")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def stages(bundle: Bundle) -> list[Stage]:
 def _compile(bundle: Bundle, knobs: Knobs) -> StepPlan:
     manifest = bundle.manifest
     network = import_network(ir.load(bundle.file(FORWARD)), manifest.trainable, manifest.input.framing.stored)
-    return compile_step(network, knobs, manifest.labels == SEVERAL)
+    return compile_step(network, knobs, manifest.labels == MULTI)
 
 
 def timeline(step: StepPlan, optimizer: str) -> Timeline:
@@ -175,7 +175,7 @@ class _Kinds:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._gradients = {gradient_of(name) for name in graph.parts} | graph.persistent
-        self._kept = kept_values(graph)
+        self._saved = saved_values(graph)
         self._loaded = {op.writes["y"] for op in graph.ops() if op.kind == "load"}
 
     def of(self, name: str) -> str:
@@ -185,7 +185,7 @@ class _Kinds:
             return "loaded"
         if self._graph.values[name].dtype == "bit":
             return "masks"
-        return "kept" if name in self._kept else "transient"
+        return "saved" if name in self._saved else "transient"
 
 
 def layers(graph: Graph) -> list[str]:
@@ -200,7 +200,7 @@ def layers(graph: Graph) -> list[str]:
         for part in (*op.parameters.values(), *(part_of[name] for name in values if name in part_of)):
             return graph.part(part).parameter.name.rpartition(".")[0]
         # A value is named as its ONNX node: 'blocks/blocks.3/expand/conv/Conv'; the last is the operator's type.
-        node = re.sub(r"^((again|gradient|kept)/)*|/masked|/mask|/statistics|\[.*\]|~\d+", "", values[0])
+        node = re.sub(r"^((again|gradient|saved)/)*|/masked|/mask|/statistics|\[.*\]|~\d+", "", values[0])
         path = node.split("/")[:-1]
         return ".".join(outer for outer, inner in zip(path, [*path[1:], ""]) if not inner.startswith(f"{outer}."))
 

@@ -1,4 +1,4 @@
-// Kept maps in fewer bits: bfloat16 to the nearest, or int8 codes with a scale a block.
+// Saved activations in fewer bits: bfloat16 to the nearest, or int8 codes with a scale a block.
 #include <algorithm>
 #include <bit>
 #include <cstring>

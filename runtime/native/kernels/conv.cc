@@ -28,10 +28,10 @@ struct Axis {
   struct Tap {
     int32_t tap, step, offset;
   };
-  // Of the taps [first, beyond), kMaxTaps at most.
-  int taps(int32_t phase, int32_t first, int32_t beyond, Tap* to) const {
+  // Of the taps [first, end), kMaxTaps at most.
+  int taps(int32_t phase, int32_t first, int32_t end, Tap* to) const {
     int count = 0;
-    for (int32_t tap = first; tap < beyond; ++tap) {
+    for (int32_t tap = first; tap < end; ++tap) {
       const int32_t shift = tap * dilation - pad;
       if (!backward) {
         to[count++] = {tap, stride, shift};
@@ -78,8 +78,9 @@ int64_t pixel_slice(int64_t pixels, int slice) {
   return std::min(tiles * slice / kPixelSlices * kTileRows, pixels);
 }
 
-// Slices [first, beyond) of the target's pixels, of each phase.
-void gather_tiles(const Gather& g, const PackedTaps& packed, const TileOutput& output, int first, int beyond) {
+// Slices [first_slice, end_slice) of the target's pixels, of each phase.
+void gather_tiles(const Gather& g, const PackedTaps& packed, const TileOutput& output, int first_slice,
+                  int end_slice) {
   const int64_t source_channels = int64_t{g.groups} * g.depth, target_channels = int64_t{g.groups} * g.columns;
   const float* source = g.source + int64_t{packed.group} * g.depth + packed.k0;
   float* target = g.target + int64_t{packed.group} * g.columns + packed.n0;
@@ -99,8 +100,8 @@ void gather_tiles(const Gather& g, const PackedTaps& packed, const TileOutput& o
     Axis::Tap taps_y[kMaxTaps], taps_x[kMaxTaps];
     const int count_y = g.y.taps(phase_y, row0, row1, taps_y), count_x = g.x.taps(phase_x, column0, column1, taps_x);
     if (rows * width == 0) continue;
-    const int64_t end = pixel_slice(rows * width, beyond);
-    int64_t pixel = pixel_slice(rows * width, first);
+    const int64_t end = pixel_slice(rows * width, end_slice);
+    int64_t pixel = pixel_slice(rows * width, first_slice);
     auto row = static_cast<int32_t>(pixel / width), column = static_cast<int32_t>(pixel % width);
     while (pixel < end) {
       const int64_t left = end - pixel;
@@ -162,7 +163,7 @@ void gather_tiles(const Gather& g, const PackedTaps& packed, const TileOutput& o
   }
 }
 
-void gather_share(const Gather& g, int first, int beyond) {
+void gather_share(const Gather& g, int first, int end) {
   const int32_t taps = g.y.kernel * g.x.kernel;
   const int32_t depth_step = std::min({g.depth, kMaxDepth, kPanelDepth});
   const int32_t tap_step =
@@ -194,7 +195,7 @@ void gather_share(const Gather& g, int first, int beyond) {
           PanelBias bias;
           bias.fill(packed.last ? g.epilogue.bias : nullptr, group * g.columns + n0, packed.columns);
           const Bounds bounds = packed.last ? g.epilogue.bounds : Bounds{};
-          gather_tiles(g, packed, TileOutput{g.epilogue.accumulate || !packed.first, bias.values, bounds}, first, beyond);
+          gather_tiles(g, packed, TileOutput{g.epilogue.accumulate || !packed.first, bias.values, bounds}, first, end);
         }
       }
       n0 += packed.columns;
@@ -204,7 +205,7 @@ void gather_share(const Gather& g, int first, int beyond) {
 
 void gather(const Gather& g) {
   const int64_t pixels = int64_t{g.y.target} * g.x.target;
-  parallel_shares(kPixelSlices, [&](int first, int beyond) { gather_share(g, first, beyond); });
+  parallel_shares(kPixelSlices, [&](int first, int end) { gather_share(g, first, end); });
   const SlicedFinish sliced(g.finish, g.groups * g.columns, 1, pixels, kTileRows);
   parallel(sliced.slices().count(), [&](int slice) {
     sliced(slice, g.target, sliced.slices().begin(slice), sliced.slices().end(slice));
@@ -249,7 +250,7 @@ void conv_dw(const float* x, const float* dy, float* dw, const Geometry& g) {
             const int32_t shift_x = tap % g.kernel_width * g.dilation_width - g.pad_left;
             // Output columns whose source column lies inside the map.
             const int32_t first = shift_x < 0 ? (-shift_x + g.stride_width - 1) / g.stride_width : 0;
-            const int32_t beyond =
+            const int32_t end =
                 g.in_width > shift_x ? std::min(g.out_width, (g.in_width - 1 - shift_x) / g.stride_width + 1) : 0;
             float* c = dw + (int64_t{tap} * g.groups + group) * depth * columns + n0;
             TransposedSegment segments[kMaxSegments];
@@ -262,7 +263,7 @@ void conv_dw(const float* x, const float* dy, float* dw, const Geometry& g) {
             for (int32_t row = p0 / g.out_width; row <= (p1 - 1) / g.out_width; ++row) {
               const int32_t from_y = row * g.stride_height + shift_y;
               const int32_t x0 = std::max(first, p0 - row * g.out_width);
-              const int32_t x1 = std::min(beyond, p1 - row * g.out_width);
+              const int32_t x1 = std::min(end, p1 - row * g.out_width);
               if (from_y < 0 || from_y >= g.in_height || x0 >= x1) continue;
               const int64_t from = int64_t{from_y} * g.in_width + x0 * g.stride_width + shift_x;
               segments[count++] = {x + from * g.in_channels + int64_t{group} * depth,

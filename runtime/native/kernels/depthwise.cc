@@ -242,12 +242,12 @@ void sweep(const Sweep& s, const Finish& finish) {
       finish.columns(s.target, 0, int64_t{s.target_height} * s.target_width, channels, begin, end);
     });
   }
-  const int fewest_rows = s.target_width < 28 ? 3 : 2;  // each slice makes vectors of the weights anew
-  const SlicedFinish sliced(finish, channels, s.target_width, s.target_height, 1, fewest_rows);
+  const int min_rows = s.target_width < 28 ? 3 : 2;  // each slice makes vectors of the weights anew
+  const SlicedFinish sliced(finish, channels, s.target_width, s.target_height, 1, min_rows);
   parallel(sliced.slices().count(), [&](int slice) {
-    const auto beyond = static_cast<int32_t>(sliced.slices().end(slice));
-    for (auto y0 = static_cast<int32_t>(sliced.slices().begin(slice)); y0 < beyond; y0 += step) {
-      const int32_t y1 = std::min(y0 + step, beyond);
+    const auto end = static_cast<int32_t>(sliced.slices().end(slice));
+    for (auto y0 = static_cast<int32_t>(sliced.slices().begin(slice)); y0 < end; y0 += step) {
+      const int32_t y1 = std::min(y0 + step, end);
       sweep_rows(0, channels, y0, y1);
       sliced(slice, s.target, y0, y1);
     }

@@ -186,9 +186,9 @@ int64_t whole_bytes(int64_t unit, int64_t elements_an_item) {
 
 }  // namespace
 
-SlicedFinish::SlicedFinish(const Finish& finish, int32_t channels, int64_t pixels, int64_t items, int64_t unit, int fewest)
+SlicedFinish::SlicedFinish(const Finish& finish, int32_t channels, int64_t pixels, int64_t items, int64_t unit, int min_items)
     : finish_(finish), channels_(channels), pixels_(pixels),
-      slices_(items, finish.written_mask_ ? whole_bytes(unit, pixels * channels) : unit, fewest,
+      slices_(items, finish.written_mask_ ? whole_bytes(unit, pixels * channels) : unit, min_items,
               finish.db_ ? most_slices(channels) : Slices::kMost) {
   if (finish_.db_ && slices_.count() > 1)
     std::fill(g_partial_sums, g_partial_sums + int64_t{slices_.count()} * channels_, 0.0f);

@@ -29,7 +29,7 @@ class Finish {
 class SlicedFinish {
  public:
   // Of a map's items, which have `pixels` pixels each, as in Slices.
-  SlicedFinish(const Finish& finish, int32_t channels, int64_t pixels, int64_t items, int64_t unit, int fewest = 1);
+  SlicedFinish(const Finish& finish, int32_t channels, int64_t pixels, int64_t items, int64_t unit, int min_items = 1);
   ~SlicedFinish();
   SlicedFinish(const SlicedFinish&) = delete;
   const Slices& slices() const { return slices_; }

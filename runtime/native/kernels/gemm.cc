@@ -260,9 +260,10 @@ class PartialProduct {
   PartialProduct(const float* a, const MatrixSource& b, float* c, int32_t k, int32_t n, const Epilogue& epilogue)
       : a_(a), b_(b), c_(c), k_(k), n_(n), epilogue_(epilogue) {}
 
-  // Slices [first, beyond) of the rows, columns [begin, end); finish(slice, row, end row) gets what is done.
+  // Slices [first_slice, end_slice) of the rows, columns [begin, end); finish(slice, row, end row) gets what is done.
   template <class FinishRows>
-  void multiply(const Slices& rows, int first, int beyond, int32_t begin, int32_t end, const FinishRows& finish) {
+  void multiply(const Slices& rows, int first_slice, int end_slice, int32_t begin, int32_t end,
+                const FinishRows& finish) {
     const int32_t depth_blocks = std::max<int32_t>((k_ + kPanelDepth - 1) / kPanelDepth, 1);
     const int32_t depth_step = (k_ + depth_blocks - 1) / depth_blocks;
     const int32_t step = row_step(depth_step);
@@ -271,7 +272,7 @@ class PartialProduct {
         const int32_t depth = std::min(depth_step, k_ - k0);
         const bool last = k0 + depth == k_;
         n1 = pack(n0, end, k0, depth, depth_step, last);
-        for (int slice = first; slice < beyond; ++slice) {
+        for (int slice = first_slice; slice < end_slice; ++slice) {
           const auto end_row = static_cast<int32_t>(rows.end(slice));
           for (auto m0 = static_cast<int32_t>(rows.begin(slice)); m0 < end_row; m0 += step) {
             const int32_t m1 = std::min(m0 + step, end_row);
@@ -430,9 +431,9 @@ void multiply_rows(const float* a, const MatrixSource& b, float* c, int32_t m, i
     });
   }
   const SlicedFinish sliced(finish, n, 1, m, kTileRows);
-  parallel_shares(sliced.slices().count(), [&](int first, int beyond) {
+  parallel_shares(sliced.slices().count(), [&](int first, int end) {
     PartialProduct(a, b, c, k, n, epilogue)
-        .multiply(sliced.slices(), first, beyond, 0, n, [&](int slice, int32_t m0, int32_t m1) { sliced(slice, c, m0, m1); });
+        .multiply(sliced.slices(), first, end, 0, n, [&](int slice, int32_t m0, int32_t m1) { sliced(slice, c, m0, m1); });
   });
 }
 

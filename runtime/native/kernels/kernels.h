@@ -187,7 +187,7 @@ void affine_backward(const float* x, const float* dy, float* dx, int32_t pixels,
 
 // loss = -sum targets * log_softmax(logits); dlogits = (softmax(logits) * sum targets - targets) * scale.
 float softmax_cross_entropy(const float* logits, const float* targets, float* dlogits, int32_t classes, float scale);
-// Several labels an image: the mean over the classes of -t log sigmoid(logit) - (1 - t) log(1 - sigmoid(logit));
+// Multi-label: the mean over the classes of -t log sigmoid(logit) - (1 - t) log(1 - sigmoid(logit));
 // dlogits = (sigmoid(logits) - targets) * scale / classes.
 float sigmoid_cross_entropy(const float* logits, const float* targets, float* dlogits, int32_t classes, float scale);
 

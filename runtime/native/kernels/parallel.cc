@@ -40,9 +40,9 @@ std::exception_ptr g_failure;
 void work_on(int share) {
   const int64_t slices = g_job.slices;
   const auto first = static_cast<int>(slices * share / g_threads);
-  const auto beyond = static_cast<int>(slices * (share + 1) / g_threads);
+  const auto end = static_cast<int>(slices * (share + 1) / g_threads);
   try {
-    if (first < beyond) g_job.work(g_job.context, first, beyond);
+    if (first < end) g_job.work(g_job.context, first, end);
   } catch (...) {
     if (!g_failed.exchange(true)) g_failure = std::current_exception();
   }

@@ -11,35 +11,35 @@ namespace tinytl {
 // std::system_error where the system has no room for them.
 void start_threads(int count);
 
-using ShareWork = void (*)(const void* context, int first, int beyond);
+using ShareWork = void (*)(const void* context, int first, int end);
 void run_shares(int slices, ShareWork work, const void* context);
 
-// Calls work(first, beyond) on every thread with its share of [0, slices), neighbours on one thread, and returns when
+// Calls work(first, end) on every thread with its share of [0, slices), neighbours on one thread, and returns when
 // all are done; what one of them threw is thrown. Not to be called from within work.
 template <class Work>
 void parallel_shares(int slices, const Work& work) {
   run_shares(slices,
-             [](const void* context, int first, int beyond) { (*static_cast<const Work*>(context))(first, beyond); },
+             [](const void* context, int first, int end) { (*static_cast<const Work*>(context))(first, end); },
              &work);
 }
 
 // Calls work(slice) for every slice in [0, slices).
 template <class Work>
 void parallel(int slices, const Work& work) {
-  parallel_shares(slices, [&](int first, int beyond) {
-    for (int slice = first; slice < beyond; ++slice) work(slice);
+  parallel_shares(slices, [&](int first, int end) {
+    for (int slice = first; slice < end; ++slice) work(slice);
   });
 }
 
-// [0, items) in about equal slices of whole units, of which each has `fewest` or more; so many slices that two threads, or
+// [0, items) in about equal slices of whole units, of which each has `min_units` or more; so many slices that two threads, or
 // four where there are that many, get the same number.
 class Slices {
  public:
   static constexpr int kMost = 16;
 
-  Slices(int64_t items, int64_t unit, int fewest = 1, int most = kMost)
+  Slices(int64_t items, int64_t unit, int min_units = 1, int most = kMost)
       : items_(items), unit_(unit), units_((items + unit - 1) / unit) {
-    const auto wanted = static_cast<int>(std::min<int64_t>(units_ / fewest, most));
+    const auto wanted = static_cast<int>(std::min<int64_t>(units_ / min_units, most));
     count_ = wanted >= 4 ? wanted / 4 * 4 : wanted >= 2 ? 2 : std::min<int64_t>(units_, 1);
   }
   int count() const { return count_; }
@@ -64,8 +64,8 @@ constexpr int64_t kElementsUnit = 4096;
 template <class Work>
 void parallel_channels(int32_t channels, const Work& work) {
   const Slices slices(channels, 16, 1, channels);
-  parallel_shares(slices.count(), [&](int first, int beyond) {
-    work(static_cast<int32_t>(slices.begin(first)), static_cast<int32_t>(slices.begin(beyond)));
+  parallel_shares(slices.count(), [&](int first, int end) {
+    work(static_cast<int32_t>(slices.begin(first)), static_cast<int32_t>(slices.begin(end)));
   });
 }
 

@@ -1,4 +1,4 @@
-"""Several labels an image: both runtimes train them alike; the file is tested in test_label_table."""
+"""Multi-label images: both runtimes train them alike; the file is tested in test_label_table."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RUNTIMES = ["native", pytest.param("onnxruntime-training", marks=needs_ort)]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Packed images; 14, so that the last batch is smaller."""
-    folder = tmp_path_factory.mktemp("several")
+    folder = tmp_path_factory.mktemp("multi")
     for part, seed in (("train", 0), ("val", 1)):
         pack(labelled(folder / part, 14, seed), folder / f"{part}.safetensors", FRAMING, NAMES)
     return folder
@@ -48,7 +48,7 @@ def test_losses_are_pytorchs_step_by_step(
     tmp_path: Path, data: Path, method: str, optimizer: str, runtime: str
 ) -> None:
     bundle = make_bundle(
-        tmp_path / "bundle", smooth_network(method, len(NAMES)), optimizer, several=True, classes=NAMES
+        tmp_path / "bundle", smooth_network(method, len(NAMES)), optimizer, multi_label=True, classes=NAMES
     )
     sources = (data / "train.safetensors", data / "val.safetensors")
     train(bundle.path, *sources, tmp_path / "run", runtime=runtime, options=OPTIONS)
@@ -67,7 +67,7 @@ def epochs(run: Path) -> list[dict[str, Any]]:
 def test_gradients_against_autograd_in_float64(tmp_path: Path, data: Path, method: str, runtime: str) -> None:
     """One step of SGD over one batch: what changed is the gradient."""
     network = smooth_network(method, len(NAMES))
-    bundle = make_bundle(tmp_path / "bundle", network, "sgd", several=True, classes=NAMES)
+    bundle = make_bundle(tmp_path / "bundle", network, "sgd", multi_label=True, classes=NAMES)
     options = TrainOptions(
         epochs=1, batch_size=14, lr=1e-3, lr_bias=1e-3, lr_lite_residual=1e-3, lr_weight=1e-3, seed=5
     )
@@ -92,7 +92,7 @@ def test_gradients_against_autograd_in_float64(tmp_path: Path, data: Path, metho
 
 def test_the_compiled_step_against_autograd() -> None:
     network = smooth_network("full")
-    step = compile_step(network.graph(), several=True)
+    step = compile_step(network.graph(), multi_label=True)
     x = images(1, seed=3).double()
     targets = torch.tensor([0.95, 0.05, 0.05, 0.95, 0.95], dtype=torch.float64)
     exact = network.exact()
@@ -110,7 +110,7 @@ def test_the_compiled_step_against_autograd() -> None:
 def test_evaluate_and_predict_agree(tmp_path: Path, data: Path) -> None:
     runtimes = ("native", "onnxruntime-training")
     network = smooth_network("bias", len(NAMES))
-    bundle = make_bundle(tmp_path / "bundle", network, several=True, classes=NAMES)
+    bundle = make_bundle(tmp_path / "bundle", network, multi_label=True, classes=NAMES)
     options = replace(OPTIONS, epochs=20, min_area=1, flip=False)
     train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime="native", options=options)
     ours, theirs = (evaluate(tmp_path / "run", data / "val.safetensors", runtime=runtime) for runtime in runtimes)
@@ -131,24 +131,24 @@ def test_evaluate_and_predict_agree(tmp_path: Path, data: Path) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images of both kinds, and a bundle for each."""
     folder = tmp_path_factory.mktemp("place")
-    labelled(folder / "several", 14)
-    make_images(folder / "one", dict.fromkeys(NAMES, 2))
-    for kind in ("one", "several"):
+    labelled(folder / "multi", 14)
+    make_images(folder / "single", dict.fromkeys(NAMES, 2))
+    for kind in ("single", "multi"):
         ok("prepare", *TINY, "--batch-size", 4, "--data", folder / kind, "--out", folder / f"bundle-{kind}")
     return folder
 
 
-def manifest(place: Path, kind: str = "several") -> Bundle:
+def manifest(place: Path, kind: str = "multi") -> Bundle:
     return open_bundle(place / f"bundle-{kind}")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_whole_way(tmp_path: Path, place: Path, runtime: str) -> None:
-    source, run = place / "several", tmp_path / "run"
-    assert (manifest(place).manifest.labels, manifest(place).manifest.classes) == ("several", NAMES)
-    assert "several an image" in ok("inspect", place / "bundle-several")
+    source, run = place / "multi", tmp_path / "run"
+    assert (manifest(place).manifest.labels, manifest(place).manifest.classes) == ("multi", NAMES)
+    assert "multi-label" in ok("inspect", place / "bundle-multi")
     chosen = ("--runtime", runtime)
-    ok("train", place / "bundle-several", "--data", source, "--val", source, *chosen, "--epochs", 30, "--lr", 0.03,
+    ok("train", place / "bundle-multi", "--data", source, "--val", source, *chosen, "--epochs", 30, "--lr", 0.03,
        "--min-area", 1, "--no-flip", "--out", run)  # fmt: skip
     assert "accuracy" in ok("evaluate", run, "--data", source, *chosen)
     result = json.loads(ok("evaluate", run, "--data", source, *chosen, "--json"))
@@ -156,28 +156,28 @@ def test_the_whole_way(tmp_path: Path, place: Path, runtime: str) -> None:
     (answer,) = [json.loads(ok("predict", run, source / "images" / "7.png", *chosen, "--json"))]
     assert set(answer["probabilities"]) == set(NAMES) and isinstance(answer["prediction"], list)
     assert "cat" in ok("predict", run, source / "images" / "7.png", *chosen)
-    assert "several labels each" in ok("inspect", run / "train.safetensors")
+    assert "multi-label" in ok("inspect", run / "train.safetensors")
     ok("inspect", run)
     ok("export", run, "--out", tmp_path / "model.onnx")
-    assert ir.load(tmp_path / "model.onnx").metadata_props["labels"] == "several"
+    assert ir.load(tmp_path / "model.onnx").metadata_props["labels"] == "multi"
 
 
 def test_the_other_kind_of_images_is_refused(tmp_path: Path, place: Path) -> None:
-    for kind, other, words in (("one", "several", "for one class each"), ("several", "one", "has no labels.csv")):
+    for kind, other, words in (("single", "multi", "for one class each"), ("multi", "single", "has no labels.csv")):
         bundle = place / f"bundle-{kind}"
         assert words in fails(4, "train", bundle, "--data", place / other, "--out", tmp_path / "run")
         assert words in fails(4, "pack", place / other, "--bundle", bundle, "--out", tmp_path / "packed")
         ok("pack", place / other, "--resolution", 32, "--out", tmp_path / kind)
         sentence = fails(4, "evaluate", bundle, "--data", tmp_path / kind)
-        assert "an image" in sentence and "prepare" in sentence
-    assert "no labels.csv" in fails(2, "prepare", *TINY, "--several-labels", "--data", place / "one", "--out", "x")
-    assert "demo takes class folders" in fails(4, "demo", "--data", place / "several", "--out", tmp_path / "demo")
+        assert "image" in sentence and "prepare" in sentence
+    assert "no labels.csv" in fails(2, "prepare", *TINY, "--multi-label", "--data", place / "single", "--out", "x")
+    assert "demo takes class folders" in fails(4, "demo", "--data", place / "multi", "--out", tmp_path / "demo")
 
 
 def test_preparing_without_images(tmp_path: Path, place: Path) -> None:
-    ok("prepare", *TINY, "--classes", 3, "--several-labels", "--out", tmp_path / "bundle")
-    assert open_bundle(tmp_path / "bundle").manifest.labels == "several"
-    ok("train", tmp_path / "bundle", "--data", place / "several", "--epochs", 1, "--out", tmp_path / "run")
+    ok("prepare", *TINY, "--classes", 3, "--multi-label", "--out", tmp_path / "bundle")
+    assert open_bundle(tmp_path / "bundle").manifest.labels == "multi"
+    ok("train", tmp_path / "bundle", "--data", place / "multi", "--epochs", 1, "--out", tmp_path / "run")
 
 
 def test_a_single_class_is_enough(tmp_path: Path) -> None:
@@ -195,5 +195,5 @@ def test_a_single_class_is_enough(tmp_path: Path) -> None:
 
 def test_the_bundle_holds_the_forward_graph_of_one_label(place: Path) -> None:
     """The loss alone is another one."""
-    ones, severals = (ir.load(manifest(place, kind).file(FORWARD)) for kind in ("one", "several"))
-    assert [node.op_type for node in ones.graph] == [node.op_type for node in severals.graph]
+    single, multi = (ir.load(manifest(place, kind).file(FORWARD)) for kind in ("single", "multi"))
+    assert [node.op_type for node in single.graph] == [node.op_type for node in multi.graph]
