@@ -41,7 +41,9 @@ class ReferenceStep:
         Near a kink float32 and float64 may fall on either side, and both are right.
         """
         self._graph = graph
-        self._parameters = parameters
+        # Numbers for channels may be written [channels, 1, 1].
+        vectors = {name for name, parameter in graph.parameters.items() if parameter.layout == "vector"}
+        self._parameters = {n: p.reshape(-1) if n in vectors else p for n, p in parameters.items()}
         self._engine_masks = engine_masks or {}
         self.gradients: Tensors = {}
         self.bits = self.bits_apart = 0

@@ -14,7 +14,7 @@ def fold(graph: Graph) -> None:
     readers, writers = Counter[str](), Counter[str]()
     for op in graph.backward:
         readers.update(op.reads.values())
-        writers.update(op.writes.values())
+        writers.update(graph.root(name) for name in op.writes.values())
     maker: dict[str, Op] = {}
     backward: list[Op] = []
     for op in graph.backward:
@@ -28,8 +28,8 @@ def fold(graph: Graph) -> None:
             dx.writes["db"] = op.writes["db"]
             dx.adds_to = (*dx.adds_to, "db")
             continue
-        # What a second operator adds to is finished only there.
-        if op.kind in _DX and not op.adds_to and writers[op.writes["dx"]] == 1:
+        # What a second operator adds to, be it to some rows, is finished only there.
+        if op.kind in _DX and not op.adds_to and writers[graph.root(op.writes["dx"])] == 1:
             maker[op.writes["dx"]] = op
         backward.append(op)
     graph.backward = backward

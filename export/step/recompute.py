@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,16 +17,20 @@ from .ir import Graph, Op
 
 
 def name_segments(graph: Graph) -> None:
-    """Make a segment of each straight run of forward operators that is in none, but for the run's first operator."""
+    """Make a segment of each straight run of forward operators that is in none, but for the run's first operator.
+
+    A map that is written in parts, as maps are joined, is in none: all of its writers would have to run again.
+    """
     readers: dict[str, int] = {}
     for op in graph.forward:
         for name in op.reads.values():
             readers[name] = readers.get(name, 0) + 1
-    in_rows = {value.base for value in graph.values.values()}
+    written = Counter(name for op in graph.forward for name in op.writes.values())
+    in_parts = {value.base for value in graph.values.values()} | {name for name, count in written.items() if count > 1}
     run = ""
     for before, op in zip(graph.forward, graph.forward[1:]):
         y = before.writes["y"]
-        straight = list(op.reads.values()) == [y] and readers[y] == 1 and not {y, op.writes["y"]} & in_rows
+        straight = list(op.reads.values()) == [y] and readers[y] == 1 and not {y, op.writes["y"]} & in_parts
         outside = op.segment is None and (before.segment is None or run) and "dropout" not in (before.kind, op.kind)
         run = (run or f"behind {y}") if straight and outside else ""
         op.segment = op.segment or run or None
