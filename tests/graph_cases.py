@@ -49,9 +49,10 @@ def run_onnx(model: ir.Model | onnx.ModelProto, feeds: Mapping[str, Array]) -> l
 _random = np.random.default_rng(0)
 
 
-def floats(*shape: int) -> Array:
-    """Normally distributed."""
-    return _random.standard_normal(shape).astype(np.float32)
+def floats(*shape: int, seed: int | None = None) -> Array:
+    """Normally distributed; without a seed they depend on what was drawn before, as the cases below on each other."""
+    random = _random if seed is None else np.random.default_rng([seed, *shape])
+    return random.standard_normal(shape).astype(np.float32)
 
 
 def integers(*values: int) -> Array:
@@ -224,10 +225,13 @@ def classifier(body: str, constants: Mapping[str, Array]) -> tuple[ir.Model, lis
     images, y = model.graph.inputs[0], model.graph.outputs[0]
     images.name, images.shape = "images", ir.Shape(["batch", 3, 7, 6])
     first = [
-        add_initializer(model, "first.weight", floats(4, 3, 1, 1)),
-        add_initializer(model, "first.bias", floats(4)),
+        add_initializer(model, "first.weight", floats(4, 3, 1, 1, seed=1)),
+        add_initializer(model, "first.bias", floats(4, seed=2)),
     ]
-    last = [add_initializer(model, "last.weight", floats(5, features)), add_initializer(model, "last.bias", floats(5))]
+    last = [
+        add_initializer(model, "last.weight", floats(5, features, seed=3)),
+        add_initializer(model, "last.bias", floats(5, seed=4)),
+    ]
     readers = list(images.uses())
     conv = ir.node("Conv", [images, *first], {"kernel_shape": [1, 1]}, name="first")
     for reader, index in readers:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from graph_cases import floats, graph
+from graph_cases import graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,8 +17,14 @@ from tinytl_edge.export.onnx_graph import constant
 from tinytl_edge.export.tinytl.batchnorm import fold_batchnorm
 
 Constants = dict[str, Any]
+_random = np.random.default_rng(0)
 NORM = "BatchNormalization<epsilon=0.001>"
 HEAD = "\nm = ReduceMean<axes=[2,3], keepdims=0>(z)\ny = Gemm<transB=1>(m, fc_w, fc_b)"
+
+
+def floats(*shape: int) -> np.ndarray:
+    """Normally distributed."""
+    return _random.standard_normal(shape).astype(np.float32)
 
 
 def norm(name: str, channels: int) -> Constants:

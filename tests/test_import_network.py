@@ -206,7 +206,7 @@ def test_pooling(average: bool, size: int, kernel: int, stride: int, padding: in
         window["count_include_pad"] = int(include)
     attributes = ", ".join(f"{name}={value}" for name, value in window.items())
     kind = "AveragePool" if average else "MaxPool"
-    weight = {"w": floats(CLASSES, 4, 1, 1)}
+    weight = {"w": floats(CLASSES, 4, 1, 1, seed=1)}
     model = onnx_graph(
         f"p = {kind}<{attributes}>(x)\nc = Conv(p, w)\ny = ReduceMean<axes=[2,3], keepdims=0>(c)",
         weight,

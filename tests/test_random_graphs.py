@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from graph_cases import floats, graph, integers
+from graph_cases import graph, integers
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from reference_step import ReferenceStep
@@ -34,6 +35,7 @@ class Builder:
 
     lines: list[str] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
+    random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     maps: list[tuple[str, int, int]] = field(default_factory=lambda: [("x", 3, SIZE)])
 
     def add(self, kind: str, inputs: str, channels: int, size: int) -> None:
@@ -42,6 +44,10 @@ class Builder:
         self.lines.append(f"{name} = {kind}({inputs})")
         if channels:
             self.maps.append((name, channels, size))
+
+    def floats(self, *shape: int) -> str:
+        """The name of a new constant, normally distributed."""
+        return self.constant(self.random.standard_normal(shape).astype(np.float32))
 
     def constant(self, value: Any) -> str:
         """The name of one more constant."""
@@ -61,8 +67,8 @@ def _conv(draw: st.DrawFn, to: Builder, name: str, channels: int, size: int) -> 
     kernel, stride = draw(st.sampled_from([(1, 1), (3, 1), (3, 2), (1, 2)]))
     groups = draw(st.sampled_from([n for n in (1, 2, channels) if channels % n == 0]))
     out = channels if groups == channels else 2 * draw(st.integers(1, 4)) * (1 if groups < 3 else groups)
-    inputs = f"{name}, {to.constant(floats(out, channels // groups, kernel, kernel))}"
-    inputs += f", {to.constant(floats(out))}" if draw(st.booleans()) else ""
+    inputs = f"{name}, {to.floats(out, channels // groups, kernel, kernel)}"
+    inputs += f", {to.floats(out)}" if draw(st.booleans()) else ""
     pad = kernel // 2
     to.add(f"Conv<group={groups}, strides=[{stride},{stride}], pads=[{pad},{pad},{pad},{pad}]>", inputs, out,
            (size - 1) // stride + 1)  # fmt: skip
@@ -71,13 +77,13 @@ def _conv(draw: st.DrawFn, to: Builder, name: str, channels: int, size: int) -> 
 def _inverted_residual(draw: st.DrawFn, to: Builder, name: str, channels: int, size: int) -> None:
     """Wide inside, as what the compiler runs in strips and chunks."""
     wide, stride = channels * draw(st.integers(2, 4)), draw(st.sampled_from([1, 2]))
-    to.add("Conv", f"{name}, {to.constant(floats(wide, channels, 1, 1))}, {to.constant(floats(wide))}", 0, 0)
+    to.add("Conv", f"{name}, {to.floats(wide, channels, 1, 1)}, {to.floats(wide)}", 0, 0)
     to.add(draw(st.sampled_from(["Relu", "HardSwish"])), f"v{len(to.lines) - 1}", 0, 0)
     to.add(f"Conv<group={wide}, strides=[{stride},{stride}], pads=[1,1,1,1]>",
-           f"v{len(to.lines) - 1}, {to.constant(floats(wide, 1, 3, 3))}", 0, 0)  # fmt: skip
+           f"v{len(to.lines) - 1}, {to.floats(wide, 1, 3, 3)}", 0, 0)  # fmt: skip
     to.add("Relu", f"v{len(to.lines) - 1}", 0, 0)
     after = (size - 1) // stride + 1
-    to.add("Conv", f"v{len(to.lines) - 1}, {to.constant(floats(channels, wide, 1, 1))}", channels, after)
+    to.add("Conv", f"v{len(to.lines) - 1}, {to.floats(channels, wide, 1, 1)}", channels, after)
     if stride == 1 and draw(st.booleans()):
         to.add("Add", f"{name}, v{len(to.lines) - 1}", channels, size)
 
@@ -121,7 +127,7 @@ def _pool(draw: st.DrawFn, to: Builder, name: str, channels: int, size: int) -> 
 
 
 def _channels(draw: st.DrawFn, to: Builder, name: str, channels: int, size: int) -> None:
-    numbers = to.constant(floats(channels, 1, 1))
+    numbers = to.floats(channels, 1, 1)
     to.add(draw(st.sampled_from(["Add", "Mul"])), f"{name}, {numbers}", channels, size)
 
 
@@ -160,8 +166,8 @@ def networks(draw: st.DrawFn) -> ir.Model:
         to.add("ReduceMean<axes=[2,3], keepdims=0>", name, 0, 0)
         pooled.append((f"v{len(to.lines) - 1}", channels))
     to.add("Concat<axis=1>", ", ".join(name for name, _ in pooled), 0, 0)
-    weight = to.constant(floats(CLASSES, sum(channels for _, channels in pooled)))
-    body = [*to.lines, f"y = Gemm<transB=1>(v{len(to.lines) - 1}, {weight}, {to.constant(floats(CLASSES))})"]
+    weight = to.floats(CLASSES, sum(channels for _, channels in pooled))
+    body = [*to.lines, f"y = Gemm<transB=1>(v{len(to.lines) - 1}, {weight}, {to.floats(CLASSES)})"]
     note("\n".join(body))
     model = graph("\n".join(body), to.constants, (3, SIZE, SIZE))
     remove_unused(model)
