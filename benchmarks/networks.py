@@ -1,7 +1,7 @@
 """Which classifiers can be trained natively, and whether they learn as in PyTorch: a table, one row each.
 
     python benchmarks/networks.py [MODEL ...] [--steps 20] [--batch-size 4] [--rates 1] [--resolution PX]
-                                  [--deployed FOLDER] [--out FOLDER]
+                                  [--frozen-weights int8] [--deployed FOLDER] [--out FOLDER]
 
 MODEL is what `tinytl-edge prepare` takes; by default a choice of torchvision's and timm's (random weights), and all of
 FOLDER's .tflite and .onnx files. Each gets a new classifier of 4 classes and trains some steps of plain SGD, method
@@ -114,7 +114,13 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def measure(
-    model: str, steps: int, batch_size: int, share: float, size: tuple[int, int] | None, out: Path
+    model: str,
+    steps: int,
+    batch_size: int,
+    rates: float,
+    size: tuple[int, int] | None,
+    frozen_weights: str | None,
+    out: Path,
 ) -> dict[str, Any]:
     """One row."""
     import warnings
@@ -136,7 +142,8 @@ def measure(
         weights = "random" if ":" in model else None
         names = [f"class{i}" for i in range(CLASSES)]
         prepared = prepare(folder / "bundle", model, classes=names, weights=weights, resolution=size,
-                           optimizer="sgd", batch_size=batch_size, overwrite=True)  # fmt: skip
+                           optimizer="sgd", batch_size=batch_size, frozen_weights=frozen_weights,
+                           overwrite=True)  # fmt: skip
         manifest = prepared.bundle.manifest
         row["prepare_s"] = round(time.perf_counter() - begin, 1)
         row["input"] = f"{manifest.input.height}x{manifest.input.width}x{manifest.input.channels}"
@@ -146,7 +153,7 @@ def measure(
         data.unlink(missing_ok=True)
         pack(out / "images", data, manifest.input.framing, names)
         options = TrainOptions(
-            epochs=1, log_every=1, threads=1, dropout=None, **{k: share * v for k, v in RATES.items()}
+            epochs=1, log_every=1, threads=1, dropout=None, **{k: rates * v for k, v in RATES.items()}
         )
         with open_dataset(data) as dataset:
             options = replace(options, epochs=max(1, steps * batch_size // dataset.count)).check()
@@ -190,13 +197,17 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rates", type=float, default=1)
     parser.add_argument("--resolution", type=int)
+    parser.add_argument("--frozen-weights", choices=["float32", "int8"])
     parser.add_argument("--deployed", type=Path)
     parser.add_argument("--out", type=Path, default=Path("build/networks"))
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     size = (options.resolution, options.resolution) if options.resolution else None
     if options.one:
-        row = measure(options.models[0], options.steps, options.batch_size, options.rates, size, options.out)
+        row = measure(
+            options.models[0], options.steps, options.batch_size, options.rates, size, options.frozen_weights,
+            options.out,
+        )  # fmt: skip
         print(json.dumps(row))
         return
     models = options.models or [f"torchvision.models:{n}" for n in TORCHVISION] + [f"timm:{n}" for n in TIMM]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from conftest import CLASSES
 from small_net import SPEC, SmallNetwork
 
+from tinytl_edge.export.eager import EagerNetwork
+from tinytl_edge.export.onnx_graph import Array
 from tinytl_edge.export.ort.training import OPTIMIZERS as ORT_OPTIMIZERS
 from tinytl_edge.export.ort.training import export_ort_training
 from tinytl_edge.export.step.compile import Knobs, compile_step
@@ -69,3 +73,16 @@ def make_bundle(
         write_program(folder / STEP, step, manifest)
         write_manifest(folder, manifest)
     return open_bundle(out)
+
+
+def check_moved_by_gradient(exact: EagerNetwork, after: Mapping[str, Array], rate: float) -> None:
+    """After one step of SGD from `exact`, whose gradients are there in float64, each trained parameter is `after`."""
+    steepest = max(float(p.grad.abs().max()) for p in exact.parameters() if p.grad is not None)
+    for name, parameter in exact.parameters_by_name.items():
+        if parameter.requires_grad:
+            assert parameter.grad is not None
+            before, gradient = parameter.detach().numpy(), parameter.grad.numpy()
+            # float32's rounding of the parameter itself bounds how well its change shows the gradient.
+            rounding = np.abs(before).max() * 2e-7 / rate + 5e-5 * np.abs(gradient).max() + 2e-6 * steepest
+            moved = (before - after[name]) / rate
+            np.testing.assert_allclose(moved, gradient, rtol=0, atol=rounding, err_msg=name)

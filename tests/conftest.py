@@ -123,6 +123,14 @@ def prepare(out: Path, *arguments: object) -> Path:
     return out
 
 
+@pytest.fixture
+def reproducible() -> None:
+    """The same random numbers from PyTorch, whichever tests ran before."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images in `train` and `val`."""

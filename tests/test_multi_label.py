@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from bundles import FRAMING, HAS_ORT, make_bundle, needs_ort
+from bundles import FRAMING, HAS_ORT, check_moved_by_gradient, make_bundle, needs_ort
 from conftest import TINY, fails, make_image, make_images, ok
 from reference_step import ReferenceStep
 from small_net import images, smooth_network
@@ -80,14 +80,7 @@ def test_gradients_against_autograd_in_float64(tmp_path: Path, data: Path, metho
     exact = network.exact()
     feeds = {name: torch.from_numpy(values).double() for name, values in batch.feeds.items()}
     loss(exact(feeds["images"], feeds), feeds["targets"], bundle.manifest).backward()  # type: ignore[no-untyped-call]
-    after = adapter(tmp_path / "run")
-    steepest = max(float(p.grad.abs().max()) for p in exact.parameters() if p.grad is not None)
-    for name, parameter in exact.parameters_by_name.items():
-        if parameter.requires_grad:
-            assert parameter.grad is not None
-            before, gradient = parameter.detach().numpy(), parameter.grad.numpy()
-            rounding = 1e3 * np.abs(before).max() * 2e-7 + 5e-5 * np.abs(gradient).max() + 2e-6 * steepest
-            np.testing.assert_allclose((before - after[name]) * 1e3, gradient, rtol=0, atol=rounding, err_msg=name)
+    check_moved_by_gradient(exact, adapter(tmp_path / "run"), 1e-3)
 
 
 def test_the_compiled_step_against_autograd() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import FRAMING, make_bundle, needs_ort
+from bundles import FRAMING, check_moved_by_gradient, make_bundle, needs_ort
 from conftest import CLASSES, make_images
 from small_net import SPEC, SmallNetwork, prepared
 from small_net import smooth_network as smooth_network_of
@@ -188,15 +188,7 @@ def test_gradients_against_autograd_in_float64(tmp_path: Path, data: Path, metho
     exact = network.exact()
     feeds = {name: torch.from_numpy(values).double() for name, values in batch.feeds.items()}
     loss(exact(feeds["images"], feeds), feeds["targets"], bundle.manifest).backward()  # type: ignore[no-untyped-call]
-    after = adapter(tmp_path / "run")
-    steepest = max(float(p.grad.abs().max()) for p in exact.parameters() if p.grad is not None)
-    for name, parameter in exact.parameters_by_name.items():
-        if parameter.requires_grad:
-            assert parameter.grad is not None
-            before, gradient = parameter.detach().numpy(), parameter.grad.numpy()
-            # float32's rounding of the parameter itself bounds how well its change shows the gradient.
-            rounding = 1e3 * np.abs(before).max() * 2e-7 + 5e-5 * np.abs(gradient).max() + 2e-6 * steepest
-            np.testing.assert_allclose((before - after[name]) * 1e3, gradient, rtol=0, atol=rounding, err_msg=name)
+    check_moved_by_gradient(exact, adapter(tmp_path / "run"), 1e-3)
 
 
 def test_a_resumed_run_ends_bit_identical(tmp_path: Path, data: Path) -> None:

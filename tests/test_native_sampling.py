@@ -35,6 +35,7 @@ from tinytl_edge.runtime.images.sampling import (
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "runtime" / "native"
 SOURCES = [NATIVE / f"{name}.cc" for name in ("json", "events", "safetensors", "dataset", "sampling")]
+SOURCES += sorted((ROOT / "tests" / "native" / "io").glob("*.cc"))
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 DEVIATION = np.array([58.395, 57.12, 57.375], np.float32)
 Size = tuple[int, int]
@@ -42,18 +43,17 @@ Size = tuple[int, int]
 
 @pytest.fixture(scope="module", params=["here", *EMULATORS])
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The executable of tests/native/io_test.cc: for this very processor, with its fused operations, and for boards."""
+    """The executable of tests/native/io: for this very processor, with its fused operations, and for boards."""
     out = tmp_path_factory.mktemp("native") / "io_test"
-    test = ROOT / "tests" / "native" / "io_test.cc"
     flags = ["-Werror", f"-I{NATIVE}"]
     if request.param in EMULATORS:
         # As CMakeLists.txt has it for sampling.cc.
         flags.append("-ffp-contract=off")
-        return emulated(cross_compile(request.param, out, [test, *SOURCES], *flags), request.param)
+        return emulated(cross_compile(request.param, out, SOURCES, *flags), request.param)
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to build the native trainer's tests with")
     flags += ["-std=gnu++20", "-O2", "-march=native", "-fno-rtti", "-Wall", "-Wextra"]
-    subprocess.run(["g++", *flags, test, *SOURCES, "-o", out], check=True)
+    subprocess.run(["g++", *flags, *SOURCES, "-o", out], check=True)
     return out
 
 

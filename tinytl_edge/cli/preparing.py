@@ -1,0 +1,79 @@
+"""`prepare`: what a workstation does before a board trains."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from . import options
+from .command import PATH, command, json_option, need
+
+METHODS = ["last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "full"]
+
+
+@command("tinytl-edge prepare model.tflite --data images/train --out bundle")
+@click.argument("model", default="efficientnet-lite0")
+@click.option("--weights", metavar="NAME|FILE",
+              help="Of a backbone or PyTorch network: imagenet, random, or a .pth file.  "
+              "[default: imagenet, where a backbone has them; a network's own]")  # fmt: skip
+@click.option("--classes", metavar="N|NAMES", callback=options.class_list,
+              help="How many classes, or their names: cat,dog,fox.")  # fmt: skip
+@click.option("--data", type=PATH, help="Take the classes' names from this folder of images, and try MODEL on them.")
+@click.option("--labels", type=PATH, metavar="FILE",
+              help="Names of MODEL's own outputs, one a line, where it does not bring them.")  # fmt: skip
+@click.option("--multi-label", is_flag=True,
+              help="With --classes: an image may have any of them.  [--data: where it has labels.csv]")  # fmt: skip
+@click.option("--method", type=click.Choice(METHODS), default="lite-residual+bias", show_default=True,
+              help="What trains.")  # fmt: skip
+@click.option("--resolution", metavar="PX|HxW", callback=options.pixels,
+              help="Height and width of the input, where MODEL leaves them open.  [default: MODEL's own]")  # fmt: skip
+@click.option("--fit", type=click.Choice(["crop", "squash", "pad"]),
+              help="How an image becomes the input: its centre; all of it, squashed; all of it, on black.  "
+              "[default: crop]")  # fmt: skip
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Images a step.")
+@click.option("--optimizer", type=click.Choice(["adam", "sgd", "momentum"]), default="adam", show_default=True,
+              help="How it trains.")  # fmt: skip
+@click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    callback=options.size,
+    help="What the native trainer may take in all: 16MB (10^6), 15MiB, bytes.  [default: as fast as it goes]",
+)
+@click.option("--device", metavar="NAME",
+              help="Pick what fits this board: memory limit, threads, resolution, if not given.")  # fmt: skip
+@click.option("--threads", type=int, help="How many --memory-limit has room for.  [default: 1, or --device's cores]")
+@click.option("--frozen-weights", type=click.Choice(["float32", "int8"]),
+              help="int8: rounded to 8 bits, a quarter of the memory in the native trainer.  "
+              "[default: as they are, or what --memory-limit needs]")  # fmt: skip
+@click.option("--train", "also_train", multiple=True, metavar="GLOB",
+              help="Further parameters to train, by name.")  # fmt: skip
+@click.option("--mean", metavar="R,G,B", callback=options.triple,
+              help="Mean of the pixels, 0..255, where MODEL's is wrong or not known.")  # fmt: skip
+@click.option("--std", metavar="R,G,B", callback=options.triple, help="Their standard deviation.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is initialised at random.")
+@click.option("--out", type=PATH, required=True, help="The bundle's folder.")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
+@json_option
+def prepare(as_json: bool, also_train: tuple[str, ...], **options: Any) -> None:
+    """Turn a classifier into a bundle that a board can train.
+
+    MODEL is FILE.tflite, FILE.onnx, a PyTorch network (torchvision.models:NAME, timm:NAME, package.module:factory), or
+    a backbone: efficientnet-lite0/1/2, mobilenet-v2[-WIDTH], proxylessnas-mobile, or a .json. Freezes its weights,
+    inserts lite residual modules, compiles the training step. On a workstation: needs the extra `prepare`.
+    """
+    need("onnx_ir", "prepare")
+    from tinytl_edge.inspection import describe, inspect
+    from tinytl_edge.preparation import prepare as run_prepare
+
+    out = options.pop("out")
+    say = None if as_json else lambda text: click.echo(f"... {text}", err=True)
+    prepared = run_prepare(out, train=also_train, on_progress=say, **options)
+    content = inspect(out)
+    if as_json:
+        click.echo(json.dumps({**content, "notes": list(prepared.notes)}, indent=1))
+    else:
+        click.echo(describe(content))
+        for note in prepared.notes:
+            click.echo(note)

@@ -1,0 +1,158 @@
+"""`pack`, `train`: what a board learns from, and learning."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options
+from .command import PATH, F, command, given, json_option, runtime_option, threads_option
+
+if TYPE_CHECKING:
+    from tinytl_edge.runtime.workers.events import Event
+
+
+@command("tinytl-edge pack photos/train --resolution 160 --out train.safetensors")
+@click.argument("folder", type=PATH)
+@click.option("--bundle", type=PATH, help="Take what the input is like, and the classes, from this bundle.")
+@click.option("--resolution", type=int, metavar="PX", help="Or: height and width of the model's input.")
+@click.option("--size", metavar="HxW", callback=options.pixels, help="Or both of them: 96x160.")
+@click.option("--channels", type=click.Choice(["1", "3"]), help="1: grey.  [default: 3, RGB]")
+@click.option("--fit", type=click.Choice(["crop", "squash", "pad"]),
+              help="What of an image is taken: its centre; all of it, squashed; all of it, on black.  "
+              "[default: crop]")  # fmt: skip
+@click.option("--margin/--no-margin", default=None, help="Store more than the input's size.  [default: margin]")
+@click.option("--out", type=PATH, required=True, help="The dataset's file.")
+@json_option
+def pack(
+    folder: Path,
+    bundle: Path | None,
+    resolution: int | None,
+    size: tuple[int, int] | None,
+    channels: str | None,
+    fit: str | None,
+    margin: bool | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Pack a FOLDER of images into one file that training reads.
+
+    FOLDER holds one folder for each class, with the class's images in it; or, for multi-label images, a
+    table labels.csv: the row file,NAME,NAME,... and below it images, with 0 or 1 for each name.
+    """
+    from tinytl_edge.runtime.errors import UsageError
+    from tinytl_edge.runtime.files.bundle import open_bundle
+    from tinytl_edge.runtime.images.dataset import pack as run_pack
+    from tinytl_edge.runtime.images.framing import Framing
+    from tinytl_edge.runtime.images.source import check_exists, check_kind
+    from tinytl_edge.runtime.report import CountProgress, counted
+
+    classes = None
+    if bundle is not None:
+        if both := given("resolution", "size", "channels", "fit", "margin"):
+            raise UsageError(f"{', '.join(both)}: the bundle says what its input is like; leave out either.")
+        manifest = open_bundle(bundle).manifest
+        check_exists(folder)
+        check_kind(manifest, folder)
+        framing, classes = manifest.input.framing, manifest.classes or None
+    else:
+        if (resolution is None) == (size is None):
+            raise UsageError("Say for which input size: --resolution PX, --size HxW, or --bundle BUNDLE.")
+        height, width = size or (resolution or 0, resolution or 0)
+        for side in (height, width):
+            if not 16 <= side <= 4096:
+                name = "--size" if size else "--resolution"
+                raise UsageError(f"{name} {side} is out of range: 16 to 4096.")
+        framing = Framing(height, width, int(channels or 3), fit or "crop", margin is not False)
+    with CountProgress(sys.stderr) as progress:
+        report = run_pack(folder, out, framing, classes, progress.warn, progress.show)
+    if as_json:
+        content = {"out": str(out), "images": report.count, "classes": report.counts}
+        content["skipped"] = {str(path): reason for path, reason in dict(report.skipped).items()}
+        click.echo(json.dumps(content, ensure_ascii=False))
+    else:
+        click.echo(f"{out}: {counted(report.count, 'image')} of {len(report.counts)} classes, for {framing}")
+
+
+_TRAINING = [
+    click.option("--epochs", type=int, default=10, show_default=True, help="Rounds through the images."),
+    click.option("--batch-size", type=int, help="Images a step.  [default: the bundle's]"),
+    click.option("--lr", type=float, help="Learning rate of the classifier.  [default: by optimizer and batch size]"),
+    click.option("--lr-bias", type=float, help="... of the biases."),
+    click.option("--lr-lite-residual", type=float, help="... of the lite residual modules."),
+    click.option("--lr-weight", type=float, help="... of other weights (methods norm+last and full)."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of order, crops and dropout."),
+    click.option("--label-smoothing", type=float, default=0.1, show_default=True, help="Share given to all classes."),
+    click.option("--dropout", type=float, help="Share dropped.  [default: the model's own]"),
+    click.option("--min-area", type=float, default=0.22, show_default=True, help="Least share a random crop takes."),
+    click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror images at random."),
+    threads_option,
+    click.option("--log-every", type=int, default=10, show_default=True, help="Steps between step events."),
+]
+
+
+def _training_options(function: F) -> F:
+    for option in reversed(_TRAINING):
+        function = option(function)
+    return function
+
+
+@command("tinytl-edge train bundle --data photos/train --val photos/val --epochs 10 --out run")
+@click.argument("bundle", type=PATH)
+@click.option("--data", type=PATH, help="Folder of class folders, or with labels.csv; or a packed dataset.")
+@click.option("--val", type=PATH, help="The same, to measure accuracy on after each epoch.")
+@runtime_option
+@_training_options
+@click.option("--resume", is_flag=True, help="Go on from the run's checkpoint, with the run's own data and options.")
+@click.option("--out", type=PATH, required=True, help="The run's folder.")
+@json_option
+def train(
+    bundle: Path,
+    data: Path | None,
+    val: Path | None,
+    runtime: str,
+    resume: bool,
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Adapt a BUNDLE's classifier to images (on the board). Ctrl-C leaves a checkpoint."""
+    from tinytl_edge.runtime.options import TrainOptions
+    from tinytl_edge.runtime.report import JsonReport, ProgressReport
+    from tinytl_edge.runtime.train import train as run_train
+
+    report = JsonReport(sys.stdout) if as_json else ProgressReport(sys.stderr)
+    with report:
+        if resume and (ignored := given("data", "val", *options.keys() - {"threads", "log_every"})):
+            message = f"{', '.join(ignored)} not used: --resume goes on with the run's own."
+            report({"event": "warning", "message": message})
+        done = run_train(
+            bundle,
+            data,
+            val,
+            out,
+            runtime=runtime,
+            options=TrainOptions(**options),
+            resume=resume,
+            on_event=report,
+        )
+    if not as_json:
+        click.echo(summary(done))
+
+
+def summary(done: Event) -> str:
+    """The `done` event of a training as two lines for a person."""
+    from tinytl_edge.runtime.memory import megabytes
+
+    accuracy = done.get("val_accuracy")
+    result = f"Validation accuracy {accuracy:.1%}." if accuracy is not None else "No validation images (--val)."
+    median = done.get("step_ms_median")
+    pace = f", {median:.0f} ms a step" if median is not None else ""
+    return (
+        f"{result} {done['steps']} steps{pace}, peak memory {megabytes(done['peak_rss_bytes'])} "
+        f"(and {megabytes(done['parent_peak_rss_bytes'])} for this command).\nAdapter: {done['adapter']}"
+    )
