@@ -16,6 +16,7 @@ _RATES = {
     "momentum": {"classifier": 0.01, "bias": 0.002, "lite_residual": 0.002, "weight": 0.0005},
 }
 _RATES_BATCH = 8
+LOG_EVERY = 10  # steps
 OPTIMIZERS = tuple(_RATES)
 GROUPS = tuple(_RATES["adam"])
 
@@ -26,8 +27,8 @@ class TrainOptions:
 
     `lr` is the classifier's rate, `lr_bias`, `lr_lite_residual` and `lr_weight` the other groups'; None
     stands for the default of the optimizer and batch size. `batch_size` None is the bundle's, `threads` None
-    the machine's fastest cores, `dropout` None the model's own rate. `min_area` is the smallest share of a
-    image that a random crop takes (1 and no `flip`: no augmentation).
+    the machine's fastest cores, `log_every` None LOG_EVERY steps, `dropout` None the model's own rate. `min_area` is
+    the smallest fraction of an image that a random crop takes (1 and no `flip`: no augmentation).
     """
 
     epochs: int = 10
@@ -42,7 +43,7 @@ class TrainOptions:
     min_area: float = 0.22
     flip: bool = True
     threads: int | None = None
-    log_every: int = 10
+    log_every: int | None = None
 
     def check(self) -> TrainOptions:
         """Return self.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from types import TracebackType
 from typing import IO
@@ -88,7 +89,12 @@ class CountProgress:
 
 
 class ProgressReport:
-    """A training's live line (epoch, loss, accuracy, RSS, time left), and a line for every epoch."""
+    """A training's live line (epoch, loss, accuracy, RSS, time left), and a line for every epoch.
+
+    Where there is no terminal, a line says how far it is whenever nothing was said for a minute.
+    """
+
+    silence = 60.0  # seconds
 
     def __init__(self, stream: IO[str]) -> None:
         self._line = _LiveLine(stream)
@@ -98,9 +104,14 @@ class ProgressReport:
         self._loss: float | None = None
         self._accuracy: float | None = None
         self._rss = 0
+        self._status = ""
+        self._said = time.monotonic()
+        self._over = threading.Event()
 
     def __call__(self, event: Event) -> None:
         kind = event["event"]
+        if kind in ("start", "epoch", "warning"):
+            self._said = time.monotonic()
         if kind in ("pack", "warning"):
             self._packing(event)
             return
@@ -120,7 +131,8 @@ class ProgressReport:
             self._show(event["step"])
         elif kind == "evaluating":
             done, total = event["done"], event["total"]
-            self._line.show(f"epoch {self._epoch}/{self._epochs} {bar(done / total)} {done}/{total} validated")
+            self._status = f"epoch {self._epoch}/{self._epochs} {bar(done / total)} {done}/{total} validated"
+            self._line.show(self._status)
         elif kind == "epoch":
             validated = event["val_accuracy"] is not None
             self._accuracy = event["val_accuracy"] if validated else event["train_accuracy"]
@@ -142,14 +154,24 @@ class ProgressReport:
             parts.append(f"loss {self._loss:.3f}")
         if self._accuracy is not None:
             parts.append(f"acc {self._accuracy:.1%}")
-        self._line.show("  ".join([*parts, f"RSS {megabytes(self._rss)}", f"{_clock(left)} left"]))
+        self._status = "  ".join([*parts, f"RSS {megabytes(self._rss)}", f"{_clock(left)} left"])
+        self._line.show(self._status)
+
+    def _break_silence(self) -> None:
+        while not self._over.wait(self.silence / 20):
+            if time.monotonic() - self._said >= self.silence:
+                self._said = time.monotonic()
+                self._line.say(self._status or "at work, before the first step has been reported")
 
     def __enter__(self) -> ProgressReport:
+        if not self._line.live:
+            threading.Thread(target=self._break_silence, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
         self._packing.__exit__()
         self._line.clear()
 

@@ -25,12 +25,13 @@ from .errors import (
     TinyTLError,
     UsageError,
 )
-from .memory import peak_rss
-from .options import TrainOptions
+from .memory import megabytes, peak_rss
+from .options import LOG_EVERY, TrainOptions
 from .threads import THREAD_BYTES, threads_for
 
 TRAIN_FILE = "train.safetensors"
 VAL_FILE = "val.safetensors"
+_PLAN_IS_KEPT = 1.03  # what a peak may take more than the plan before it is said
 
 
 def train(
@@ -51,7 +52,7 @@ def train(
         data, val: a folder with one sub-folder of images a class or with labels.csv, or a packed dataset.
         out: folder of the run; it must not hold a trained adapter yet unless `resume` is set.
         resume: go on from the run's checkpoint with the run's own options and data, as if nothing had
-            happened; only `threads` and `log_every` of `options` are taken.
+            happened; of `options` only `threads` and `log_every` are taken, where they are given.
         on_event: called with every event; for a live line also with `pack` and `evaluating` (done, total).
 
     Raises:
@@ -62,15 +63,19 @@ def train(
     try:
         opened = open_bundle(bundle)
         options = (options or TrainOptions()).check()
-        options = replace(options, threads=threads_for(opened, options.threads))
         if resume:
             plan = _resumed_plan(run, opened, options, log)
         else:
             plan = _new_plan(run, opened, choose_runtime(runtime, opened), options, data, val, log)
-        record = plan.record(run)
+        command = worker_command(plan.runtime)
+        record = {**plan.record(run), "executable": Path(command[0]).name}
         write_record(run, opened, status="running", **record)
+
+        def log_event(event: Event) -> None:
+            log.write({**event, "executable": record["executable"]} if event["event"] == "start" else event)
+
         try:
-            measured = run_worker(worker_command(plan.runtime), plan.job(run, opened, resume), log.write)
+            measured = run_worker(command, plan.job(run, opened, resume), log_event)
         except TinyTLError as error:
             status = "interrupted" if isinstance(error, InterruptedTrainingError) else "failed"
             with contextlib.suppress(StorageError):  # the first error tells more
@@ -84,6 +89,8 @@ def train(
             "adapter": os.fspath(run / ADAPTER),
         }
         write_record(run, opened, status="done", **record, result=done, rss_curve=measured.curve)
+        if (warning := _above_plan(opened, done)) is not None:
+            log.write({"event": "warning", "message": warning})
         log.write(done)
     except TinyTLError as error:
         with contextlib.suppress(StorageError):
@@ -92,6 +99,18 @@ def train(
     finally:
         log.close()
     return done
+
+
+def _above_plan(bundle: Bundle, done: Event) -> str | None:
+    """A sentence where the process took more than its limit or its plan."""
+    peak, limit, planned = done["peak_rss_bytes"], bundle.manifest.memory_limit, done["planned_peak_bytes"]
+    if planned is None:
+        return None
+    if limit is not None and peak > limit:
+        return f"The trainer took {megabytes(peak)} at its peak, above the bundle's limit of {megabytes(limit)}."
+    if peak > _PLAN_IS_KEPT * planned:
+        return f"The trainer took {megabytes(peak)} at its peak, where {megabytes(planned)} were planned."
+    return None
 
 
 @dataclass(frozen=True)
@@ -155,6 +174,7 @@ def _new_plan(
             check_exists(source)
     _claim(run)
     log.open(run / EVENTS)
+    options = replace(options, threads=threads_for(bundle, options.threads), log_every=options.log_every or LOG_EVERY)
     return _Plan(runtime, options, *_datasets(run, bundle, train_source, val_source, log))
 
 
@@ -186,7 +206,9 @@ def _resumed_plan(run: Path, bundle: Bundle, given: TrainOptions, log: _EventLog
         if file is not None and not file.is_file():
             raise DataError(f"{file}, on which {run} was trained, is gone: it cannot be resumed.")
     log.open(run / EVENTS)
-    options = replace(recorded, threads=given.threads, log_every=given.log_every)
+    options = replace(
+        recorded, threads=given.threads or recorded.threads, log_every=given.log_every or recorded.log_every
+    )
     return _Plan(runtime, options, *_datasets(run, bundle, train_file, val_file, log))
 
 

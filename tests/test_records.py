@@ -28,7 +28,7 @@ from tinytl_edge.runtime.files.records import read_record
 from tinytl_edge.runtime.files.run import RUN, open_run, write_record
 from tinytl_edge.runtime.knobs import Choice, Knobs
 from tinytl_edge.runtime.options import TrainOptions
-from tinytl_edge.runtime.workers import worker
+from tinytl_edge.runtime.workers import ort_available, worker
 from tinytl_edge.runtime.workers.worker import choose_runtime, worker_command
 
 KINDS = ("arena", "gradients", "frozen", "trainable", "optimizer", "process")
@@ -234,6 +234,7 @@ def test_auto_without_a_trainer_does_not_start_the_other_runtime(bundle: Path, m
             choose_runtime(runtime, held(bundle, "native"))
     with pytest.raises(UsageError, match="without the native trainer"):
         worker_command("native")
+    monkeypatch.setattr(worker, "has_onnxruntime", lambda: True)
     assert choose_runtime("auto", held(bundle, "native", "onnxruntime-training")) == "onnxruntime-training"
     monkeypatch.setattr(worker, "find_trainer", lambda: Path("/trainer"))
     assert choose_runtime("auto", held(bundle, "native", "onnxruntime-training")) == "native"
@@ -245,3 +246,21 @@ def test_auto_without_a_trainer_does_not_start_the_other_runtime(bundle: Path, m
 def test_a_trainer_that_cannot_be_started_is_named() -> None:
     with pytest.raises(UsageError, match="/nowhere/trainer cannot be started: No such file"):
         worker.run_worker(["/nowhere/trainer"], {}, lambda event: None)
+
+
+@pytest.mark.parametrize(
+    ("machine", "python", "words"),
+    [
+        ("aarch64", (3, 11), "has no wheel for aarch64 processors .*: use the native trainer"),
+        ("x86_64", (3, 13), "has no wheel for Python 3.13"),
+        ("x86_64", (3, 11), r"pip install 'tinytl-edge\[ort\]'"),
+    ],
+)
+def test_where_onnxruntime_training_cannot_be_it_is_said(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, machine: str, python: tuple[int, int], words: str
+) -> None:
+    monkeypatch.setattr(ort_available.platform, "machine", lambda: machine)
+    monkeypatch.setattr(ort_available.sys, "version_info", (*python, 0))
+    monkeypatch.setattr(worker, "has_onnxruntime", lambda: False)
+    with pytest.raises(UsageError, match=words):
+        choose_runtime("onnxruntime-training", held(bundle, "native", "onnxruntime-training"))

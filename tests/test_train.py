@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import pty
 import shutil
 import signal
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,11 @@ from conftest import EPOCHS, STEPS_AN_EPOCH, TRAINING, ok, start, tinytl
 
 import tinytl_edge
 from tinytl_edge.runtime.errors import WorkerError
+from tinytl_edge.runtime.files.bundle import Bundle, open_bundle
 from tinytl_edge.runtime.files.run import CHECKPOINTS
 from tinytl_edge.runtime.options import schedule
+from tinytl_edge.runtime.report import ProgressReport
+from tinytl_edge.runtime.train import _above_plan
 from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 ADAPTER = "adapter.safetensors"
@@ -209,6 +215,46 @@ def test_options_that_a_resumed_run_does_not_take_are_named(run: Path, bundle: P
     assert "--data, --epochs not used" in warning
     assert record_of(out)["options"]["epochs"] == EPOCHS
     assert record_of(out)["options"]["threads"] == 2
+
+
+def test_a_resumed_run_keeps_its_threads_and_its_pace_of_reports(run: Path, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    before = record_of(out)["options"]
+    ok("train", bundle, "--resume", "--out", out)
+    after = record_of(out)["options"]
+    assert (after["threads"], after["log_every"]) == (before["threads"], before["log_every"])
+    assert after["log_every"] == 1
+
+
+def test_which_executable_ran_is_recorded(run: Path) -> None:
+    executable = record_of(run)["executable"]
+    assert executable.startswith("tinytl-edge-trainer" if RUNTIME == "native" else "python")
+    (start,) = [event for event in events_of(run) if event["event"] == "start"]
+    assert start["executable"] == executable
+
+
+def test_a_peak_above_the_plan_is_said(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    limited = replace(opened, manifest=replace(opened.manifest, memory_limit=10_000_000))
+
+    def said(of: Bundle, peak: int, planned: int | None) -> str | None:
+        return _above_plan(of, {"peak_rss_bytes": peak, "planned_peak_bytes": planned})
+
+    assert said(opened, 9_000_000, 8_900_000) is None and said(opened, 9_000_000, None) is None
+    assert said(opened, 9_500_000, 8_900_000) == "The trainer took 9.5 MB at its peak, where 8.9 MB were planned."
+    assert "above the bundle's limit of 10.0 MB" in str(said(limited, 10_100_000, 10_000_000))
+
+
+def test_without_a_terminal_a_long_silence_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProgressReport, "silence", 0.2)
+    stream = io.StringIO()
+    with ProgressReport(stream) as report:
+        report({"event": "start", "runtime": "native", "images": 8, "epochs": 1, "batch_size": 8, "step": 0,
+                "total_steps": 1})  # fmt: skip
+        time.sleep(0.7)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("native: 8 images") and "at work" in lines[1]
 
 
 @needs_ort

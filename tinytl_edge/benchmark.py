@@ -24,6 +24,7 @@ from tinytl_edge.runtime.errors import UsageError
 from tinytl_edge.runtime.files.bundle import FORWARD, ORT_FOLDER, STEP, Bundle, open_bundle, write_manifest
 from tinytl_edge.runtime.memory import megabytes
 from tinytl_edge.runtime.workers.events import Event
+from tinytl_edge.runtime.workers.ort_available import no_ort_training
 from tinytl_edge.runtime.workers.worker import choose_runtime, run_worker, worker_command
 
 NATIVE, ORT, PLAIN, PYTORCH = "native", "onnxruntime-training", "onnxruntime-training-plain", "pytorch"
@@ -142,8 +143,10 @@ def _version(runtime: str, *packages: str) -> str:
     try:
         installed = [version(package) for package in packages]
     except PackageNotFoundError as error:
+        if error.name == "onnxruntime-training":
+            raise UsageError(no_ort_training()) from None
         raise UsageError(
-            f"{runtime} needs {error.name}, which a board does without: pip install 'tinytl-edge[prepare,ort]'."
+            f"{runtime} needs {error.name}, which a board does without: pip install 'tinytl-edge[prepare]'."
         ) from None
     return installed[0]
 

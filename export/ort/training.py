@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from tinytl_edge.runtime.errors import UsageError
-from tinytl_edge.runtime.workers.ort_session import NOT_INSTALLED
+from tinytl_edge.runtime.workers.ort_available import no_ort_training
 
 from ..onnx_graph import Array, add_initializer
 from ..quiet import quiet
@@ -51,7 +51,7 @@ def export_ort_training(
         UsageError: onnxruntime-training is not installed, or cannot differentiate an operator.
     """
     if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnxruntime.training") is None:
-        raise UsageError(NOT_INSTALLED)
+        raise UsageError(no_ort_training())
     forward = model.clone()
     forward.ir_version = IR_VERSION
     lower(forward, trainable)

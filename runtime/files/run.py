@@ -46,6 +46,7 @@ class Record:
     options: TrainOptions
     data: str
     val: str | None = None
+    executable: str | None = None  # which of the trainer's ran, or Python
     error: str | None = None
     result: Result = field(default_factory=Result)
 

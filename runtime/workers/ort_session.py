@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
 from tinytl_edge.runtime.files.bundle import ORT_FOLDER, Bundle, sha256
 
+from .ort_available import no_ort_training
+
 Array = NDArray[np.float32]
-NOT_INSTALLED = "onnxruntime-training is not installed: pip install 'tinytl-edge[ort]' (x86-64, CPython 3.8 to 3.11)."
 _EXTENSION = "onnxruntime_pybind11_state"
 
 
@@ -41,7 +42,7 @@ def load_extension() -> ModuleType:
     folder = Path(spec.origin).parent / "capi" if spec is not None and spec.origin else Path()
     files = sorted(folder.glob(f"{_EXTENSION}*.so"))
     if not files:
-        raise UsageError(NOT_INSTALLED)
+        raise UsageError(no_ort_training())
     extension_spec = importlib.util.spec_from_file_location(_EXTENSION, files[0])
     assert extension_spec is not None and extension_spec.loader is not None
     extension = importlib.util.module_from_spec(extension_spec)

@@ -28,7 +28,7 @@ from tinytl_edge.runtime.files.run import CHECKPOINTS
 from tinytl_edge.runtime.images.batches import Array, Batch, Batches
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.memory import peak_rss
-from tinytl_edge.runtime.options import TrainOptions, schedule
+from tinytl_edge.runtime.options import LOG_EVERY, TrainOptions, schedule
 
 from .events import emit
 from .ort_session import OrtSession, out_of_memory, reason
@@ -146,7 +146,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             losses += loss * len(batch.labels)
             correct += int(_right(batch, logits).sum())
             seen += len(batch.labels)
-            if step % options.log_every == 0 or step in (1, total):
+            if step % (options.log_every or LOG_EVERY) == 0 or step in (1, total):
                 emit(
                     "step",
                     step=step,

@@ -19,6 +19,7 @@ from tinytl_edge.runtime.memory import MemoryWatch
 
 from .events import Event, read_events
 from .native_worker import find_trainer
+from .ort_available import has_onnxruntime, no_ort_training
 
 RUNTIMES = ("auto", "native", "onnxruntime-training")
 _NO_TRAINER = "This installation came without the native trainer: install a wheel, or a C++ compiler first."
@@ -42,6 +43,8 @@ def choose_runtime(runtime: str, bundle: Bundle) -> str:
         raise UsageError(f"{bundle.path} holds nothing for {runtime}, only for {', '.join(held)}: choose that.")
     if runtime == "native" and find_trainer() is None:
         raise UsageError(_NO_TRAINER)
+    if runtime == "onnxruntime-training" and not has_onnxruntime():
+        raise UsageError(no_ort_training())
     return runtime
 
 

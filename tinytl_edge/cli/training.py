@@ -91,7 +91,7 @@ _TRAINING = [
     click.option("--min-area", type=float, default=0.22, show_default=True, help="Least share a random crop takes."),
     click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror images at random."),
     threads_option,
-    click.option("--log-every", type=int, default=10, show_default=True, help="Steps between step events."),
+    click.option("--log-every", type=int, help="Steps between step events.  [default: 10]"),
 ]
 
 
