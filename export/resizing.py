@@ -72,3 +72,14 @@ def _cubic(distance: Array, a: float) -> Array:
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+
+
+def resize_scale(old: int, new: int) -> np.float32:
+    """The scale of a Resize from `old` to `new` pixels: their product rounds down to `new` in float32 and in float64.
+
+    Tools compute it in either: 7 / 3 as the nearest float32 gives 7 in the one and 6.9999998 in the other.
+    """
+    scale = np.float32(new / old)
+    while float(scale) * old < new:
+        scale = np.nextafter(scale, np.float32(np.inf))
+    return scale

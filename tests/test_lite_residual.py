@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from tinytl_edge.export.eager import EagerNetwork
 from tinytl_edge.export.onnx_graph import constant, set_initializer, sizes
+from tinytl_edge.export.resizing import resize_scale
 from tinytl_edge.export.sources.backbones import InvertedResidualNetwork, network_spec
 from tinytl_edge.export.sources.torch_module import from_module
 from tinytl_edge.export.tinytl.blocks import Block, find_blocks
@@ -302,3 +304,13 @@ def test_a_network_without_blocks_is_refused() -> None:
     model, _ = from_module(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4)), (3, 8, 8))
     with pytest.raises(UsageError, match="no blocks"):
         attach_lite_residuals(model, find_blocks(model), 0)
+
+
+@pytest.mark.parametrize("size", [(1, 5), (3, 7), (6, 14), (5, 9), (13, 28)])
+def test_scales_round_to_the_size_in_either_precision(size: tuple[int, int]) -> None:
+    for old in range(1, 40):
+        for new in range(old, 120):
+            scale = resize_scale(old, new)
+            assert int(scale * np.float32(old)) == int(float(scale) * old) == new
+    model, _ = beside_nothing(4, 4, 1, (2 * size[1], 2 * size[1]))
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tinytl_edge.export.onnx_graph import add_initializer, attribute, constant
+from tinytl_edge.export.resizing import resize_scale
 from tinytl_edge.runtime.errors import UsageError
 
 BATCH = "batch"
@@ -158,16 +159,8 @@ def _sizes_to_scales(model: ir.Model, node: ir.Node) -> None:
     sizes, source = constant(node.inputs[3]), node.inputs[0]
     if sizes is None or source is None or source.shape is None:
         return
-    scales = [_scale(int(old), int(new)) for old, new in zip(tuple(source.shape), sizes)]  # type: ignore[arg-type]
+    scales = [resize_scale(int(old), int(new)) for old, new in zip(tuple(source.shape), sizes)]  # type: ignore[arg-type]
     scales[0] = np.float32(1)
     node.resize_inputs(3)
     node.replace_input_with(1, None)
     node.replace_input_with(2, add_initializer(model, f"{node.name}/scales", np.array(scales, np.float32)))
-
-
-def _scale(old: int, new: int) -> np.float32:
-    """The float32 factor that takes a size of `old` to `new` when the product is rounded down."""
-    scale = np.float32(new / old)
-    while int(scale * np.float32(old)) < new:
-        scale = np.nextafter(scale, np.float32(np.inf))
-    return scale

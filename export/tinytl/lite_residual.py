@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tinytl_edge.export.onnx_graph import Array, add_initializer, sizes
+from tinytl_edge.export.resizing import resize_scale
 from tinytl_edge.runtime.errors import UsageError
 
 from .blocks import Block
@@ -160,15 +161,7 @@ class _Module:
         if list(old) == list(new):
             return x
         channels = sizes(x)[0]
-        scales = np.array([1, 1, *map(_scale, old, new)], np.float32)
+        scales = np.array([1, 1, *map(resize_scale, old, new)], np.float32)
         inputs = [x, None, self._initializer("scales", scales)]
         return self._add("Resize", inputs, "upsample", [channels, *new], mode="linear",
                          coordinate_transformation_mode="half_pixel")  # fmt: skip
-
-
-def _scale(old: int, new: int) -> np.float32:
-    """The float32 factor that takes a size of `old` to `new` when the product is rounded down."""
-    scale = np.float32(new / old)
-    while int(scale * np.float32(old)) < new:
-        scale = np.nextafter(scale, np.float32(np.inf))
-    return scale
