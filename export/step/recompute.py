@@ -1,7 +1,7 @@
-"""Forward operators run again in the backward pass, where keeping what they made costs more memory than it is worth.
+"""Forward operators run again in the backward pass, where saving what they made costs more memory than it is worth.
 
 A segment is a run of forward operators (of a strip, a chunk, a lite residual module) that can run again from what
-enters it. Where it is recomputed, its results are kept no longer: before the first backward operator that needs one of
+enters it. Where it is recomputed, its results are saved no longer: before the first backward operator that needs one of
 them, the operators behind it are run once more.
 """
 
@@ -47,14 +47,14 @@ class Candidate:
 
 def candidates(graph: Graph) -> list[Candidate]:
     """All segments that are worth it, the most bytes for the fewest multiply-adds first."""
-    kept = saved_values(graph)
+    saved = saved_values(graph)
     found = []
     for segment, ops in _segments(graph).items():
-        again = _again(graph, ops, kept)
+        again = _again(graph, ops, saved)
         made = {name for op in again for name in op.writes.values()}
         entering = {graph.root(name) for op in again for name in op.reads.values()} - made
-        freed = sum(graph.values[name].bytes for name in kept & made)
-        needed = sum(graph.values[name].bytes for name in entering - kept)
+        freed = sum(graph.values[name].bytes for name in saved & made)
+        needed = sum(graph.values[name].bytes for name in entering - saved)
         if freed > needed:
             found.append(Candidate(segment, freed - needed, sum(multiply_adds(op) for op in again)))
     return sorted(found, key=lambda c: c.multiply_adds / c.bytes_freed)
@@ -62,10 +62,10 @@ def candidates(graph: Graph) -> list[Candidate]:
 
 def recompute(graph: Graph, segments: Iterable[str]) -> None:
     """Recompute these segments."""
-    kept = saved_values(graph)
+    saved = saved_values(graph)
     for segment in segments:
         ops = _segments(graph)[segment]
-        again = _again(graph, ops, kept)
+        again = _again(graph, ops, saved)
         renamed: dict[str, str] = {}
         clones = []
         for op in again:
@@ -111,9 +111,9 @@ def _segments(graph: Graph) -> dict[str, list[Op]]:
     return segments
 
 
-def _again(graph: Graph, ops: list[Op], kept: set[str]) -> list[Op]:
-    """The operators of a segment that have to run again for what is kept of it."""
-    needed = set(kept)
+def _again(graph: Graph, ops: list[Op], saved: set[str]) -> list[Op]:
+    """The operators of a segment that have to run again for what is saved of it."""
+    needed = set(saved)
     again: list[Op] = []
     for op in reversed(ops):
         if any(name in needed for name in op.writes.values()):
