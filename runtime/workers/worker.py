@@ -86,12 +86,14 @@ def run_worker(command: Sequence[str], job: Mapping[str, Any], on_event: OnEvent
     with tempfile.TemporaryFile() as complaints, _started(command, complaints) as process:
         watch = MemoryWatch(process.pid)
         last: Event = {}
+        said = 0  # the worker's own reading; the kernel's counters are rounded, so a later one may be a page lower
         try:
             with _pass_signals_on(process) as passed:
                 _send(process, job)
                 assert process.stdout is not None
                 for event in read_events(process.stdout):
                     last = event
+                    said = max(said, int(event.get("peak_rss_bytes") or 0))
                     if event["event"] not in ("done", "error"):
                         on_event({**event, "rss_bytes": watch.rss})
                 process.wait()
@@ -104,7 +106,7 @@ def run_worker(command: Sequence[str], job: Mapping[str, Any], on_event: OnEvent
             if passed:
                 raise InterruptedTrainingError("Interrupted before there was anything to keep.")
             raise WorkerError(_sudden_end(process.returncode, complaints))
-    return Measured(last, max(watch.peak, int(last.get("peak_rss_bytes") or 0)), watch.curve)
+    return Measured(last, max(watch.peak, said), watch.curve)
 
 
 def _started(command: Sequence[str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
