@@ -317,6 +317,17 @@ class ReferenceStep:
         (dx,) = torch.autograd.grad(normal, x, scaled)
         return {"dx": dx, "dw": (dy * normal.detach()).sum((0, 2, 3)), "db": dy.sum((0, 2, 3))}
 
+    def _response_norm(self, op: Op, reads: Tensors) -> Tensors:
+        a, x = op.attributes, reads["x"]
+        before, behind = (a["size"] - 1) // 2, a["size"] // 2
+        squares = functional.pad(x.square(), (0, 0, 0, 0, before, behind)).unfold(1, a["size"], 1).sum(-1)
+        return {"y": x * (a["offset"] + a["alpha"] * squares) ** -a["beta"]}
+
+    def _response_norm_dx(self, op: Op, reads: Tensors) -> Tensors:
+        x = reads["x"].detach().requires_grad_()
+        (dx,) = torch.autograd.grad(self._response_norm(op, {"x": x})["y"], x, reads["dy"])
+        return {"dx": dx}
+
     def _group_norm(self, op: Op, reads: Tensors) -> Tensors:
         weight, bias = self._parameter(op, "weight"), self._parameter(op, "bias")
         y = functional.group_norm(reads["x"], op.attributes["groups"], weight, bias, op.attributes["epsilon"])

@@ -88,6 +88,24 @@ def check_logits(graph: Graph, exact: EagerNetwork, size: int = SIZE) -> None:
     assert loss == pytest.approx(float(expected.detach()), rel=1e-6)  # constants are float32
 
 
+@pytest.mark.parametrize(("size", "beta"), [(1, 0.75), (3, 0.6), (4, 0.75), (11, 0.75)])
+def test_a_local_response_normalisation(size: int, beta: float) -> None:
+    model = onnx_graph(
+        f"""
+        m = Conv(x, w)
+        n = LRN<size={size}, alpha=0.3, beta={beta}, bias=1.5>(m)
+        p = GlobalAveragePool(n)
+        f = Flatten(p)
+        y = Gemm<transB=1>(f, a, b)
+        """,
+        {"w": floats(6, 3, 1, 1), "a": floats(CLASSES, 6, seed=1), "b": floats(CLASSES, seed=2)},
+        (3, SIZE, SIZE),
+    )
+    graph, exact = imported(model)
+    assert [op.kind for op in graph.forward][1] == "response_norm"
+    check_logits(graph, exact)
+
+
 ACTIVATIONS = [
     ("hard_swish", nn.Hardswish()),
     ("hard_swish", Lambda(lambda x: x * functional.relu6(x + 3) / 6)),

@@ -139,10 +139,15 @@ def _shuffle(draw: st.DrawFn, to: Builder, name: str, channels: int, size: int) 
     to.add("Reshape", f"v{len(to.lines) - 1}, {to.constant(back)}", channels, size)
 
 
+def _response_norm(draw: st.DrawFn, to: Builder, name: str, channels: int, size: int) -> None:
+    to.add(f"LRN<size={draw(st.integers(1, 6))}, alpha=0.5, beta=0.75, bias=2.0>", name, channels, size)
+
+
 GROWTHS = {
     "conv": _conv, "inverted residual": _inverted_residual, "activation": _activation, "binary": _binary, "gate": _gate,
     "concat": _concat, "slice": _slice,
     "pool": _pool, "channels": _channels, "shuffle": _shuffle,
+    "response norm": _response_norm,
 }  # fmt: skip
 KNOBS = st.builds(
     Knobs,

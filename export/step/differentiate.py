@@ -71,6 +71,7 @@ class _Differentiation:
             "prelu": self._prelu,
             "group_norm": self._norm,
             "channel_norm": self._norm,
+            "response_norm": self._response_norm,
             "copy": self._copy,
             "shuffle": self._shuffle,
             "multiply": self._multiply,
@@ -245,6 +246,10 @@ class _Differentiation:
         parameters = {role: name for role, name in op.parameters.items() if role == "weight"}
         backward = Op(f"{op.kind}_backward", reads, {}, parameters, dict(op.attributes), in_place=("dy",))
         self._emit_backward(backward, op.reads["x"], self._trained(op, "weight", "bias"))
+
+    def _response_norm(self, op: Op, gradient: str) -> None:
+        reads = {"x": op.reads["x"], "dy": gradient}
+        self._emit_dx(Op("response_norm_dx", reads, {}, {}, dict(op.attributes), in_place=("dy",)), op.reads["x"])
 
     def _resample(self, op: Op, gradient: str) -> None:
         back = Op("resample_dx", {"dy": gradient}, {}, dict(op.parameters), dict(op.attributes))

@@ -90,6 +90,9 @@ ACTIVATION_NUMBERS = {
 }
 
 
+LARGEST_RESPONSE_WINDOW = 64  # channels of a local response normalisation, as many as its kernel keeps
+
+
 class Extent(Enum):
     """How many numbers of which type a place holds, by the operator's geometry. `in` and `out` are its two maps."""
 
@@ -319,6 +322,12 @@ def _operators() -> Iterator[Operator]:
     yield Operator(46, "channel_norm_backward", Rule.SAME, (_X, _HOST_DY, statistics), (_DX, _DW, _DB), (_SCALE,), norm,
                    "x", "dx")  # fmt: skip
 
+    window = Attribute("size", AttributeType.WHOLE, Word.NUMBER, 1, LARGEST_RESPONSE_WINDOW)
+    alpha, beta = (Attribute(name, AttributeType.POSITIVE, Word[name.upper()]) for name in ("alpha", "beta"))
+    response = (window, alpha, beta, Attribute("offset", AttributeType.POSITIVE, Word.EPSILON))
+    yield Operator(47, "response_norm", Rule.SAME, (_X,), (_Y,), (), response, forward=True)
+    yield Operator(48, "response_norm_dx", Rule.SAME, (_X, _HOST_DY), (_DX,), (), response, "x", "dx")
+
 
 # Numbers are part of the file's format: new operators go behind the last.
 OPERATORS = {operator.name: operator for operator in _operators()}
@@ -372,6 +381,7 @@ def table() -> str:
         lines += _enum(f"{kind.__name__} : uint8_t", [(member.name, member.value) for member in kind])
     for activation in Activation:
         lines.append(f"static_assert(int(Activation::{_constant(activation.name)}) == {activation.value});")
+    lines.append(f"static_assert(kLargestResponseWindow == {LARGEST_RESPONSE_WINDOW});")
     counts = ", ".join(str(len(ACTIVATION_NUMBERS.get(activation, ()))) for activation in Activation)
     lines.append(f"constexpr int kActivationNumbers[] = {{{counts}}};  // of alpha and beta, by activation")
     lines += ["constexpr Declaration kDeclarations[kOpcodes] = {", '    {"none", Rule::kFree, false, {}, {}, {}},']

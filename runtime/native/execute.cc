@@ -91,6 +91,7 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
   // A product with a factor for each channel, or of two maps: one pixel of many channels.
   const int32_t factor_pixels = op.number ? in_pixels : 1;
   const auto factor_channels = static_cast<int32_t>(op.number ? g.in_channels : elements);
+  const ResponseWindow response{op.number, op.alpha, op.beta, op.epsilon};
   const bool adds = op.adds == 1;
   const Epilogue epilogue{b, bounds, mask, adds};
   const GradientEpilogue gradient{mask, at(op.db), adds};
@@ -166,6 +167,10 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
     case Opcode::kChannelNormBackward:
       return channel_norm_backward(at(op.x), at(op.dy), at(op.dx), in_pixels, g.in_channels, op.number != 0, w.f32,
                                    at(op.statistics), at(op.dw), at(op.db));
+    case Opcode::kResponseNorm:
+      return response_norm_forward(at(op.x), at(op.y), in_pixels, g.in_channels, response);
+    case Opcode::kResponseNormDx:
+      return response_norm_dx(at(op.x), at(op.dy), at(op.dx), in_pixels, g.in_channels, response);
     case Opcode::kGroupNorm:
       return group_norm_forward(at(op.x), at(op.y), in_pixels, g.in_channels, op.number, op.epsilon, w.f32, b,
                                 at(op.statistics));

@@ -41,7 +41,7 @@ struct Declaration {
   bool forward;  // may stand in the forward part
   DeclaredPlace places[6];
   DeclaredPart parts[2];
-  DeclaredAttribute attributes[3];
+  DeclaredAttribute attributes[4];
 };
 #include "operators.inc"
 

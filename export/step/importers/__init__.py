@@ -34,6 +34,7 @@ _IMPORTERS: dict[str, Callable[[Importer, ir.Node], None]] = {
     "Pad": pooling.pad,
     "LayerNormalization": norms.layer_norm,
     "InstanceNormalization": norms.instance_norm,
+    "LRN": norms.response_norm,
     "Reshape": shapes.reshape,
     "Flatten": shapes.reshape,
     "Squeeze": shapes.reshape,

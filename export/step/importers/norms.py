@@ -1,4 +1,4 @@
-"""Normalisation over channels or groups of them; BatchNorm has become a scale and a shift before."""
+"""Normalisation over channels, neighbours or groups of them; BatchNorm has become a scale and a shift before."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx_ir as ir
 from tinytl_edge.export.onnx_graph import attribute, constant, only_reader
 
 from ..ir import Op
+from ..operators import LARGEST_RESPONSE_WINDOW
 from .importer import Importer
 from .views import View
 
@@ -56,6 +57,22 @@ def instance_norm(importer: Importer, node: ir.Node) -> None:
     attributes = {"groups": groups, "epsilon": float(attribute(node, "epsilon", 1e-5))}
     op = Op("group_norm", {"x": view.name}, {}, parameters, attributes)
     op.writes["statistics"] = importer.graph.add_value(f"{node.name}/statistics", (1, groups, 2))
+    importer.views[node.outputs[0]] = view.like(importer.emit(op, node, view.shape))
+
+
+def response_norm(importer: Importer, node: ir.Node) -> None:
+    """LRN, AlexNet's local response normalisation over neighbouring channels."""
+    view = importer.view(node)
+    if view.channel_axis() != 0:
+        raise importer.refused(node, "it normalises something else than the channels of each pixel")
+    size = attribute(node, "size")
+    if not 1 <= size <= LARGEST_RESPONSE_WINDOW:
+        raise importer.refused(node, f"it has a window of {size} channels; up to {LARGEST_RESPONSE_WINDOW} are known")
+    alpha, beta, offset = (float(attribute(node, n, d)) for n, d in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0)))
+    if min(alpha, beta, offset) <= 0:
+        raise importer.refused(node, "its alpha, beta and bias have to be positive")
+    attributes = {"size": size, "alpha": alpha / size, "beta": beta, "offset": offset}
+    op = Op("response_norm", {"x": view.name}, {}, {}, attributes)
     importer.views[node.outputs[0]] = view.like(importer.emit(op, node, view.shape))
 
 

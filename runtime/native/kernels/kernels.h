@@ -180,6 +180,17 @@ void channel_norm_forward(const float* x, float* y, int32_t pixels, int32_t chan
 void channel_norm_backward(const float* x, const float* dy, float* dx, int32_t pixels, int32_t channels, bool rms,
                            const float* weight, const float* statistics, float* dweight, float* dbias);
 
+// AlexNet's local response normalisation (Krizhevsky et al. 2012, section 3.3), with s[c] = offset + alpha times the sum
+// of squares of `size` neighbouring channels, (size - 1) / 2 of them before c: y = x s^-beta. dx may be dy.
+struct ResponseWindow {
+  int32_t size;  // at most kLargestResponseWindow
+  float alpha, beta, offset;
+};
+constexpr int32_t kLargestResponseWindow = 64;
+void response_norm_forward(const float* x, float* y, int32_t pixels, int32_t channels, const ResponseWindow& window);
+void response_norm_dx(const float* x, const float* dy, float* dx, int32_t pixels, int32_t channels,
+                      const ResponseWindow& window);
+
 // y[p][c] = x[p][c] * weight[c] + bias[c], each of which may be null; the gradients are added to, or null; dx may be dy.
 void affine_forward(const float* x, float* y, int32_t pixels, int32_t channels, const float* weight, const float* bias);
 void affine_backward(const float* x, const float* dy, float* dx, int32_t pixels, int32_t channels,

@@ -152,9 +152,40 @@ void check_channel_norm(int pixels, int channels, bool rms, bool scaled) {
   compare(name, "dbias", dbias, rdb, pixels);
 }
 
+void check_response_norm(int pixels, int channels, const ResponseWindow& window) {
+  const std::string name = name_of("response_norm", {pixels, channels, window.size, int(100 * window.beta)});
+  const int before = (window.size - 1) / 2, behind = window.size / 2;
+  const Floats x = random_floats(pixels * channels, -3, 3), dy = random_floats(pixels * channels);
+  Floats y(x.size(), NAN), dx = dy;
+  Doubles ry(x.size()), rdx(x.size());
+  const double alpha = double(window.alpha), beta = double(window.beta);
+  for (int p = 0; p < pixels; ++p) {
+    const size_t first = size_t(p * channels);
+    for (int c = 0; c < channels; ++c) {
+      const size_t at = first + size_t(c);
+      const int begin = std::max(c - before, 0), end = std::min(c + behind + 1, channels);
+      double s = double(window.offset);
+      for (int k = begin; k < end; ++k) s += alpha * std::pow(double(x[first + size_t(k)]), 2);
+      ry[at] = double(x[at]) * std::pow(s, -beta);
+      rdx[at] += double(dy[at]) * std::pow(s, -beta);
+      for (int k = begin; k < end; ++k)
+        rdx[first + size_t(k)] -= 2 * alpha * beta * double(x[first + size_t(k)] * dy[at] * x[at]) * std::pow(s, -beta - 1);
+    }
+  }
+  response_norm_forward(x.data(), y.data(), pixels, channels, window);
+  response_norm_dx(x.data(), dx.data(), dx.data(), pixels, channels, window);
+  compare(name, "y", y, ry, 10);
+  compare(name, "dx", dx, rdx, 10 * window.size);
+}
+
 }  // namespace
 
 void test_norms() {
+  for (int channels : {1, 3, 16, 61}) {
+    for (int size : {1, 2, 5, 64}) {
+      for (float beta : {0.75f, 1.3f}) check_response_norm(9, channels, {size, 0.3f / float(size), beta, 1.5f});
+    }
+  }
   check_group_norms();
   for (int pixels : {1, 9, 200}) {
     for (int channels : {1, 5, 16, 48, 67}) {
