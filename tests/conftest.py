@@ -131,6 +131,11 @@ def reproducible() -> None:
     torch.manual_seed(0)
 
 
+def content_of(folder: Path) -> dict[str, bytes]:
+    """Of all files in a folder, by path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images in `train` and `val`."""
