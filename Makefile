@@ -6,19 +6,20 @@ PYTHON ?= $(shell for p in $(PYTHONS); do $$p -c "$(FITS)" >/dev/null 2>&1 && ec
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+TRAINER := $(VENV)/trainer-built
 # What `make test` runs: all, or the files named.
 TESTS :=
 
 .PHONY: demo check test wheels lint clean
 
-demo: $(STAMP)
+demo: $(TRAINER)
 	$(BIN)/tinytl-edge demo --out build/demo-$$(date +%Y%m%d-%H%M%S)
 
 # What has to pass before every commit, in two minutes.
-check: lint
+check: lint $(TRAINER)
 	$(BIN)/python -m pytest --quiet -m "not slow" $(TESTS)
 
-test: $(STAMP)
+test: $(TRAINER)
 	$(BIN)/python -m pytest $(TESTS)
 
 wheels: $(STAMP)
@@ -36,6 +37,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@$(BIN)/python -m pip show --quiet onnxruntime-training 2>/dev/null || \
 		echo "onnxruntime-training has no wheel for this Python or processor: it is left out, and its tests are skipped."
+	@touch $@
+
+# What was built of older sources is built again. Without a C++ compiler there is none, which the tests say.
+$(TRAINER): $(STAMP) $(wildcard runtime/native/*.* runtime/native/kernels/*)
+	@$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@$(BIN)/python -c "import sys, tinytl_edge.runtime.workers.native_worker as w; sys.exit(not w.find_trainer())" || \
+		! command -v c++ >/dev/null || { echo "The native trainer does not compile: $(BIN)/python -m pip install --verbose --editable . says why."; \
+		exit 1; }
 	@touch $@
 
 clean:
