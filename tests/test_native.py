@@ -13,6 +13,8 @@ import pytest
 import torch
 from bundles import FRAMING, check_moved_by_gradient, make_bundle, needs_ort
 from conftest import CLASSES, make_images
+from graph_cases import floats
+from graph_cases import graph as onnx_graph
 from small_net import SPEC, SmallNetwork, prepared
 from small_net import smooth_network as smooth_network_of
 from torch import nn
@@ -124,6 +126,26 @@ def test_other_operators_agree_with_pytorch(tmp_path: Path, data: Path, recomput
     network = prepared(Excited(), "full")
     bundle = make_bundle(tmp_path / "bundle", network, knobs=Knobs(recomputed=recomputed, scratch_bytes=4_096))
     train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime=runtime, options=OPTIONS)
+    expected = losses_in_torch(bundle, data / "train.safetensors", OPTIONS)
+    np.testing.assert_allclose(losses(tmp_path / "run"), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_a_local_response_normalisation_learns_as_in_pytorch(tmp_path: Path, data: Path, size: int) -> None:
+    body = f"""
+        c = Conv<kernel_shape=[3,3], strides=[4,4]>(x, first_w, first_b)
+        n = LRN<size={size}, alpha=0.5, beta=0.75, bias=1.5>(c)
+        m = ReduceMean<axes=[2,3], keepdims=0>(n)
+        logits = Gemm<transB=1>(m, last_w, last_b)
+    """
+    constants = {
+        "first_w": floats(9, 3, 3, 3, seed=1), "first_b": floats(9, seed=2), "last_w": floats(len(CLASSES), 9, seed=3),
+        "last_b": floats(len(CLASSES), seed=4),
+    }  # fmt: skip
+    model = onnx_graph(body, constants, (3, SPEC.resolution, SPEC.resolution), "logits")
+    model.graph.inputs[0].name = "images"
+    bundle = make_bundle(tmp_path / "bundle", SmallNetwork(model, (), dict.fromkeys(constants, "weight")))
+    train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime="native", options=OPTIONS)
     expected = losses_in_torch(bundle, data / "train.safetensors", OPTIONS)
     np.testing.assert_allclose(losses(tmp_path / "run"), expected, rtol=1e-3)
 
