@@ -12,8 +12,7 @@ from typing import Any
 import click
 import pytest
 from bundles import needs_ort
-from conftest import CLASSES, RESOLUTION, TINY, TRAINING, make_image, make_images, ok, start, tinytl
-from PIL import Image
+from conftest import CLASSES, RESOLUTION, TINY, TRAINING, make_images, ok, start, tinytl
 
 import tinytl_edge
 from tinytl_edge.cli import cli
@@ -243,58 +242,6 @@ def test_the_whole_way_in_python(tmp_path: Path, workplace: Path) -> None:
     assert tinytl_edge.inspect(tmp_path / "run")["result"]["val_accuracy"] == 1
     with pytest.raises(tinytl_edge.TinyTLError):
         tinytl_edge.inspect(tmp_path / "nothing")
-
-
-# The exported model -------------------------------------------------------------------------------------
-
-# In a process of its own, and without torch, which onnxruntime-training imports where it can. Otherwise what a
-# user's program would do.
-INFERENCE = """
-import json, sys
-sys.modules["torch"] = None
-import numpy as np
-import onnxruntime
-from PIL import Image
-
-def odds(model, image, prepare):
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    about = session.get_modelmeta().custom_metadata_map
-    pixels = np.asarray(Image.open(image).convert("RGB"))
-    assert pixels.shape == (int(about["height"]), int(about["width"]), int(about["channels"]))
-    logits, = session.run(["logits"], {"images": prepare(pixels, about)[None]})
-    shares = np.exp(logits[0] - logits[0].max())
-    return dict(zip(json.loads(about["classes"]), (shares / shares.sum()).tolist()))
-
-def normalised(pixels, about):
-    normal = (pixels - np.array(json.loads(about["mean"]))) / json.loads(about["std"])
-    return normal.astype(np.float32).transpose(2, 0, 1)
-
-model, raw, image = sys.argv[1:]
-print(json.dumps([odds(model, image, normalised), odds(raw, image, lambda pixels, about: pixels)]))
-"""
-
-
-def test_the_exported_models_say_what_predict_says(tmp_path: Path, run: Path) -> None:
-    model, raw = tmp_path / "model.onnx", tmp_path / "raw.onnx"
-    ok("export", run, "--out", model)
-    ok("export", run, "--out", raw, "--raw-pixels")
-    # The input is the middle 7/8 of the stored square: what predict sees of the large image is the small one.
-    large, small = make_image(tmp_path / "large.png", (90, 100, 120), size=(37, 37)), tmp_path / "small.png"
-    Image.open(large).crop((2, 2, 2 + RESOLUTION, 2 + RESOLUTION)).save(small)
-    (expected,) = tinytl_edge.predict(run, [large])
-    command = [sys.executable, "-W", "ignore", "-c", INFERENCE, model, raw, small]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for answer in json.loads(out.splitlines()[-1]):
-        assert answer == pytest.approx(expected["probabilities"], abs=1e-5)
-
-
-def test_an_exported_file_is_replaced_only_when_asked(tmp_path: Path, bundle: Path) -> None:
-    out = tmp_path / "model.onnx"
-    out.write_text("mine")
-    answer = tinytl("export", bundle, "--out", out)
-    assert (answer.code, out.read_text()) == (2, "mine")
-    ok("export", bundle, "--out", out, "--overwrite")
-    assert out.stat().st_size > 1000
 
 
 # The demo -----------------------------------------------------------------------------------------------

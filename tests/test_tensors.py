@@ -279,7 +279,7 @@ def test_other_users_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
 
 def test_a_medium_without_modes_or_folder_sync_is_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "chmod", refuse(errno.EPERM))
-    monkeypatch.setattr("tinytl_edge.runtime.files.tensors._sync_folder", refuse(errno.EINVAL))
+    monkeypatch.setattr("tinytl_edge.runtime.files.tensors.sync_folder", refuse(errno.EINVAL))
     write_tensors(tmp_path / "f", [("a", "U8", (1,), b"x")])
     assert open_tensors(tmp_path / "f").read("a") == b"x"
 

@@ -1,67 +1,71 @@
-"""`export`: the adapted classifier of a run as a model file for any inference runtime."""
+"""`export`: the adapted classifier of a run as a model file, for the app that uses it."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tinytl_edge.runtime.errors import UsageError
-from tinytl_edge.runtime.files.bundle import FORWARD
 from tinytl_edge.runtime.files.run import open_model
-from tinytl_edge.runtime.files.tensors import atomic_write
+from tinytl_edge.runtime.model_files.about import metadata, model_json, onnx_metadata, sentences
+from tinytl_edge.runtime.model_files.deployed import BEFORE, replace_files, stale_builds
+from tinytl_edge.runtime.model_files.template import filled, read_template
 
-FORMATS = ("onnx",)
+ENDINGS = (".onnx",)
 
 
 def export(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    format: str = "onnx",
     bundle: str | os.PathLike[str] | None = None,
-    raw_pixels: bool = False,
     overwrite: bool = False,
+    keep: bool = True,
 ) -> dict[str, Any]:
-    """Write the classifier of a run (or of a bundle as prepared) as `format` to `out`.
+    """Write the classifier of a run (or of a bundle as prepared) to `out`, and what it says of itself to .json beside.
+
+    Where `out` is a link, the file that it leads to is replaced; mode and owner stay.
 
     Args:
-        raw_pixels: take uint8 [batch, H, W, C] pixels instead of normalised float32 [batch, C, H, W].
+        overwrite: replace a file that is there.
+        keep: what was there stays beside it, as NAME.before.
 
     Returns:
-        out, format, bytes, classes, input (as the bundle's manifest has it).
+        out, format, bytes, classes, input (as the bundle's manifest has it), in_words (how to use it), kept (files that
+        were there before), stale (files beside it that others built of what was there before).
 
     Raises:
         TinyTLError: of the kind that says what is wrong.
     """
-    if format not in FORMATS:
-        raise UsageError(f"'{format}' is no format: choose one of {', '.join(FORMATS)}.")
     target = Path(out)
-    if target.exists() and not overwrite:
-        raise UsageError(f"{target} already exists: add --overwrite, or choose another --out.")
-    try:
-        import numpy as np
-        import onnx_ir as ir
-
-        from tinytl_edge.export.targets.onnx_model import inference_model
-    except ImportError:
-        raise UsageError("Exporting needs the package onnx-ir: pip install 'tinytl-edge[prepare]'.") from None
-
+    if target.suffix.lower() not in ENDINGS:
+        raise UsageError(f"{target} is to be of a kind that cannot be written: let --out end in {', '.join(ENDINGS)}.")
     opened, adapter = open_model(model, bundle)
     classes = adapter.classes if adapter else opened.manifest.classes
-    parameters = {}
-    if adapter is not None:
-        for name, entry in adapter.tensors.entries.items():
-            parameters[name] = np.frombuffer(adapter.tensors.read(name), np.float32).reshape(entry.shape)
-    forward = ir.load(opened.file(FORWARD))
-    content = inference_model(forward, opened.manifest, parameters, classes, raw_pixels).SerializeToString()
-    with atomic_write(target) as file:
-        file.write(content)
+    template = read_template(opened)
+    parameters = adapter.tensors if adapter else None
+    about = onnx_metadata(metadata(opened.manifest, template, classes))
+    files: dict[Path, Iterable[bytes]] = {target: chain(filled(opened, template, 0, parameters), [about])}
+    for index, name in enumerate(template.files[1:], 1):
+        files[target.with_name(name)] = filled(opened, template, index, parameters)
+    said = model_json(target.name, opened.manifest, template, classes)
+    files[target.with_suffix(".json")] = [json.dumps(said, indent=1, ensure_ascii=False).encode() + b"\n"]
+    existed = [path for path in files if path.exists()]
+    if existed and not overwrite:
+        raise UsageError(f"{existed[0]} already exists: add --overwrite, or choose another --out.")
+    sizes = replace_files(files, keep)
     return {
         "out": os.fspath(target),
-        "format": format,
-        "bytes": len(content),
+        "format": target.suffix.lower()[1:],
+        "bytes": sum(size for path, size in sizes.items() if path.suffix != ".json"),
         "classes": list(classes),
         "input": asdict(opened.manifest.input),
+        "in_words": sentences(opened.manifest, template, classes),
+        "kept": [f"{os.path.realpath(path)}{BEFORE}" for path in existed] if keep else [],
+        "stale": [os.fspath(path) for path in stale_builds(target)] if target in existed else [],
     }

@@ -28,6 +28,7 @@ from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.program import write_program
 from tinytl_edge.export.step.verify import PlanError
 from tinytl_edge.export.step.work import count_work
+from tinytl_edge.export.targets.onnx_template import of_network
 from tinytl_edge.export.tinytl.parameters import find_parameters
 from tinytl_edge.export.tinytl.rounding import round_frozen_weights
 from tinytl_edge.export.tinytl.trainables import METHODS
@@ -83,6 +84,7 @@ def prepare(
     memory_limit: int | None = None,
     threads: int | None = None,
     device: str | None = None,
+    raw_pixels: bool = False,
     seed: int = 0,
     overwrite: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -112,6 +114,8 @@ def prepare(
         threads: how many of the native trainer's `memory_limit` has room for; default: 1.
         device: a board's name, as `tinytl-edge devices` lists them: picks memory limit, threads and, of a backbone,
             resolution to fit the board, where they are not given; notes say what and why.
+        raw_pixels: the model file that comes out takes uint8 [batch, H, W, C] as a camera gives it, instead of
+            normalised float32 [batch, C, H, W].
         seed: of what is initialised at random (classifier, lite residual modules).
         on_progress: called with a few words before each part of the work.
 
@@ -156,6 +160,8 @@ def prepare(
                 choices.append(explain_time(board, compiled.work, batch_size))
             step, refusal = compiled.step, list(compiled.refusal)
             ir.save(compiled.network.model, folder / FORWARD)
+            say("writing the template of the model file")
+            of_network(compiled.network, compiled.transformed.trainable, raw_pixels).write(folder)
             runtimes = ["native"] if step else []
             said = _export_for_ort(compiled, options, folder / ORT_FOLDER, say)
             if said is None:

@@ -1,57 +1,43 @@
-"""The adapted classifier as a plain ONNX model for any inference runtime."""
+"""A network graph as a plain ONNX model for any inference runtime, with places for what trains."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from tinytl_edge.export.onnx_graph import Array, add_initializer, set_initializer
-from tinytl_edge.runtime.files.bundle import Manifest
+from tinytl_edge.export.onnx_graph import add_initializer
+from tinytl_edge.runtime.files.bundle import Input
+from tinytl_edge.runtime.model_files.template import Port
 
 
-def inference_model(
-    network: ir.Model,
-    manifest: Manifest,
-    parameters: Mapping[str, Array],
-    classes: Sequence[str],
-    raw_pixels: bool = False,
-) -> onnx.ModelProto:
-    """The network graph with trained parameters put in and dropout taken out; `network` is changed.
+def inference_model(network: ir.Model, taken: Input, masks: Iterable[str], raw_pixels: bool = False) -> onnx.ModelProto:
+    """The network graph with dropout taken out; `network` is changed.
 
-    Input `images` float32 [batch, C, H, W], normalised by the mean and std in the metadata, or, with `raw_pixels`,
-    uint8 [batch, H, W, C] as a camera gives them. Output `logits` [batch, classes]. Metadata: classes (JSON), height,
-    width, channels, mean, std (JSON, of pixels in 0..255 by channel), fit ("crop", "squash" or "pad": how an image
-    becomes the input), labels: "single" (softmax) or "multi" (a sigmoid each).
+    Input `images` float32 [batch, C, H, W], normalised by the mean and std of `taken`, or, with `raw_pixels`, uint8
+    [batch, H, W, C] as a camera gives them. Output `logits` [batch, classes].
+
+    Args:
+        masks: the names of the inputs that are dropout's.
     """
-    for name, value in parameters.items():
-        set_initializer(network.graph.initializers[name], np.ascontiguousarray(value, np.float32))
-    _remove_dropout(network, {dropout.name for dropout in manifest.dropouts})
+    _remove_dropout(network, set(masks))
     if raw_pixels:
-        _take_raw_pixels(network, manifest)
-    taken = manifest.input
-    network.metadata_props.update(
-        {
-            "classes": json.dumps(list(classes), ensure_ascii=False),
-            "height": str(taken.height),
-            "width": str(taken.width),
-            "channels": str(taken.channels),
-            "mean": json.dumps(list(taken.mean)),
-            "std": json.dumps(list(taken.std)),
-            "fit": taken.fit,
-            "backbone": manifest.backbone,
-            "method": manifest.method,
-            "labels": manifest.labels,
-        }
-    )
-    network.producer_name, network.producer_version = "tinytl-edge", manifest.created_by
+        _take_raw_pixels(network, taken)
+    network.metadata_props.clear()
+    network.producer_name = "tinytl-edge"
     model = ir.to_proto(network)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def port(value: onnx.ValueInfoProto) -> Port:
+    """An input or output as a template names it."""
+    kind = value.type.tensor_type
+    shape = tuple(max(int(dimension.dim_value), 0) for dimension in kind.shape.dim)
+    return Port(value.name, shape, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
 
 
 def _remove_dropout(network: ir.Model, masks: set[str]) -> None:
@@ -65,8 +51,8 @@ def _remove_dropout(network: ir.Model, masks: set[str]) -> None:
         graph.inputs.remove(mask)
 
 
-def _take_raw_pixels(network: ir.Model, manifest: Manifest) -> None:
-    graph, taken = network.graph, manifest.input
+def _take_raw_pixels(network: ir.Model, taken: Input) -> None:
+    graph = network.graph
     images = graph.inputs[0]
     pixels = ir.Value(
         name="images", shape=ir.Shape(["batch", taken.height, taken.width, taken.channels]),

@@ -197,7 +197,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)  # noqa: PTH105
         temporary = None
         with contextlib.suppress(OSError):  # the file is in place; not every filesystem syncs a folder
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error.strerror or error}.") from error
     finally:
@@ -218,7 +218,7 @@ def make_folder(path: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, f"{path} is a file, not a folder") from None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename inside `folder` outlive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -49,6 +49,8 @@ METHODS = ["last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "
               "[default: as they are, or what --memory-limit needs]")  # fmt: skip
 @click.option("--train", "also_train", multiple=True, metavar="GLOB",
               help="Further parameters to train, by name.")  # fmt: skip
+@click.option("--raw-pixels", is_flag=True,
+              help="The model that comes out takes uint8 [batch, height, width, channels] of a camera.")  # fmt: skip
 @click.option("--mean", metavar="R,G,B", callback=options.triple,
               help="Mean of the pixels, 0..255, where MODEL's is wrong or not known.")  # fmt: skip
 @click.option("--std", metavar="R,G,B", callback=options.triple, help="Their standard deviation.")

@@ -58,25 +58,30 @@ def predict(run: Path, images: tuple[Path, ...], top: int, as_json: bool, **opti
             click.echo(f"{answer['image']}: " + ", ".join(f"{name} {share:.1%}" for name, share in best))
 
 
-@command("tinytl-edge export run --format onnx --out model.onnx")
+@command("tinytl-edge export run --out /opt/app/model.onnx --overwrite")
 @click.argument("run", type=PATH)
-@click.option("--format", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Of the file.")
 @bundle_option
-@click.option("--raw-pixels", is_flag=True, help="Take uint8 [batch, height, width, channels] as a camera gives it.")
-@click.option("--out", type=PATH, required=True, help="The model's file.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
+@click.option("--out", type=PATH, required=True, help="The model's file; a link is followed.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is already there; it is kept as NAME.before.")
+@click.option("--keep", type=click.IntRange(0, 1), default=1, show_default=True, help="0: without NAME.before.")
 @json_option
-def export(run: Path, as_json: bool, **options: Any) -> None:
-    """Write a RUN's adapted classifier (or a bundle's) as a model.
+def export(run: Path, as_json: bool, keep: int, **options: Any) -> None:
+    """Write a RUN's adapted classifier (or a bundle's) as a model file.
 
-    Its metadata tell classes, resolution, and by which mean and standard deviation pixels are normalised.
+    All that an app needs to use it stands in the file's metadata, and in plain words in a .json beside it.
     """
     from tinytl_edge.export_run import export as run_export
     from tinytl_edge.runtime.memory import megabytes
 
-    result = run_export(run, **options)
+    result = run_export(run, keep=bool(keep), **options)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
-    else:
-        size = f"{result['input']['height']} x {result['input']['width']} px"
-        click.echo(f"{result['out']}: {megabytes(result['bytes'])}, {size}")
+        return
+    size = f"{result['input']['height']} x {result['input']['width']} px"
+    click.echo(f"{result['out']}: {megabytes(result['bytes'])}, {size}")
+    for sentence in result["in_words"]:
+        click.echo(f"  {sentence}")
+    for path in result["kept"]:
+        click.echo(f"What was there before is kept as {path}.")
+    for path in result["stale"]:
+        click.echo(f"{path} was built of the model before: build it again, or the app goes on using that.")

@@ -1,0 +1,1 @@
+"""A run's parameters become a model file, on the board: with the standard library alone."""

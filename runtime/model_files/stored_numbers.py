@@ -1,0 +1,130 @@
+"""Parameters as a model file stores them: turned, scaled, shifted, in other types; with the standard library alone."""
+
+from __future__ import annotations
+
+import math
+import struct
+import sys
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, cycle, repeat
+from operator import add, mul, sub
+
+# Bytes of a number by type.
+DTYPES = {"float32": 4, "float16": 2, "float64": 8, "int8": 1, "uint8": 1, "int16": 2, "int32": 4}
+_CODES = {"int8": "b", "uint8": "B", "int16": "h", "int32": "i"}
+_LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1), "int32": (-(2**31), 2**31 - 1)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that is done to a parameter's numbers, in the order of their array (C order).
+
+    - "permute": the axes of `shape` in the order `axes`
+    - "multiply", "add": by `numbers`, one for each place of the axis behind which `inner` numbers lie
+    - "add_product": with the parameter `other`, times `numbers`, number for number
+    - "difference": the second of two rows less the first
+    """
+
+    kind: str
+    shape: tuple[int, ...] = ()
+    axes: tuple[int, ...] = ()
+    numbers: tuple[float, ...] = ()
+    inner: int = 1
+    other: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in _STEPS:
+            raise ValueError(f"the step {self.kind!r}")
+        if self.kind == "permute" and sorted(self.axes) != list(range(len(self.shape))):
+            raise ValueError(f"the axes {self.axes} of {self.shape}")
+        if self.inner < 1 or (self.kind in ("multiply", "add", "add_product") and not self.numbers):
+            raise ValueError(f"a step without numbers: {self.kind}")
+
+
+def as_stored(name: str, parameters: Mapping[str, bytes], steps: tuple[Step, ...], dtype: str) -> bytes:
+    """The bytes of a float32 parameter behind its steps, little-endian.
+
+    Raises:
+        ValueError: the steps do not fit its size.
+    """
+    if not steps and dtype == "float32":
+        return parameters[name]
+    values = _floats(parameters[name])
+    for step in steps:
+        values = _STEPS[step.kind](values, step, parameters)
+    if dtype == "float16":
+        return struct.pack(f"<{len(values)}e", *values)
+    if dtype in _CODES:
+        low, high = _LIMITS[dtype]
+        return _little(array(_CODES[dtype], (min(max(round(value), low), high) for value in values)))
+    return _little(array("f" if dtype == "float32" else "d", values))
+
+
+def _little(values: array[int] | array[float]) -> bytes:
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()
+
+
+def _floats(content: bytes) -> array[float]:
+    values = array("f", content)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
+
+
+def _permute(values: array[float], step: Step, _: Mapping[str, bytes]) -> array[float]:
+    shape, axes = step.shape, step.axes
+    if math.prod(shape) != len(values):
+        raise ValueError(f"{len(values)} numbers are none of {shape}")
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    *outer, last = axes
+    result: array[float] = array("f" if values.typecode == "f" else "d")
+    count, stride = shape[last], strides[last]
+    for first in _places([shape[axis] for axis in outer], [strides[axis] for axis in outer]):
+        result.extend(values[first : first + (count - 1) * stride + 1 : stride])
+    return result
+
+
+def _places(sizes: list[int], strides: list[int]) -> Iterator[int]:
+    """Offsets of all indices, the last of which runs fastest."""
+    if not sizes:
+        yield 0
+        return
+    for index in range(sizes[0]):
+        for place in _places(sizes[1:], strides[1:]):
+            yield index * strides[0] + place
+
+
+def _by_channel(operation: Callable[[float, float], float]) -> _Operation:
+    def apply(values: array[float], step: Step, _: Mapping[str, bytes]) -> array[float]:
+        each = cycle(chain.from_iterable(map(repeat, step.numbers, repeat(step.inner))))
+        if len(values) % (len(step.numbers) * step.inner):
+            raise ValueError(f"{len(values)} numbers are none of {len(step.numbers)} channels")
+        return array("d", map(operation, values, each))
+
+    return apply
+
+
+def _add_product(values: array[float], step: Step, parameters: Mapping[str, bytes]) -> array[float]:
+    other = _floats(parameters[step.other])
+    if not len(values) == len(other) == len(step.numbers):
+        raise ValueError(f"{len(other)} numbers beside {len(values)}")
+    return array("d", map(add, values, map(mul, other, step.numbers)))
+
+
+def _difference(values: array[float], _: Step, __: Mapping[str, bytes]) -> array[float]:
+    half = len(values) // 2
+    return array("d", map(sub, values[half:], values[:half]))
+
+
+_Operation = Callable[["array[float]", Step, Mapping[str, bytes]], "array[float]"]
+_STEPS: dict[str, _Operation] = {
+    "permute": _permute,
+    "multiply": _by_channel(mul),
+    "add": _by_channel(add),
+    "add_product": _add_product,
+    "difference": _difference,
+}
