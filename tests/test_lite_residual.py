@@ -287,6 +287,15 @@ def test_a_trained_module_adds_what_it_gives_for_the_blocks_input() -> None:
         torch.testing.assert_close(EagerNetwork(model).double()(x), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_module_sees_what_the_one_before_has_added() -> None:
+    """A block's input is the sum of the block before and its module (Cai et al., equation 3)."""
+    model, _ = from_module(Net(), (3, 32, 32))
+    attach_lite_residuals(model, find_blocks(model), 0)
+    made = {str(node.name): node for node in model.graph}
+    (source, *_), (total,) = made["layers.1.lite_residual/pool"].inputs, made["layers.0.lite_residual/sum"].outputs
+    assert source is total
+
+
 def test_gradients_reach_a_fresh_module() -> None:
     """Its last scale starts at zero, so only that and the shift behind it move at first."""
     model, _ = from_module(Net(), (3, 32, 32))

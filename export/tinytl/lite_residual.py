@@ -71,21 +71,26 @@ def attach_lite_residuals(model: ir.Model, blocks: Sequence[Block], seed: int) -
         )
     image_size = sizes(model.graph.inputs[0])[1]
     random = np.random.default_rng(seed)
+    sums: dict[ir.Value, ir.Value] = {}  # a block's own output, and with what its module adds
     for block in blocks:
-        _Module(model, block, image_size, random).attach()
+        entering = sums.get(block.entering, block.entering)
+        sums[block.leaving] = _Module(model, block, entering, image_size, random).attach()
 
 
 class _Module:
     """Builds one module in front of what reads its block's output."""
 
-    def __init__(self, model: ir.Model, block: Block, image_size: int, random: np.random.Generator) -> None:
-        self._model, self._block, self._random = model, block, random
+    def __init__(
+        self, model: ir.Model, block: Block, entering: ir.Value, image_size: int, random: np.random.Generator
+    ) -> None:
+        self._model, self._block, self._entering, self._random = model, block, entering, random
         self._nodes: list[ir.Node] = []
         self._kernel = kernel_size(min(sizes(block.entering)[1:]), image_size)
         self._name = f"{block.name}.{LITE_RESIDUAL}"
 
-    def attach(self) -> None:
-        entering, leaving = self._block.entering, self._block.leaving
+    def attach(self) -> ir.Value:
+        """Returns the sum of the block's output and the module's."""
+        entering, leaving = self._entering, self._block.leaving
         channels, *size = sizes(entering)
         out_channels, *out_size = sizes(leaving)
         stride = max(round(before / after) for before, after in zip(size, out_size))
@@ -114,6 +119,7 @@ class _Module:
         self._model.graph.insert_after(maker, self._nodes)
         for reader, index in readers:
             reader.replace_input_with(index, total)
+        return total
 
     def _add(
         self, op: str, inputs: Sequence[ir.Value | None], name: str, shape: Sequence[int], **attributes: object
