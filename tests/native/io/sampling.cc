@@ -1,4 +1,5 @@
 // Sampling: crops, flips and dropout, for a comparison with Python's.
+#include <algorithm>
 #include <cinttypes>
 #include <cmath>
 #include <cstring>
