@@ -136,6 +136,12 @@ def set_initializer(value: ir.Value, array: Array) -> None:
     value.const_value, value.shape, value.type = tensor, ir.Shape(np.shape(array)), ir.TensorType(tensor.dtype)
 
 
+def take_name(made: ir.Value, old: ir.Value) -> None:
+    """`made` stands for `old`: under its name, and with what is noted of it."""
+    made.name, old.name = old.name, f"{old.name}/old"
+    made.metadata_props.update(old.metadata_props)
+
+
 def nodes_between(first: ir.Value, last: ir.Value) -> Iterator[ir.Node]:
     """All nodes on which `last` depends and which depend on `first`, in the graph's order."""
     below: set[int] = set()

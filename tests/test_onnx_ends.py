@@ -55,7 +55,7 @@ EXP = [
 ]
 ENDS: dict[str, tuple[list[Any], str]] = {
     "softmax": ([SOFTMAX], "softmax"),
-    "log softmax": ([node("LogSoftmax", ["l"], ["y"], axis=1)], "softmax"),
+    "log softmax": ([node("LogSoftmax", ["l"], ["y"], axis=1)], "log_softmax"),
     "softmax spelled out": (EXP, "softmax"),
     "sigmoid": ([node("Sigmoid", ["l"], ["y"])], "sigmoid"),
     "nothing": ([node("Identity", ["l"], ["y"])], ""),

@@ -28,7 +28,7 @@ from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.program import write_program
 from tinytl_edge.export.step.verify import PlanError
 from tinytl_edge.export.step.work import count_work
-from tinytl_edge.export.targets.onnx_template import of_network
+from tinytl_edge.export.targets.onnx_template import onnx_template
 from tinytl_edge.export.tinytl.parameters import find_parameters
 from tinytl_edge.export.tinytl.rounding import round_frozen_weights
 from tinytl_edge.export.tinytl.trainables import METHODS
@@ -159,9 +159,10 @@ def prepare(
             if board is not None:
                 choices.append(explain_time(board, compiled.work, batch_size))
             step, refusal = compiled.step, list(compiled.refusal)
-            ir.save(compiled.network.model, folder / FORWARD)
             say("writing the template of the model file")
-            of_network(compiled.network, compiled.transformed.trainable, raw_pixels).write(folder)
+            template = onnx_template(compiled.network, compiled.transformed.trainable, wanted.multi_label, raw_pixels)
+            template.write(folder)
+            ir.save(compiled.network.model, folder / FORWARD)
             runtimes = ["native"] if step else []
             said = _export_for_ort(compiled, options, folder / ORT_FOLDER, say)
             if said is None:
@@ -176,7 +177,7 @@ def prepare(
             write_manifest(folder, manifest)
     except MemoryError:
         raise StorageError("There is not enough memory to prepare this model: use a smaller --resolution.") from None
-    return Prepared(open_bundle(out), (*compiled.notes, *choices, *refusal))
+    return Prepared(open_bundle(out), (*compiled.notes, *template.notes, *choices, *refusal))
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def free_batch(model: ir.Model, batch: int) -> None:
         elif node.op_type in ("Expand", "ConstantOfShape"):
             _free_expansion(model, node, batch)
     for value in model.graph.initializers.values():
-        if any(isinstance(n, int) and n % batch == 0 for n in value.shape or ()) and list(value.uses()):
+        if any(isinstance(n, int) and n and n % batch == 0 for n in value.shape or ()) and list(value.uses()):
             raise UsageError(
                 f"The model computes with the size of its batch ('{value.name}'), which is not known here."
             )

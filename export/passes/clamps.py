@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tinytl_edge.export.onnx_graph import add_initializer, attribute, constant, only_reader
+from tinytl_edge.export.onnx_graph import add_initializer, attribute, constant, only_reader, take_name
 
 _INFINITY = float("inf")
 _LARGEST = float(np.finfo(np.float32).max)
@@ -84,7 +84,7 @@ def _write(model: ir.Model, first: ir.Node, last: ir.Node, limits: tuple[float, 
         made = ir.node("Clip", given, name=first.name)
     made.outputs[0].shape, made.outputs[0].type = output.shape, output.type
     model.graph.insert_before(first, made)
-    made.outputs[0].name, output.name = output.name, f"{output.name}/old"
+    take_name(made.outputs[0], output)
     output.replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)
     chain = [last]
     while chain[-1] is not first:

@@ -127,7 +127,7 @@ def _inherit(model: ir.Model, made: ir.Value, name: str | None, node: ir.Node, p
             parameters.add(made.name)
         return
     own = made.name
-    record(made, "computed", old)
+    record(made, "computed", old, of_value=own)
     old.name = f"{name}/source"
     made.name = name
     parameters.discard(own or "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tinytl_edge.export.onnx_graph import add_initializer, attribute, constant
+from tinytl_edge.export.onnx_graph import add_initializer, attribute, constant, take_name
 
 
 def remove_gathers(model: ir.Model, batch: int, traced: int) -> None:
@@ -31,7 +31,7 @@ def remove_gathers(model: ir.Model, batch: int, traced: int) -> None:
         made = ir.node("Reshape", [flat, target], name=node.name)
         model.graph.insert_before(node, made)
         old, new = node.outputs[0], made.outputs[0]
-        new.name, old.name = old.name, f"{old.name}/old"
+        take_name(new, old)
         new.shape, new.type = ir.Shape(shape), old.type
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)

@@ -21,6 +21,7 @@ from tinytl_edge.export.onnx_graph import (
     only_reader,
     set_initializer,
     sizes,
+    take_name,
     weight_source,
 )
 
@@ -113,7 +114,7 @@ def _set(model: ir.Model, node: ir.Node, index: int, array: Array, factor: float
     else:
         made = add_initializer(model, f"{source.name}/{node.name}", array)
     if old.size != array.size:
-        record(made, "computed", source)
+        record(made, "computed", source, of_value=source.name)
     elif old.shape != array.shape:
         record(made, "reshape", source, shape=list(old.shape))
     if factor != 1.0:
@@ -164,7 +165,7 @@ def _to_gemm(model: ir.Model, node: ir.Node, x: ir.Value, weight: ir.Value) -> N
             last, output = reader, reader.outputs[0]
     gemm = ir.node("Gemm", inputs, {"transB": 1}, name=node.name)
     made = gemm.outputs[0]
-    made.name, output.name = output.name, f"{output.name}/old"
+    take_name(made, output)
     made.shape, made.type = output.shape, output.type
     model.graph.insert_before(last, gemm)
     output.replace_all_uses_with(made, replace_graph_outputs=True)

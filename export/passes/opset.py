@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from tinytl_edge.export.onnx_graph import Array, add_initializer, attribute, constant, sizes
+from tinytl_edge.export.onnx_graph import Array, add_initializer, attribute, constant, sizes, take_name
 from tinytl_edge.runtime.errors import UsageError
 
 OPSET = 17
@@ -288,7 +288,7 @@ class _Chain:
 
 def _replace(model: ir.Model, old: ir.Node, new: list[ir.Node]) -> None:
     output, made = old.outputs[0], new[-1].outputs[0]
-    made.name, output.name = output.name, f"{output.name}/old"
+    take_name(made, output)
     made.shape, made.type = output.shape, output.type
     model.graph.insert_before(old, new)
     output.replace_all_uses_with(made, replace_graph_outputs=True)

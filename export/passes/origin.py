@@ -9,21 +9,30 @@ one:
     {"step": "cast", "dtype": "float16"}                      it was of this type
     {"step": "dequantise", "dtype", "scale", "zero", "axis"}  of codes, float = (code - zero) * scale along the axis
     {"step": "copy", "of": name}                              it is one reader's own copy of this initializer
-
-What else changes a parameter (none here do, but for what is computed from one) leaves {"step": "computed"}.
+    {"step": "reader", "makes": name, "input": n}             and this is who reads it: the node that makes this value
+    {"step": "channels", "factors": [...]}                    it was multiplied by these, along its first axis
+    {"step": "shift", "numbers": [...]}                       these were added, along its first axis
+    {"step": "shift_by", "other": name, "numbers": [...]}     another parameter times these was added
+    {"step": "two_outputs"}                                   of one logit z it became two, -z/2 and z/2
+    {"step": "computed", "of_value": name}                      it is what the file computes under this name
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from tinytl_edge.export.onnx_graph import Array
+from tinytl_edge.runtime.model_files.stored_numbers import Step
 
 ORIGIN = "tinytl-edge.origin"
+FILE_VALUE = "tinytl-edge.file_value"
 
 
 def steps(value: ir.Value) -> list[dict[str, Any]]:
@@ -42,28 +51,88 @@ def record(value: ir.Value, step: str, before: ir.Value | None = None, **details
     value.metadata_props[ORIGIN] = json.dumps(past)
 
 
-def as_in_file(value: ir.Value, numbers: Array) -> Array:
-    """New numbers for an initializer, in the shape and type that its file has.
+def note_file_value(value: ir.Value, name: str | None) -> None:
+    """`value` stands for what the file calls `name`."""
+    if name is not None:
+        value.metadata_props[FILE_VALUE] = name
+
+
+def file_value(value: ir.Value) -> str:
+    """The file's name of what `value` stands for."""
+    return value.metadata_props.get(FILE_VALUE) or value.name or ""
+
+
+def forget(value: ir.Value, step: str) -> None:
+    """Take the steps of a kind out of what was done to `value`."""
+    value.metadata_props[ORIGIN] = json.dumps([done for done in steps(value) if done["step"] != step])
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a parameter's numbers are in its file: the initializer's name, type and shape, and the way there.
+
+    `computed`: the file has no such initializer, but a value of this name that it computes from constants. `reader`:
+    which of several readers of the initializer this is for: the node that makes the value of this name, at this input.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    steps: tuple[Step, ...]
+    computed: bool = False
+    reader: tuple[str, int] | None = None
+
+
+def stored(value: ir.Value) -> Stored:
+    """The way back of what was recorded for an initializer.
 
     Raises:
-        ValueError: it was computed from the file's.
+        ValueError: there is none: it was multiplied by zero, or is one of several outputs.
     """
+    assert value.const_value is not None and value.name is not None
+    name, shape, dtype = value.name, tuple(value.const_value.numpy().shape), "float32"
+    back: list[Step] = []
+    reader = None
     for step in reversed(steps(value)):
-        kind = step["step"]
-        if kind == "transpose":
-            numbers = numbers.T
+        kind, size = step["step"], math.prod(shape)
+        if kind == "computed":
+            return Stored(step["of_value"], dtype, shape, tuple(back), True)
+        if kind == "copy":
+            name = step["of"]
+        elif kind == "reader":
+            reader = step["makes"], step["input"]
+        elif kind == "transpose":
+            back.append(Step("permute", shape, tuple(reversed(range(len(shape))))))
+            shape = shape[::-1]
         elif kind == "reshape":
-            numbers = numbers.reshape(step["shape"])
-        elif kind == "scale":
-            numbers = numbers / np.float32(step["factor"])
+            shape = tuple(step["shape"])
+        elif kind == "two_outputs":
+            back.append(Step("difference"))
+            shape = (1, *shape[1:])
         elif kind == "cast":
-            numbers = numbers.astype(step["dtype"])
+            dtype = step["dtype"]
+        elif kind == "scale":
+            back.append(_by_channel("multiply", 1 / np.array([step["factor"]]), size))
+        elif kind == "channels":
+            back.append(_by_channel("multiply", 1 / _nonzero(step["factors"], name), size))
+        elif kind == "shift":
+            back.append(_by_channel("add", -np.array(step["numbers"]), size))
+        elif kind == "shift_by":
+            back.append(Step("add_product", numbers=tuple((-np.array(step["numbers"])).tolist()), other=step["other"]))
         elif kind == "dequantise":
-            shape = [-1 if axis == step["axis"] else 1 for axis in range(numbers.ndim)]
-            scale, zero = (np.array(step[name]).reshape(-1) for name in ("scale", "zero"))
-            scale, zero = (part.reshape(shape) if part.size > 1 else part.reshape(()) for part in (scale, zero))
-            limits = np.iinfo(step["dtype"])
-            numbers = np.clip(np.rint(numbers / scale) + zero, limits.min, limits.max).astype(step["dtype"])
-        elif kind == "computed":
-            raise ValueError(f"'{value.name}' was computed from what is in the file")
+            dtype, inner = step["dtype"], math.prod(shape[step["axis"] + 1 :])
+            for operation, numbers in (("multiply", 1 / np.array(step["scale"])), ("add", np.array(step["zero"]))):
+                back.append(Step(operation, numbers=tuple(numbers.tolist()), inner=inner if len(numbers) > 1 else size))
+    return Stored(name, dtype, shape, tuple(back), reader=reader)
+
+
+def _by_channel(operation: str, numbers: Array, size: int) -> Step:
+    """With a number for each place of the first axis."""
+    return Step(operation, numbers=tuple(numbers.tolist()), inner=max(size // len(numbers), 1))
+
+
+def _nonzero(factors: Sequence[float], name: str) -> Array:
+    numbers = np.array(factors)
+    if not numbers.all():
+        raise ValueError(f"'{name}' was multiplied by zero")
     return numbers

@@ -13,6 +13,8 @@ import onnx_ir as ir
 
 from tinytl_edge.export.onnx_graph import add_initializer, attribute, constant, weight_source
 
+from .origin import record
+
 _UNARY = (
     "Relu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "LeakyRelu", "Elu", "Clip", "Cast", "Neg", "Sqrt", "Abs",
     "Exp", "Log", "Erf", "Softplus", "Identity", "Reciprocal",
@@ -186,7 +188,10 @@ def _adapt(model: ir.Model, node: ir.Node, region: _Region) -> None:
             number = constant(value) if value is not None and id(value) not in region.values else None
             if number is not None and value is not None and number.size > 1:
                 full = number.reshape((1,) * (rank - number.ndim) + number.shape).transpose(back)
-                node.replace_input_with(index, add_initializer(model, f"{value.name}/moved", full))
+                made = add_initializer(model, f"{value.name}/moved", full)
+                if value.is_initializer() and number.size == max(number.shape):
+                    record(made, "reshape", value, shape=list(number.shape))
+                node.replace_input_with(index, made)
     elif node.op_type in _REDUCTIONS:
         axes = attribute(node, "axes")
         if axes is not None:

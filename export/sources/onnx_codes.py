@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tinytl_edge.export.onnx_graph import Array, add_initializer, attribute, set_initializer
-from tinytl_edge.export.passes.origin import record
+from tinytl_edge.export.passes.origin import note_file_value, record
 from tinytl_edge.runtime.errors import UsageError
 
 from .onnx_ends import RANGE
@@ -34,6 +34,7 @@ class Rewriter:
 
     def replace(self, old: ir.Node, value: ir.Value) -> None:
         """Let all read `value` instead of `old`'s output."""
+        note_file_value(value, old.outputs[0].name)
         old.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
         self.model.graph.remove(old, safe=True)
 

@@ -7,19 +7,20 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from tinytl_edge.export.onnx_graph import attribute
+from tinytl_edge.export.passes.origin import file_value, note_file_value
 from tinytl_edge.runtime.errors import UsageError
 
 RANGE = "tinytl-edge.range"  # marks a Clip that stands for a quantised output's range
 _SAME_NUMBERS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 _IDLE = ("Identity", "Cast", "CastLike", "Dropout")
-_ENDS = {"Softmax": "softmax", "LogSoftmax": "softmax", "Sigmoid": "sigmoid"}
+_ENDS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 _ANSWERS = ("ArgMax", "TopK", "ZipMap", "LabelEncoder", "ArrayFeatureExtractor", "Gather", "Hardmax", "ReduceMax")
 _NAMES = ("classlabels_strings", "classlabels_int64s", "values_strings", "classes_strings", "cats_strings")
 
 
 @dataclass(frozen=True)
 class End:
-    """What stood behind the logits, 'softmax', 'sigmoid' or ''; the classes' names, if it told them; its output."""
+    """What stood behind the logits, as in `Network.end`; the classes' names, if it told them; the file's output."""
 
     kind: str
     classes: tuple[str, ...]
@@ -48,7 +49,7 @@ def cut_end(model: ir.Model, notes: list[str]) -> End:
         UsageError: several outputs that do not depend on each other; a regression.
     """
     head, classes = _keep_one_output(model, notes)
-    kind = ""
+    kind, output = "", file_value(head.output)
     value = model.graph.outputs[0]
     while (node := value.producer()) is not None:
         spelled_out = _softmax_spelled_out(node)
@@ -63,11 +64,13 @@ def cut_end(model: ir.Model, notes: list[str]) -> End:
             continue
         elif node.op_type not in _IDLE and RANGE not in node.metadata_props:
             break
+        if RANGE in node.metadata_props:
+            note_file_value(source, file_value(node.outputs[0]))
         node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
         value = source
     if not kind and node is not None and node.op_type == "Tanh":
         raise UsageError("The model ends in Tanh: it estimates numbers (a regression), and is no classifier.")
-    return End(kind, classes, head.output.name or "")
+    return End(kind, classes, output)
 
 
 def _source(node: ir.Node) -> ir.Value | None:

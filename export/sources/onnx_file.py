@@ -10,12 +10,13 @@ import onnx_ir as ir
 
 from tinytl_edge.export.onnx_graph import set_initializer
 from tinytl_edge.export.passes.normalise import lift_constants, normalise, remove_unused
-from tinytl_edge.export.passes.origin import record
+from tinytl_edge.export.passes.origin import file_value, record
+from tinytl_edge.export.passes.untie import untie_vectors
 from tinytl_edge.export.quiet import quiet
 from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
 from tinytl_edge.runtime.files.bundle import Input
 
-from .network import Network
+from .network import Network, OnnxSource
 from .onnx_ends import cut_end
 from .onnx_fused import split_fused
 from .onnx_input import Images, largest_constant, quantised_range, take_images
@@ -32,8 +33,8 @@ def read_onnx(path: Path, size: tuple[int, int] | None = None) -> Network:
     """The classifier in an ONNX file.
 
     Initializers keep their names. What changed one otherwise stands with it (`tinytl_edge.export.passes.origin`), and
-    the file's own names of input and output in the model's metadata_props, as "tinytl-edge.input" and
-    "tinytl-edge.output".
+    the file's own names of input, output and logits in the model's metadata_props, as "tinytl-edge.input",
+    "tinytl-edge.output" and "tinytl-edge.logits".
 
     Args:
         path: the file; external data lies in its folder.
@@ -58,8 +59,9 @@ def read_onnx(path: Path, size: tuple[int, int] | None = None) -> Network:
 
 def _read(path: Path, size: tuple[int, int] | None) -> Network:
     notes: list[str] = []
-    model = read_model(path)
+    model, content = read_model(path)
     lift_constants(model)
+    untie_vectors(model)
     if not model.graph.outputs:
         raise DamagedFileError(f"{path} has no output.")
     properties = dict(model.metadata_props)
@@ -70,6 +72,7 @@ def _read(path: Path, size: tuple[int, int] | None) -> Network:
     undo_quantisation(model)
     end = cut_end(model, notes)
     model.metadata_props["tinytl-edge.output"] = end.output
+    model.metadata_props["tinytl-edge.logits"] = file_value(model.graph.outputs[0])
     remove_unused(model)
     _refuse_other_operators(model)
     _as_float(model.graph.inputs[0])
@@ -79,7 +82,10 @@ def _read(path: Path, size: tuple[int, int] | None) -> Network:
     classes = end.classes if len(end.classes) == outputs else class_names(properties, outputs, notes)
     mean, std, known = _range(model, images, properties)
     framing = Input(images.height, images.width, images.channels, mean, std, fit="crop", margin=False)
-    return Network(path.stem, model, framing, range_known=known, classes=classes, end=end.kind, notes=notes)
+    source = OnnxSource(path, content)
+    return Network(
+        path.stem, model, framing, known, classes, end.kind, notes=notes, takes_bgr=takes_bgr(properties), source=source
+    )
 
 
 def _widen(model: ir.Model) -> None:

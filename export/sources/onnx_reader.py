@@ -17,8 +17,8 @@ OLDEST, NEWEST = 7, 26  # opsets of the default domain
 _GIT_LFS = b"version https://git-lfs"
 
 
-def read_model(path: Path) -> ir.Model:
-    """The model with its weights in memory, those of external files too.
+def read_model(path: Path) -> tuple[ir.Model, bytes]:
+    """The model with its weights in memory, those of external files too; and the file's bytes.
 
     Raises:
         UsageError: no such file, a file of another kind, or a network of a kind that is none of ours.
@@ -44,7 +44,7 @@ def read_model(path: Path) -> ir.Model:
     for tensor in _tensors(proto):
         if tensor.data_location == TensorProto.EXTERNAL:
             _load_external(path, tensor)
-    return ir.serde.deserialize_model(proto)
+    return ir.serde.deserialize_model(proto), content
 
 
 def _refuse_other_kinds(path: Path, content: bytes) -> None:

@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tinytl_edge.export.sources.network import Network
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from onnx import TensorProto
+
+from tinytl_edge.export.eager import EagerNetwork
+from tinytl_edge.export.onnx_graph import Array, set_initializer
+from tinytl_edge.export.passes.origin import steps
+from tinytl_edge.export.sources.network import Network, OnnxSource
+from tinytl_edge.export.sources.onnx_file import read_onnx
+from tinytl_edge.export.tinytl.classifier import find_classifier
+from tinytl_edge.runtime.errors import TinyTLError
+from tinytl_edge.runtime.model_files.about import OWN_KEYS
+from tinytl_edge.runtime.model_files.stored_numbers import as_stored
 from tinytl_edge.runtime.model_files.template import FOLDER, TABLE, Hole, Template
 
-from .onnx_model import inference_model, port
+from .onnx_ends import change_end
+from .onnx_head import float_head, has_codes
+from .onnx_model import as_the_file_was, inference_model, layout_of, port
+from .onnx_modules import insert_modules
 from .onnx_places import raw_data_places
+from .onnx_source import OnnxFile, Place, UnwritableError, write_back
 
 MODEL = "model.onnx"
+_ENDS = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "sigmoid": "Sigmoid"}
 
 
 @dataclass(frozen=True)
 class Content:
-    """A template's table and its files by name."""
+    """A template's table, its files by name, and what a person should know of it."""
 
     table: Template
     files: dict[str, bytes]
+    notes: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Into a bundle's folder."""
@@ -31,23 +52,196 @@ class Content:
         (folder / FOLDER / TABLE).write_text(json.dumps(asdict(self.table), ensure_ascii=False), encoding="utf-8")
 
 
-def of_network(network: Network, trainable: Iterable[str], raw_pixels: bool) -> Content:
-    """The network graph itself as the model, which is what comes of a PyTorch module or a backbone."""
-    model = network.model.clone()
+def onnx_template(network: Network, trainable: Mapping[str, str], multi_label: bool, raw_pixels: bool) -> Content:
+    """The file that the network came from, if it was an ONNX file that can take what trains, else the network graph.
+
+    What is written back into a file is read again and compared with the network, before it is believed.
+    """
+    if network.source is None:
+        return _of_network(network, trainable, raw_pixels)
+    try:
+        made = _of_file(network.source, network, trainable, multi_label)
+        _prove(made, network, trainable)
+    except UnwritableError as error:
+        note = f"`export` will write the network in a normal form, not in the file's own graph, because {error}."
+        made = _of_network(network, trainable, False, network.source, (note,))
+        _prove(made, network, trainable)
+    return made
+
+
+def _of_network(
+    network: Network,
+    trainable: Mapping[str, str],
+    raw_pixels: bool,
+    source: OnnxSource | None = None,
+    notes: tuple[str, ...] = (),
+) -> Content:
+    """The network graph itself as the model; of a file with its input and the end that it had."""
     masks = [dropout.name for dropout in network.dropouts]
-    proto = inference_model(model, network.input, masks, raw_pixels)
+    proto = inference_model(network.model.clone(), network.input, masks, raw_pixels)
+    one_output = _is_one_output(network)
+    layout, end = "NHWC" if raw_pixels else "NCHW", "logits"
+    if source is not None:
+        was = onnx.ModelProto.FromString(source.content)
+        layout, end = layout_of(_images(was), network.input), network.end or "logits"
+        as_the_file_was(proto, was, network, one_output)
     content = proto.SerializeToString()
-    table = Template(
-        files=(MODEL,), holes=tuple(_same(content, trainable)), input=port(proto.graph.input[0]),
-        output=port(proto.graph.output[0]), layout="NHWC" if raw_pixels else "NCHW",
-        colours="RGB" if network.input.channels == 3 else "grey", raw_pixels=raw_pixels,
-    )  # fmt: skip
-    return Content(table, {MODEL: content})
-
-
-def _same(content: bytes, trainable: Iterable[str]) -> Iterable[Hole]:
-    """Places of parameters that are in the model as they train."""
     places = raw_data_places(content)
+    holes = [Hole(name, places[name][0], (places[name][1] - places[name][0]) // 4) for name in trainable]
+    table = Template(
+        (MODEL,), tuple(holes), port(_images(proto)), port(proto.graph.output[0]), end, layout,
+        _colours(network), raw_pixels, one_output, source.path.name if source is not None else None,
+    )  # fmt: skip
+    return Content(table, {MODEL: content}, notes)
+
+
+def _of_file(source: OnnxSource, network: Network, trainable: Mapping[str, str], multi_label: bool) -> Content:
+    """The file with places for what trains."""
+    proto = onnx.ModelProto.FromString(source.content)
+    file, end = OnnxFile(proto), network.end
+    places = []
+    if has_codes(file, network.model):
+        if _is_one_output(network):
+            raise UnwritableError("its one output is made of 8-bit weights")
+        places = float_head(file, network.model, trainable)
+    places += write_back(file, network.model, trainable, [place.parameter for place in places])
+    places += insert_modules(file, network.model, trainable)
+    one_output, logits = _is_one_output(network), network.model.metadata_props["tinytl-edge.logits"]
+    if multi_label and end in ("softmax", "log_softmax"):
+        change_end(file, logits, "Sigmoid")
+        end = "sigmoid"
+    elif end == "sigmoid" and not multi_label and not one_output and _had_one_output(source):
+        change_end(file, logits, "Softmax")
+        end = "softmax"
+    _forget_own_metadata(proto)
+    content = proto.SerializeToString()
+    files = {MODEL: content, **_external_files(source, proto)}
+    names = list(files)
+    output = network.model.metadata_props["tinytl-edge.output"]
+    table = Template(
+        tuple(names), tuple(_holes(content, places, names)), port(_images(proto)),
+        port(next(value for value in proto.graph.output if value.name == output)), end or "logits",
+        layout_of(_images(proto), network.input), _colours(network), False, one_output, source.path.name,
+    )  # fmt: skip
+    return Content(table, files)
+
+
+def _holes(content: bytes, places: list[Place], files: list[str]) -> Iterator[Hole]:
+    inside = raw_data_places(content)
+    for place in places:
+        count = int(np.prod(tuple(place.tensor.dims), dtype=np.int64))
+        if place.tensor.data_location == TensorProto.EXTERNAL:
+            entries = {entry.key: entry.value for entry in place.tensor.external_data}
+            offset, file = int(entries.get("offset", 0)), files.index(entries["location"])
+        else:
+            offset, file = inside[place.name][0], 0
+        yield Hole(place.parameter, offset, count, place.dtype, place.steps, file)
+
+
+def _external_files(source: OnnxSource, proto: onnx.ModelProto) -> dict[str, bytes]:
+    names = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            names += [entry.value for entry in tensor.external_data if entry.key == "location"]
+    for name in names:
+        if Path(name).name != name or name == MODEL:
+            raise UnwritableError(f"its weights are in '{name}'")
+    return {name: (source.path.parent / name).read_bytes() for name in dict.fromkeys(names)}
+
+
+def _forget_own_metadata(proto: onnx.ModelProto) -> None:
+    """What `export` writes behind the file: a key stands there once."""
+    kept = [entry for entry in proto.metadata_props if entry.key not in OWN_KEYS]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+
+
+def _images(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    found: onnx.ValueInfoProto = next(value for value in proto.graph.input if value.name not in constants)
+    return found
+
+
+def _colours(network: Network) -> str:
+    if network.input.channels == 1:
+        return "grey"
+    return "BGR" if network.takes_bgr else "RGB"
+
+
+def _is_one_output(network: Network) -> bool:
+    """Did one sigmoid become two outputs?"""
+    return any(step["step"] == "two_outputs" for step in steps(find_classifier(network.model).weight))
+
+
+def _had_one_output(source: OnnxSource) -> bool:
+    output = onnx.ModelProto.FromString(source.content).graph.output[0]
+    return [d.dim_value for d in output.type.tensor_type.shape.dim][-1:] == [1]
+
+
+# The proof ------------------------------------------------------------------------------------------------
+
+
+def _prove(made: Content, network: Network, trainable: Mapping[str, str]) -> None:
+    """Fill the template with numbers near to the network's, read the file, and compare the logits, in float64.
+
+    Raises:
+        UnwritableError: they differ.
+    """
+    _check(made, network.source)
+    model = network.model.clone()
+    filling: dict[str, Array] = {}
+    random = np.random.default_rng(0)
     for name in trainable:
-        first, end = places[name]
-        yield Hole(name, first, (end - first) // 4)
+        value = model.graph.initializers[name]
+        assert value.const_value is not None
+        numbers = value.const_value.numpy()
+        step = 0.1 * np.abs(numbers).mean() + 0.03
+        filling[name] = (numbers + step * random.standard_normal(numbers.shape)).astype("<f4")
+        set_initializer(value, filling[name])
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (name, content) in enumerate(made.files.items()):
+            (Path(folder) / name).write_bytes(_filled(content, index, made.table, filling))
+        try:
+            again = read_onnx(Path(folder) / MODEL, (network.input.height, network.input.width))
+        except TinyTLError as error:
+            raise UnwritableError(f"what would be written cannot be read again ({error})") from error
+    images = torch.from_numpy(random.uniform(-1, 1, (2, *_shape(model.graph.inputs[0]))))
+    with torch.no_grad():
+        wanted, found = (EagerNetwork(each).double()(images).numpy() for each in (model, again.model))
+    if made.table.one_output:
+        wanted = wanted[:, 1:] - wanted[:, :1]
+    if found.shape != wanted.shape:
+        raise UnwritableError(f"what would be written gives {found.shape[1]} numbers, not {wanted.shape[1]}")
+    exact = {"float32", "float64"} >= {hole.dtype for hole in made.table.holes}
+    most = (1e-4 if exact else 0.05) * max(float(np.abs(wanted).max()), 1.0)
+    if not np.abs(found - wanted).max() <= most:
+        raise UnwritableError(f"what would be written is off by {np.abs(found - wanted).max():.2g}")
+
+
+def _check(made: Content, source: OnnxSource | None) -> None:
+    """The types and shapes of the file fit each other, at least where they did before."""
+    try:
+        onnx.checker.check_model(made.files[MODEL], full_check=True)
+    except Exception as error:  # of several types, two of which have no public home
+        try:
+            onnx.checker.check_model(source.content if source is not None else b"", full_check=True)
+        except Exception:
+            return
+        raise UnwritableError(
+            f"what would be written is no whole model ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def _filled(content: bytes, file: int, table: Template, filling: Mapping[str, Array]) -> bytes:
+    changed = bytearray(content)
+    numbers = {name: array.tobytes() for name, array in filling.items()}
+    for hole in table.holes:
+        if hole.file == file:
+            stored = as_stored(hole.parameter, numbers, hole.steps, hole.dtype)
+            changed[hole.offset : hole.offset + len(stored)] = stored
+    return bytes(changed)
+
+
+def _shape(images: ir.Value) -> tuple[int, ...]:
+    assert images.shape is not None
+    return tuple(int(n) for n in tuple(images.shape)[1:])  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from tinytl_edge.export.onnx_graph import (
     sizes,
     weight_source,
 )
+from tinytl_edge.export.passes.origin import record
 
 _LAYERS = ("Conv", "Gemm")
 
@@ -45,12 +46,12 @@ def _fold_norm(model: ir.Model, norm: ir.Node, trains: dict[str, str]) -> None:
     weight = weight_source(layer.inputs[1]) if layer is not None else None
     scale_trains = names[0] in trains and not (weight is not None and weight.name in trains)
     if layer is None:
-        _scale_and_shift(model, norm, scale * inverse, bias + scale * offset, names)
+        _scale_and_shift(model, norm, scale, bias, trains, inverse, offset)
     elif scale_trains:
-        _fold_into(model, layer, inverse, offset, None, trains)
-        _scale_and_shift(model, norm, scale, bias, names)
+        _fold_into(model, layer, inverse, offset, trains)
+        _scale_and_shift(model, norm, scale, bias, trains)
     else:
-        _fold_into(model, layer, scale * inverse, scale * offset + bias, trains.get(names[1] or ""), trains)
+        _fold_into(model, layer, scale * inverse, scale * offset + bias, trains, weight_source(norm.inputs[2]), bias)
         norm.outputs[0].replace_all_uses_with(layer.outputs[0], replace_graph_outputs=True)
         model.graph.remove(norm, safe=True)
         for name in names:
@@ -75,35 +76,49 @@ def _layer_before(value: ir.Value | None) -> ir.Node | None:
 
 
 def _fold_into(
-    model: ir.Model, layer: ir.Node, scale: Array, shift: Array, group: str | None, trains: dict[str, str]
-) -> None:
-    """weight * scale, bias * scale + shift; the bias trains where it did, or where `group` is a learning rate's."""
+    model: ir.Model, layer: ir.Node, scale: Array, shift: Array, trains: dict[str, str],
+    source: ir.Value | None = None, of_source: Array | None = None,
+) -> None:  # fmt: skip
+    """weight * scale, bias * scale + shift; the bias trains where it did, or where `source` does.
+
+    Args:
+        source: the parameter that is a part of `shift` with these numbers, if it is one.
+    """
     weight = layer.inputs[1]
-    source = weight_source(weight)
-    assert weight is not None and source is not None and source.name is not None
+    initializer = weight_source(weight)
+    assert weight is not None and initializer is not None and initializer.name is not None
     dequantise = weight.producer()
     if dequantise is not None and dequantise.op_type == "DequantizeLinear":
         old = np.broadcast_to(_array(dequantise.inputs[1]), scale.shape)
         # The scale may be another weight's, too.
-        made = add_initializer(model, f"{source.name}/scale", (old * scale).astype(np.float32))
+        made = add_initializer(model, f"{initializer.name}/scale", (old * scale).astype(np.float32))
         dequantise.replace_input_with(1, made)
         _per_channel(model, dequantise, len(scale))
     else:
-        array = _array(source)
-        set_initializer(source, (array * scale.reshape(-1, *[1] * (array.ndim - 1))).astype(np.float32))
+        array = _array(initializer)
+        set_initializer(initializer, (array * scale.reshape(-1, *[1] * (array.ndim - 1))).astype(np.float32))
+        if initializer.name in trains and (scale != 1).any():
+            record(initializer, "channels", factors=scale.tolist())
     bias = layer.inputs[2] if len(layer.inputs) > 2 else None
-    shifted = (shift + (_array(bias) * scale if bias is not None else 0)).astype(np.float32)
-    name = _bias_name(source.name)
+    shifted = shift + (_array(bias) * scale if bias is not None else 0)
     if bias is not None and bias.name is not None and len(list(bias.uses())) == 1:
-        set_initializer(bias, shifted)
-        name = bias.name
+        made = bias
+        set_initializer(bias, shifted.astype(np.float32))
     else:
-        made = add_initializer(model, name, shifted)
+        made = add_initializer(model, _bias_name(initializer.name), shifted.astype(np.float32))
         layer.resize_inputs(3)
         layer.replace_input_with(2, made)
-        name = made.name or name
-    if group is not None:
-        trains.setdefault(name, group)
+    group = trains.get(source.name or "") if source is not None else None
+    assert made.name is not None
+    if group is not None and source is not None and of_source is not None:
+        trains.setdefault(made.name, group)
+        # Written back there: that takes no division.
+        shape = tuple(_array(source).shape)
+        record(made, "reshape", source, shape=list(shape))
+        record(made, "shift", numbers=(shifted - of_source.reshape(-1)).tolist())
+    elif made.name in trains:
+        record(made, "channels", factors=scale.tolist())
+        record(made, "shift", numbers=shift.tolist())
 
 
 def _per_channel(model: ir.Model, dequantise: ir.Node, channels: int) -> None:
@@ -121,22 +136,33 @@ def _bias_name(weight: str) -> str:
     return f"{weight[: -len('weight')]}bias" if weight.endswith("weight") else f"{weight}.bias"
 
 
-def _scale_and_shift(model: ir.Model, norm: ir.Node, scale: Array, shift: Array, names: list[str | None]) -> None:
-    """BatchNorm as a product and a sum with its own two parameters."""
-    source, output = norm.inputs[0], norm.outputs[0]
-    assert source is not None
-    values = []
-    for value, array in zip(norm.inputs[1:3], (scale, shift)):
+def _scale_and_shift(
+    model: ir.Model, norm: ir.Node, scale: Array, shift: Array, trains: dict[str, str],
+    factor: Array | None = None, offset: Array | None = None,
+) -> None:  # fmt: skip
+    """BatchNorm as a product and a sum with its own two parameters: scale * factor, and shift + scale * offset."""
+    x, output = norm.inputs[0], norm.outputs[0]
+    assert x is not None
+    one, zero = np.ones(len(scale)), np.zeros(len(scale))
+    factor, offset = one if factor is None else factor, zero if offset is None else offset
+    values, parameters = [], []
+    for value, array in zip(norm.inputs[1:3], (scale * factor, shift + scale * offset)):
         initializer = weight_source(value)
         if initializer is None or len(list(initializer.uses())) != 1:
-            initializer = add_initializer(model, f"{norm.name}/constant", array.astype(np.float32))
+            made = add_initializer(model, f"{norm.name}/constant", array.astype(np.float32))
+            record(made, "", initializer)
+            initializer = made
         else:
             set_initializer(initializer, array.astype(np.float32))
+        parameters.append(initializer)
         values.append(_by_channel(model, norm, initializer, len(sizes(output))))
-    product = ir.node("Mul", [source, values[0]], name=f"{norm.name}/scale")
+    if {parameter.name for parameter in parameters} & set(trains) and (factor != 1).any():
+        record(parameters[0], "channels", factors=factor.tolist())
+        record(parameters[1], "shift_by", other=parameters[0].name, numbers=(offset / factor).tolist())
+    product = ir.node("Mul", [x, values[0]], name=f"{norm.name}/scale")
     total = ir.node("Add", [product.outputs[0], values[1]], name=f"{norm.name}/shift")
-    for made in (product, total):
-        made.outputs[0].name, made.outputs[0].shape, made.outputs[0].type = made.name, output.shape, output.type
+    for node in (product, total):
+        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = node.name, output.shape, output.type
     model.graph.insert_before(norm, [product, total])
     output.replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
     model.graph.remove(norm, safe=True)
@@ -172,8 +198,10 @@ def _fold_constant(model: ir.Model, node: ir.Node, trains: dict[str, str]) -> No
     numbers = np.broadcast_to(array.reshape(-1), (channels,))
     one, zero = np.ones(channels), np.zeros(channels)
     if node.op_type == "Mul":
-        _fold_into(model, layer, numbers, zero, None, trains)
+        _fold_into(model, layer, numbers, zero, trains)
     else:
-        _fold_into(model, layer, one, numbers, trains.pop(name or "", None), trains)
+        whole = weight_source(value) if array.size == channels else None
+        _fold_into(model, layer, one, numbers, trains, whole, numbers)
+        trains.pop(name or "", None)
     node.outputs[0].replace_all_uses_with(layer.outputs[0], replace_graph_outputs=True)
     model.graph.remove(node, safe=True)

@@ -8,7 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from tinytl_edge.export.onnx_graph import Array, add_initializer, constant, maker, set_initializer, weight_source
+from tinytl_edge.export.passes.origin import forget, record
 from tinytl_edge.runtime.errors import UsageError
+
+from .trainables import widen_weight
 
 # What may stand between the classifier and the logits: nothing that mixes channels.
 _BETWEEN = {
@@ -76,7 +79,11 @@ def more_outputs(model: ir.Model, classifier: Classifier, count: int) -> Classif
 def two_outputs(model: ir.Model, classifier: Classifier) -> Classifier:
     """One logit z, whose sigmoid is the second of two classes, becomes two: (-z/2, z/2), whose softmax is the same."""
     weight, bias = _weights(classifier), _biases(classifier)
-    return with_outputs(model, classifier, np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2)
+    made = with_outputs(model, classifier, np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2)
+    for value in (made.weight, made.bias):
+        if value is not None:
+            record(value, "two_outputs")
+    return made
 
 
 def _weights(classifier: Classifier) -> Array:
@@ -93,12 +100,15 @@ def _biases(classifier: Classifier) -> Array:
 def with_outputs(model: ir.Model, classifier: Classifier, weight: Array, bias: Array) -> Classifier:
     """Give the classifier these weights float32 [outputs, ...] and biases [outputs], and what follows as many."""
     node, old, count = classifier.node, classifier.outputs, len(weight)
-    set_initializer(classifier.weight, weight.astype(np.float32))
     reader = next(iter(classifier.weight.uses())).node
-    if reader.op_type == "DequantizeLinear":  # no 8 bits any more
-        reader.outputs[0].replace_all_uses_with(classifier.weight)
-        model.graph.remove(reader, safe=True)
+    if reader.op_type == "DequantizeLinear":
+        widen_weight(model, reader)
+    set_initializer(classifier.weight, weight.astype(np.float32))
     made = classifier.bias
+    if count != 2:
+        for value in (classifier.weight, made):
+            if value is not None:
+                forget(value, "two_outputs")
     if made is not None:
         shape = tuple(count if size == old else size for size in (constant(made)).shape)  # type: ignore[union-attr]
         set_initializer(made, bias.astype(np.float32).reshape(shape))

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from tinytl_edge.export.onnx_graph import constant, eight_bits, set_initializer, weight_source
+from tinytl_edge.export.onnx_graph import attribute, constant, eight_bits, set_initializer, weight_source
+from tinytl_edge.export.passes.origin import record
 from tinytl_edge.runtime.errors import UsageError
 
 from .parameters import BIAS, NORM_BIAS, NORM_SCALE, Use, find_parameters
@@ -72,8 +73,15 @@ def widen(model: ir.Model, trainable: Mapping[str, str]) -> None:
     for node in list(model.graph):
         source = weight_source(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
         if source is not None and source.name in trainable and eight_bits(node.outputs[0]) is not None:
-            array = constant(node.outputs[0])
-            assert array is not None
-            set_initializer(source, array)
-            node.outputs[0].replace_all_uses_with(source)
-            model.graph.remove(node, safe=True)
+            widen_weight(model, node)
+
+
+def widen_weight(model: ir.Model, node: ir.Node) -> None:
+    """The 8-bit weight that DequantizeLinear reads becomes float32, and the node goes."""
+    source, array, codes = weight_source(node.inputs[0]), constant(node.outputs[0]), eight_bits(node.outputs[0])
+    assert source is not None and array is not None and codes is not None
+    axis = attribute(node, "axis", 1) % array.ndim if codes.scale.size > 1 else 0
+    record(source, "dequantise", dtype=str(codes.codes.dtype), scale=codes.scale.tolist(), zero=[codes.zero], axis=axis)
+    set_initializer(source, array)
+    node.outputs[0].replace_all_uses_with(source)
+    model.graph.remove(node, safe=True)

@@ -11,6 +11,10 @@ from tinytl_edge.runtime.files.bundle import Manifest
 
 from .template import Template
 
+OWN_KEYS = (
+    "classes", "height", "width", "channels", "colours", "layout", "mean", "std", "fit", "filter", "take", "output",
+    "labels", "backbone", "method",
+)  # fmt: skip
 FILTER = "bicubic, antialiased"  # as runtime/images/decoding.py scales
 _FITS = {
     "crop": "Take the largest centred part of the image that has the shape {shape} (width to height)",
