@@ -158,6 +158,10 @@ def small_network(seed: int = 0) -> Any:
             module.running_var.uniform_(0.5, 1.5)
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.weight.data.mul_(2)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # equal ones would be stored once
+            module.weight.data.uniform_(0.8, 1.2)
+            module.bias.data.normal_(0, 0.1)
     return network.eval()
 
 

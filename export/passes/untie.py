@@ -21,7 +21,7 @@ _LAYERS = (
     "PRelu",
     "LayerNormalization",
     "ConvTranspose",
-    "Identity",
+    "Identity",  # as which PyTorch writes that one vector is another
 )
 
 
