@@ -100,12 +100,12 @@ def _fold_into(
         if initializer.name in trains and (scale != 1).any():
             record(initializer, "channels", factors=scale.tolist())
     bias = layer.inputs[2] if len(layer.inputs) > 2 else None
-    shifted = shift + (_array(bias) * scale if bias is not None else 0)
+    shifted = (shift + (_array(bias) * scale if bias is not None else 0)).astype(np.float32)
     if bias is not None and bias.name is not None and len(list(bias.uses())) == 1:
         made = bias
-        set_initializer(bias, shifted.astype(np.float32))
+        set_initializer(bias, shifted)
     else:
-        made = add_initializer(model, _bias_name(initializer.name), shifted.astype(np.float32))
+        made = add_initializer(model, _bias_name(initializer.name), shifted)
         layer.resize_inputs(3)
         layer.replace_input_with(2, made)
     group = trains.get(source.name or "") if source is not None else None
@@ -115,7 +115,8 @@ def _fold_into(
         # Written back there: that takes no division.
         shape = tuple(_array(source).shape)
         record(made, "reshape", source, shape=list(shape))
-        record(made, "shift", numbers=(shifted - of_source.reshape(-1)).tolist())
+        # Of the rounded sum: what is not trained comes out as it was, to the bit.
+        record(made, "shift", numbers=(shifted.astype(np.float64) - of_source.reshape(-1)).tolist())
     elif made.name in trains:
         record(made, "channels", factors=scale.tolist())
         record(made, "shift", numbers=shift.tolist())
