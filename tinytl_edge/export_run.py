@@ -36,8 +36,9 @@ def export(
         keep: what was there stays beside it, as NAME.before.
 
     Returns:
-        out, format, bytes, classes, input (as the bundle's manifest has it), in_words (how to use it), kept (files that
-        were there before), stale (files beside it that others built of what was there before).
+        out, format, bytes, files (all that was written), classes, input (as the bundle's manifest has it), in_words
+        (how to use it), kept (files that were there before), stale (files beside it that others built of what was
+        there before).
 
     Raises:
         TinyTLError: of the kind that says what is wrong.
@@ -55,6 +56,11 @@ def export(
         files[target.with_name(name)] = filled(opened, template, index, parameters)
     said = model_json(target.name, opened.manifest, template, classes)
     files[target.with_suffix(".json")] = [json.dumps(said, indent=1, ensure_ascii=False).encode() + b"\n"]
+    labels = template.labels
+    if labels is not None and classes:
+        beside, text = target.with_name(labels.name), labels.text(classes).encode()
+        if not beside.is_file() or beside.read_bytes() != text:
+            files[beside] = [text]
     existed = [path for path in files if path.exists()]
     if existed and not overwrite:
         raise UsageError(f"{existed[0]} already exists: add --overwrite, or choose another --out.")
@@ -62,7 +68,8 @@ def export(
     return {
         "out": os.fspath(target),
         "format": target.suffix.lower()[1:],
-        "bytes": sum(size for path, size in sizes.items() if path.suffix != ".json"),
+        "bytes": sum(sizes[target.with_name(name)] for name in (target.name, *template.files[1:])),
+        "files": [os.fspath(path) for path in files],
         "classes": list(classes),
         "input": asdict(opened.manifest.input),
         "in_words": sentences(opened.manifest, template, classes),

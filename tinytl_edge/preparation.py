@@ -48,6 +48,7 @@ from tinytl_edge.runtime.files.bundle import (
 )
 from tinytl_edge.runtime.images.dataset import MULTI, SINGLE
 from tinytl_edge.runtime.images.framing import FITS
+from tinytl_edge.runtime.model_files.label_file import LabelFile
 
 from .board_choice import choose_memory_limit, choose_threads, explain_resolution, explain_time, smaller_resolution
 
@@ -161,7 +162,7 @@ def prepare(
             step, refusal = compiled.step, list(compiled.refusal)
             say("writing the template of the model file")
             template = onnx_template(compiled.network, compiled.transformed.trainable, wanted.multi_label, raw_pixels)
-            template.write(folder)
+            template.write(folder, compiled.labels)
             ir.save(compiled.network.model, folder / FORWARD)
             runtimes = ["native"] if step else []
             said = _export_for_ort(compiled, options, folder / ORT_FOLDER, say)
@@ -205,6 +206,7 @@ class _Compiled:
     classes: tuple[str, ...]
     class_count: int
     notes: tuple[str, ...]
+    labels: LabelFile | None
     step: StepPlan | None = None
     multiply_adds: int = 0
     work: dict[str, int] = field(default_factory=dict)
@@ -217,7 +219,7 @@ def _compile(adaptable: Adaptable, options: _StepOptions, say: Callable[[str], N
     transformed = transform(model, options.method, options.also_train, options.seed)
     if options.frozen_weights == "int8":
         round_frozen_weights(model, transformed.trainable)
-    compiled = _Compiled(network, transformed, adaptable.classes, adaptable.count, tuple(adaptable.notes))
+    compiled = _Compiled(network, transformed, adaptable.classes, adaptable.count, adaptable.notes, adaptable.labels)
     say("compiling the native step")
     try:
         return _with_step(compiled, options)

@@ -13,8 +13,9 @@ from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, 
 from tinytl_edge.runtime.errors import DataError, UsageError
 from tinytl_edge.runtime.images.folders import find_images
 from tinytl_edge.runtime.images.label_table import TABLE, has_table, read_table
+from tinytl_edge.runtime.model_files.label_file import LabelFile, read_label_file
 
-from .class_names import EXTEND, REPLACE, match, named_outputs, read_labels
+from .class_names import EXTEND, REPLACE, listed, match, named_outputs
 from .trying import looks_like_regression, try_out
 
 
@@ -34,12 +35,16 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Adaptable:
-    """A network with a classifier for the classes (their names, or none, and how many), and sentences about it."""
+    """A network with a classifier for the classes (their names, or none, and how many), and sentences about it.
+
+    `labels`: the file beside the model that names its outputs, if there is one.
+    """
 
     network: Network
     classes: tuple[str, ...]
     count: int
     notes: tuple[str, ...]
+    labels: LabelFile | None = None
 
 
 def wanted_classes(
@@ -96,9 +101,12 @@ def make_adaptable(
         raise UsageError(
             f"The last layer has {classifier.outputs} outputs, the model {outputs}: no classifier to adapt."
         )
-    known = tuple(network.classes)
+    known, label_file = tuple(network.classes), None
     if labels is not None:
-        known = named_outputs(read_labels(Path(labels)), 2 if outputs == 1 else outputs, os.fspath(labels))
+        label_file, known = named_outputs(read_label_file(Path(labels)), 2 if outputs == 1 else outputs)
+        if label_file.first or label_file.unnamed:
+            says = "numbers its names from 1" if label_file.first else "does not name the first output"
+            notes.append(f"{label_file.name} {says}: the outputs are {listed(known)}.")
     if outputs == 1 and network.end == "sigmoid" and not wanted.multi_label:
         classifier = two_outputs(model, classifier)
         notes.append("The model's one output, a sigmoid, became two: the first class is the one below a half.")
@@ -122,4 +130,4 @@ def make_adaptable(
         new_outputs(model, classifier, matched.count, seed)
     elif matched.change == EXTEND:
         more_outputs(model, classifier, matched.count - outputs)
-    return Adaptable(network, names, matched.count, (*notes, *said))
+    return Adaptable(network, names, matched.count, (*notes, *said), label_file)

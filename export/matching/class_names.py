@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-from tinytl_edge.runtime.errors import DataError, UsageError
+from tinytl_edge.runtime.errors import UsageError
+from tinytl_edge.runtime.model_files.label_file import LabelFile
 from tinytl_edge.runtime.wording import list_names
 
 KEEP, EXTEND, REPLACE = "keep", "extend", "replace"
@@ -28,38 +28,17 @@ class Matched:
     guessed: bool = False
 
 
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Names from a text file, one a line, with or without a leading number.
-
-    Raises:
-        DataError: it cannot be read, or is no text.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is no text in UTF-8: --labels takes a file with one class name a line.") from None
-    lines = [line.strip() for line in lines if line.strip()]
-    numbered = [re.fullmatch(r"(\d+)[\s:,;]+(\S.*)", line) for line in lines]
-    if lines and all(numbered):
-        first = int(numbered[0][1])  # type: ignore[index]
-        if [int(match[1]) for match in numbered if match] == list(range(first, first + len(lines))):
-            return tuple(match[2] for match in numbered if match)
-    return tuple(lines)
-
-
-def named_outputs(names: Sequence[str], outputs: int, where: str) -> tuple[str, ...]:
-    """The names of all outputs; a list of one name less leaves out a background class, which comes first.
+def named_outputs(file: LabelFile, outputs: int) -> tuple[LabelFile, tuple[str, ...]]:
+    """A label file's names for all outputs; a list of one name less leaves out a background class, which comes first.
 
     Raises:
         UsageError: the numbers do not fit.
     """
-    if len(names) == outputs:
-        return tuple(names)
-    if len(names) == outputs - 1 and outputs > 2:
-        return ("background", *names)
-    raise UsageError(f"{where} has {len(names)} names, the classifier {outputs} outputs.")
+    if len(file.names) == outputs:
+        return file, file.names
+    if len(file.names) == outputs - 1 and outputs > 2:
+        return replace(file, unnamed=1), ("background", *file.names)
+    raise UsageError(f"{file.name} has {len(file.names)} names, the classifier {outputs} outputs.")
 
 
 def match(

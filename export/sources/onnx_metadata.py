@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tinytl_edge.runtime.model_files.class_text import ClassText
+
 _CLASSES = (
     "classes",
     "names",
@@ -38,6 +40,25 @@ def class_names(properties: Mapping[str, str], outputs: int, notes: list[str]) -
         if len(names) > 1:
             notes.append(f"The file names {len(names)} classes but gives {outputs} numbers: its names were left out.")
     return ()
+
+
+def class_text(key: str, text: str, outputs: int) -> ClassText | None:
+    """The spelling of an entry that names the classes, or None where it does not."""
+    if key.lower() not in _CLASSES or not outputs or len(_names(text)) != outputs:
+        return None
+    content = None
+    for language, read in (("json", json.loads), ("python", ast.literal_eval)):
+        try:
+            content = read(text)
+        except (ValueError, SyntaxError):
+            continue
+        if isinstance(content, dict):
+            by_name = all(isinstance(value, int) for value in content.values())
+            return ClassText(key, "json names" if by_name else f"{language} numbers", text)
+        if isinstance(content, (list, tuple)):
+            return ClassText(key, f"{language} list", text)
+    kind = "lines" if "\n" in text.strip() else "semicolons" if ";" in text else "commas"
+    return ClassText(key, kind, text)
 
 
 def normalisation(properties: Mapping[str, str], channels: int) -> tuple[_Numbers, _Numbers] | None:

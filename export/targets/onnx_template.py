@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,12 @@ from tinytl_edge.export.onnx_graph import Array, set_initializer
 from tinytl_edge.export.passes.origin import steps
 from tinytl_edge.export.sources.network import Network, OnnxSource
 from tinytl_edge.export.sources.onnx_file import read_onnx
+from tinytl_edge.export.sources.onnx_metadata import class_text
 from tinytl_edge.export.tinytl.classifier import find_classifier
 from tinytl_edge.runtime.errors import TinyTLError
 from tinytl_edge.runtime.model_files.about import OWN_KEYS
+from tinytl_edge.runtime.model_files.class_text import ClassText
+from tinytl_edge.runtime.model_files.label_file import LabelFile
 from tinytl_edge.runtime.model_files.stored_numbers import as_stored
 from tinytl_edge.runtime.model_files.template import FOLDER, TABLE, Hole, Template
 
@@ -44,12 +47,13 @@ class Content:
     files: dict[str, bytes]
     notes: tuple[str, ...] = ()
 
-    def write(self, folder: Path) -> None:
-        """Into a bundle's folder."""
+    def write(self, folder: Path, labels: LabelFile | None = None) -> None:
+        """Into a bundle's folder; `labels` is what names the outputs beside the model."""
         (folder / FOLDER).mkdir()
+        table = replace(self.table, labels=labels)
         for name, content in self.files.items():
             (folder / FOLDER / name).write_bytes(content)
-        (folder / FOLDER / TABLE).write_text(json.dumps(asdict(self.table), ensure_ascii=False), encoding="utf-8")
+        (folder / FOLDER / TABLE).write_text(json.dumps(asdict(table), ensure_ascii=False), encoding="utf-8")
 
 
 def onnx_template(network: Network, trainable: Mapping[str, str], multi_label: bool, raw_pixels: bool) -> Content:
@@ -113,7 +117,7 @@ def _of_file(source: OnnxSource, network: Network, trainable: Mapping[str, str],
     elif end == "sigmoid" and not multi_label and not one_output and _had_one_output(source):
         change_end(file, logits, "Softmax")
         end = "softmax"
-    _forget_own_metadata(proto)
+    class_texts = _take_metadata(proto, len(network.classes))
     content = proto.SerializeToString()
     files = {MODEL: content, **_external_files(source, proto)}
     names = list(files)
@@ -121,7 +125,7 @@ def _of_file(source: OnnxSource, network: Network, trainable: Mapping[str, str],
     table = Template(
         tuple(names), tuple(_holes(content, places, names)), port(_images(proto)),
         port(next(value for value in proto.graph.output if value.name == output)), end or "logits",
-        layout_of(_images(proto), network.input), _colours(network), False, one_output, source.path.name,
+        layout_of(_images(proto), network.input), _colours(network), False, one_output, source.path.name, class_texts,
     )  # fmt: skip
     return Content(table, files)
 
@@ -149,11 +153,14 @@ def _external_files(source: OnnxSource, proto: onnx.ModelProto) -> dict[str, byt
     return {name: (source.path.parent / name).read_bytes() for name in dict.fromkeys(names)}
 
 
-def _forget_own_metadata(proto: onnx.ModelProto) -> None:
-    """What `export` writes behind the file: a key stands there once."""
-    kept = [entry for entry in proto.metadata_props if entry.key not in OWN_KEYS]
+def _take_metadata(proto: onnx.ModelProto, outputs: int) -> tuple[ClassText, ...]:
+    """Take out what `export` writes behind the file, so that each key stands there once; returns its class names."""
+    texts = [text for entry in proto.metadata_props if (text := class_text(entry.key, entry.value, outputs))]
+    written = {*OWN_KEYS, *(text.key for text in texts)}
+    kept = [entry for entry in proto.metadata_props if entry.key not in written]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
+    return tuple(text for text in texts if text.key not in OWN_KEYS)
 
 
 def _images(proto: onnx.ModelProto) -> onnx.ValueInfoProto:

@@ -21,7 +21,7 @@ from tinytl_edge.export.onnx_graph import (
     sizes,
     weight_source,
 )
-from tinytl_edge.export.passes.origin import record
+from tinytl_edge.export.passes.origin import file_value, note_file_value, record
 
 _LAYERS = ("Conv", "Gemm")
 
@@ -52,6 +52,7 @@ def _fold_norm(model: ir.Model, norm: ir.Node, trains: dict[str, str]) -> None:
         _scale_and_shift(model, norm, scale, bias, trains)
     else:
         _fold_into(model, layer, scale * inverse, scale * offset + bias, trains, weight_source(norm.inputs[2]), bias)
+        note_file_value(layer.outputs[0], file_value(norm.outputs[0]))
         norm.outputs[0].replace_all_uses_with(layer.outputs[0], replace_graph_outputs=True)
         model.graph.remove(norm, safe=True)
         for name in names:
@@ -204,5 +205,6 @@ def _fold_constant(model: ir.Model, node: ir.Node, trains: dict[str, str]) -> No
         whole = weight_source(value) if array.size == channels else None
         _fold_into(model, layer, one, numbers, trains, whole, numbers)
         trains.pop(name or "", None)
+    note_file_value(layer.outputs[0], file_value(node.outputs[0]))
     node.outputs[0].replace_all_uses_with(layer.outputs[0], replace_graph_outputs=True)
     model.graph.remove(node, safe=True)

@@ -55,6 +55,7 @@ def metadata(manifest: Manifest, template: Template, classes: Sequence[str]) -> 
         "labels": manifest.labels,
         "backbone": manifest.backbone,
         "method": manifest.method,
+        **{text.key: text.of(classes) for text in template.class_texts},
     }
 
 

@@ -15,6 +15,8 @@ from tinytl_edge.runtime.files.bundle import Bundle, read_json
 from tinytl_edge.runtime.files.records import read_record
 from tinytl_edge.runtime.files.tensors import TensorFile
 
+from .class_text import ClassText
+from .label_file import LabelFile
 from .stored_numbers import DTYPES, Step, as_stored
 
 FOLDER = "template"
@@ -58,6 +60,8 @@ class Template:
     are: "logits", "softmax", "log_softmax" or "sigmoid". `layout` of the input: "NCHW", "NHWC" or "NHW"; `colours`:
     "RGB", "BGR" or "grey". `raw_pixels`: the input takes pixels of 0..255 as they are. `one_output`: a sigmoid, the
     share of the second of two classes. `source`: the name of the file that this is, where it came from one.
+    `class_texts`: entries of its metadata that name the classes, beside our own; `labels`: the file beside it that
+    does.
     """
 
     files: tuple[str, ...]
@@ -70,6 +74,8 @@ class Template:
     raw_pixels: bool = False
     one_output: bool = False
     source: str | None = None
+    class_texts: tuple[ClassText, ...] = ()
+    labels: LabelFile | None = None
 
     def __post_init__(self) -> None:
         if not self.files or any(hole.file >= len(self.files) for hole in self.holes):
