@@ -17,8 +17,10 @@ from tinytl_edge.devices.board import Board
 from tinytl_edge.devices.detect import find_board
 from tinytl_edge.devices.prediction import predicted_step_seconds
 from tinytl_edge.export.matching.adaptable import Adaptable, make_adaptable, wanted_classes
+from tinytl_edge.export.matching.trying import exchange_colours
 from tinytl_edge.export.ort.training import OPTIMIZERS as ORT_OPTIMIZERS
 from tinytl_edge.export.ort.training import export_ort_training
+from tinytl_edge.export.passes.origin import forget_all
 from tinytl_edge.export.sources import read_network
 from tinytl_edge.export.sources.network import Network
 from tinytl_edge.export.step.choices import Choice, weigh_choices
@@ -76,6 +78,7 @@ def prepare(
     method: str = "lite-residual+bias",
     resolution: int | tuple[int, int] | None = None,
     fit: str | None = None,
+    colours: str | None = None,
     batch_size: int = 8,
     optimizer: str = "adam",
     train: Sequence[str] = (),
@@ -106,6 +109,7 @@ def prepare(
         resolution: the input's height and width in pixels, or one number for both; default: the model's own.
         fit: how an image becomes the input: 'crop' (its centre), 'squash' (all of it, its aspect ignored), 'pad' (all
             of it, on black); default: crop.
+        colours: 'rgb' or 'bgr': which of them the model's input has first, where it does not say it or says it wrong.
         train: name patterns of further parameters to train.
         mean, std: of the pixels in 0..255 by channel, for the input (pixel - mean) / std, where the model's are wrong.
         frozen_weights: 'float32', or 'int8': rounded to 8 bits, a quarter of the size in the native trainer; default:
@@ -126,6 +130,8 @@ def prepare(
     say = on_progress or (lambda text: None)
     size = (resolution, resolution) if isinstance(resolution, int) else resolution
     _check(method, optimizer, batch_size, threads, size, fit, mean, std, frozen_weights)
+    if colours not in (None, "rgb", "bgr"):
+        raise UsageError(f"'{colours}' is no order of colours: choose rgb or bgr.")
     board = find_board(device) if device is not None else None
     wanted = wanted_classes(classes, data, multi_label)
     choices: list[str] = []
@@ -147,6 +153,11 @@ def prepare(
         _check_numbers(network)
         network.input = _told(network.input, fit, mean, std)
         network.range_known |= mean is not None or std is not None
+        network.fit_known |= fit is not None
+        if colours is not None:
+            network.colours_known = True
+            if (colours == "bgr") != network.takes_bgr:
+                exchange_colours(network)
         adaptable = make_adaptable(network, wanted, labels, seed, say)
         return _compile(adaptable, options, say)
 
@@ -163,6 +174,7 @@ def prepare(
             say("writing the template of the model file")
             template = onnx_template(compiled.network, compiled.transformed.trainable, wanted.multi_label, raw_pixels)
             template.write(folder, compiled.labels)
+            forget_all(compiled.network.model)
             ir.save(compiled.network.model, folder / FORWARD)
             runtimes = ["native"] if step else []
             said = _export_for_ort(compiled, options, folder / ORT_FOLDER, say)

@@ -14,9 +14,11 @@ from tinytl_edge.runtime.errors import DataError, UsageError
 from tinytl_edge.runtime.images.folders import find_images
 from tinytl_edge.runtime.images.label_table import TABLE, has_table, read_table
 from tinytl_edge.runtime.model_files.label_file import LabelFile, read_label_file
+from tinytl_edge.runtime.wording import list_names
 
+from .area import area_note
 from .class_names import EXTEND, REPLACE, listed, match, named_outputs
-from .trying import looks_like_regression, try_out
+from .trying import Unknown, exchange_colours, looks_like_regression, try_out
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,23 @@ def make_adaptable(
     matched = match(known, outputs, wanted.classes, bool(wanted.folders), network.is_new)
     names, said = matched.names, matched.notes
     is_kept = matched.change != REPLACE and not network.is_new
-    if is_kept and wanted.folders and (matched.guessed or not network.range_known):
+    unknown = Unknown(not network.range_known, not network.colours_known, not network.fit_known, matched.guessed)
+    if is_kept and wanted.folders and unknown.anything:
         say("trying the model on the images")
-        found = try_out(model, network.input, names, wanted.folders, not network.range_known, matched.guessed)
+        found = try_out(model, network.input, names[:outputs], wanted.folders, unknown)
         network.input, notes = found.input, [*notes, *found.notes]
-        if found.names != names:
-            names, said = found.names, ()
+        if found.takes_bgr:
+            exchange_colours(network)
+        by_text = tuple(sorted(names))
+        if matched.guessed and names != by_text and not found.order_told:
+            raise UsageError(
+                f"The classifier's outputs have no names, the folders' have two orders ({list_names(names)}; or "
+                f"{list_names(by_text)}), and the images do not tell which is meant: name the outputs by --labels FILE."
+            )
+        if found.names != names[:outputs]:
+            names, said = (*found.names, *names[outputs:]), ()
+    cut = area_note(wanted.folders, network.input)
+    notes += [cut] if cut is not None else []
     if matched.change == REPLACE:
         new_outputs(model, classifier, matched.count, seed)
     elif matched.change == EXTEND:

@@ -62,12 +62,19 @@ def match(
         return _by_name(known, wanted)
     if len(wanted) == outputs:
         order = "in the order of the folders' names" if from_folders else "in the order given"
-        note = f"The classifier's {outputs} outputs are taken {order}: {listed(wanted)}. Wrong? Say --labels FILE."
-        return Matched(KEEP, tuple(wanted), outputs, (note,), guessed=True)
+        names = in_natural_order(wanted) if from_folders else tuple(wanted)
+        note = f"The classifier's {outputs} outputs are taken {order}: {listed(names)}. Wrong? Say --labels FILE."
+        return Matched(KEEP, names, outputs, (note,), guessed=True)
     note = (
         f"The classifier is new, for {len(wanted)} classes: the model's own had {outputs}, whose names are not known."
     )
     return Matched(REPLACE, tuple(wanted), len(wanted), (note,))
+
+
+def in_natural_order(names: Sequence[str]) -> tuple[str, ...]:
+    """2 before 10."""
+    return tuple(sorted(names, key=lambda name: [(not part.isdigit(), int(part) if part.isdigit() else 0, part)
+                                                 for part in re.split(r"(\d+)", name) if part]))  # fmt: skip
 
 
 def _by_name(known: Sequence[str], wanted: Sequence[str]) -> Matched:

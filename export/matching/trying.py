@@ -1,146 +1,276 @@
-"""What a file does not say, found by trying the classifier on labelled images: by its own accuracy.
+"""What a file does not say, found by trying the classifier on labelled images.
 
-How pixels become the numbers that it was trained on, and which of its outputs is which class.
+How pixels become the numbers that it was trained on, in which order their colours come, how an image becomes its
+input's shape, and which of its outputs is which class.
+
+Candidates are compared by their loss, not by accuracy: a wrong range often keeps the best class and only flattens the
+scores. Where the classifier errs, flat scores have the smaller loss; so losses are compared at each candidate's best
+temperature first, and as they are only where that does not tell two candidates apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from tinytl_edge.export.eager import EagerNetwork
+from tinytl_edge.export.onnx_graph import add_initializer
+from tinytl_edge.export.sources.network import Network
+from tinytl_edge.runtime.errors import UsageError
 from tinytl_edge.runtime.files.bundle import Input
 from tinytl_edge.runtime.images.decoding import UnusableImageError, read_image
+from tinytl_edge.runtime.images.framing import FITS
 
 from .class_names import listed
 
 IMAGES_A_CLASS = 12
-_MOST_IMAGES = 240
+_MOST_IMAGES = 120
 _BATCH = 16
 # What networks are trained on: the name that a person reads, mean and std of pixels in 0..255.
-_CANDIDATES: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...] = (
+_RANGES: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...] = (
     ("-1..1", (127.5,) * 3, (127.5,) * 3),
     ("0..1", (0.0,) * 3, (255.0,) * 3),
     ("0..255", (0.0,) * 3, (1.0,) * 3),
     ("ImageNet's mean and deviation", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     ("-128..127", (128.0,) * 3, (1.0,) * 3),
 )
+_FIT_WORDS = {"crop": "its centre cut out", "squash": "squashed", "pad": "padded"}
+_TEMPERATURES = np.geomspace(0.05, 50, 31)
+_SURE = 3.0  # standard errors of a mean difference
+_PROBABLE = 2.0
+_SMALLEST_GAIN = 0.01  # of a mean log-probability
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """What the file does not say of its images and its outputs."""
+
+    range: bool = False
+    colours: bool = False
+    fit: bool = False
+    order: bool = False
+
+    @property
+    def anything(self) -> bool:
+        """Is there something to try?"""
+        return self.range or self.colours or self.fit or self.order
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the images told: the input with its mean and std, the outputs' names in their order, and sentences."""
+    """What the images told: the input, is it blue first, the outputs' names in their order, and sentences.
+
+    `order_told`: for each class most of its images get an output of its own.
+    """
 
     input: Input
+    takes_bgr: bool
     names: tuple[str, ...]
     notes: tuple[str, ...]
+    order_told: bool = False
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A way to make the input of an image; `words` says what of it is tried."""
+
+    words: str
+    input: Input
+    takes_bgr: bool = False
 
 
 @dataclass(frozen=True)
 class _Tried:
-    """A candidate, and how well the classifier did with it: accuracy, and the mean log-probability of the right class.
+    """How well the classifier did with a candidate, image by image: log-probability of the right class, as it is and at
+    the best temperature; is it right. `order` holds each class's output, `told` says if the answers told it."""
 
-    `order` holds each class's output.
-    """
-
-    name: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    candidate: _Candidate
     order: tuple[int, ...]
-    accuracy: float
-    likelihood: float
+    told: bool
+    logged: Any
+    tempered: Any
+    right: Any
 
 
 def try_out(
-    model: ir.Model,
-    taken: Input,
-    names: tuple[str, ...],
-    folders: dict[str, list[Path]],
-    any_range: bool,
-    any_order: bool,
+    model: ir.Model, taken: Input, names: tuple[str, ...], folders: dict[str, list[Path]], unknown: Unknown
 ) -> Found:
-    """Let the classifier answer on labelled images, and take what makes it right most often.
+    """Let the classifier answer on labelled images; what is known stays as it is.
 
     Args:
         names: the outputs' names; folders of other names are passed over.
         folders: images by class.
-        any_range: the pixels' range is not known: try those that networks are trained on.
-        any_order: it is not known which output is whose: try what the classifier answers most for each class.
     """
-    pixels, labels = _load(taken, names, folders)
-    if not labels:
-        return Found(taken, names, ())
-    network = EagerNetwork(model).eval()
-    candidates = [("the file's own", taken.mean, taken.std)]
-    if any_range:
-        ranges = [(name, m[: taken.channels], s[: taken.channels]) for name, m, s in _CANDIDATES]
-        candidates += [c for c in ranges if c[1:] != candidates[0][1:]]
-    tried = [_try(network, pixels, labels, len(names), candidate, any_order) for candidate in candidates]
-    best = max(tried, key=lambda t: (t.accuracy, t.likelihood))
-    if best.accuracy - tried[0].accuracy < 1.5 / len(labels):  # not by a single image
-        best = tried[0]
+    trial = _Trial(model, names, folders, unknown.order)
+    best = trial.of(_Candidate("", taken))
+    if best is None:
+        return Found(taken, False, names, ())
     notes = []
-    if any_range:
-        others = ", ".join(f"{t.name} {t.accuracy:.0%}" for t in tried if t is not best)
-        numbers = f"mean {_numbers(best.mean)}, std {_numbers(best.std)}"
-        notes.append(
-            f"Input range: {best.name} ({numbers}), right on {best.accuracy:.0%} of {len(labels)} images; {others}."
-        )
+    for kind, candidates in (
+        ("Input range", _ranges(taken) if unknown.range else ()),
+        ("Colours", ("bgr",) if unknown.colours and taken.channels == 3 else ()),
+        ("Shape", [fit for fit in FITS if fit != taken.fit] if unknown.fit else ()),
+    ):
+        tried = [replace(best, candidate=replace(best.candidate, words=_words(kind, best.candidate)))]
+        for value in candidates:
+            candidate = _with(best.candidate, kind, value)
+            again = trial.of(candidate)
+            if again is not None and not trial.same_images(candidate, best.candidate):
+                tried.append(again)
+        if len(tried) > 1:
+            chosen = _best(tried)
+            notes.append(_said(kind, chosen, tried))
+            best = chosen
     ordered = tuple(names[best.order.index(output)] for output in range(len(names)))
     if ordered != names:
         notes.append(
             f"The classifier's {len(names)} outputs are not in the order of the folders' names: by its answers on "
-            f"{len(labels)} images they are {listed(ordered)}. If that is wrong, say --labels FILE."
+            f"{len(best.right)} images they are {listed(ordered)}. If that is wrong, say --labels FILE."
         )
-    return Found(replace(taken, mean=best.mean, std=best.std), ordered, tuple(notes))
+    return Found(best.candidate.input, best.candidate.takes_bgr, ordered, tuple(notes), best.told)
+
+
+def _ranges(taken: Input) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
+    for _, mean, std in _RANGES:
+        mean, std = mean[: taken.channels], std[: taken.channels]
+        if (mean, std) != (taken.mean, taken.std):
+            yield mean, std
+
+
+def _words(kind: str, candidate: _Candidate) -> str:
+    """What a candidate is of this kind."""
+    taken = candidate.input
+    if kind == "Colours":
+        return "blue first (BGR)" if candidate.takes_bgr else "red first (RGB)"
+    if kind == "Shape":
+        return _FIT_WORDS[taken.fit]
+    known = ((name, m[: taken.channels], s[: taken.channels]) for name, m, s in _RANGES)
+    return next((name for name, mean, std in known if (mean, std) == (taken.mean, taken.std)), "the file's own")
+
+
+def _with(candidate: _Candidate, kind: str, value: Any) -> _Candidate:
+    if kind == "Colours":
+        made = replace(candidate, takes_bgr=True)
+    elif kind == "Shape":
+        made = replace(candidate, input=replace(candidate.input, fit=value))
+    else:
+        made = replace(candidate, input=replace(candidate.input, mean=value[0], std=value[1]))
+    return replace(made, words=_words(kind, made))
+
+
+def _best(tried: Sequence[_Tried]) -> _Tried:
+    """The first, unless another is better by more than chance."""
+    best = tried[0]
+    for other in tried[1:]:
+        gain = _standard_errors(best.tempered, other.tempered)
+        if abs(gain) < _PROBABLE:  # not told apart by what they know: by how sure they are of it
+            gain = _standard_errors(best.logged, other.logged)
+        if gain >= _PROBABLE:
+            best = other
+    return best
+
+
+def _standard_errors(before: Any, after: Any) -> float:
+    """By how many standard errors the mean rises; nothing where it hardly moves."""
+    gains = after - before
+    mean = float(gains.mean())
+    if abs(mean) < _SMALLEST_GAIN:
+        return 0.0
+    return mean / max(float(gains.std()) / math.sqrt(len(gains)), 1e-9)
+
+
+def _said(kind: str, chosen: _Tried, tried: Sequence[_Tried]) -> str:
+    def result(of: _Tried) -> str:
+        return f"{of.candidate.words} {of.right.mean():.0%} right, loss {abs(of.logged.mean()):.2f}"
+
+    others = [other for other in tried if other is not chosen]
+    next_best = max(others, key=lambda other: float(other.tempered.mean()))
+    margin = max(abs(_standard_errors(next_best.tempered, chosen.tempered)),
+                 abs(_standard_errors(next_best.logged, chosen.logged)))  # fmt: skip
+    certainty = "surely" if margin >= _SURE else "probably" if margin >= _PROBABLE else "these images do not tell"
+    about = chosen.candidate.words
+    if kind == "Input range":
+        taken = chosen.candidate.input
+        about += f" (mean {_numbers(taken.mean)}, std {_numbers(taken.std)})"
+    return f"{kind}: {about}, {certainty}. On {len(chosen.right)} images: {'; '.join(map(result, tried))}."
 
 
 def _numbers(values: tuple[float, ...]) -> str:
     return "/".join(f"{value:g}" for value in (values if len(set(values)) > 1 else values[:1]))
 
 
-def _load(taken: Input, classes: Sequence[str], folders: dict[str, list[Path]]) -> tuple[torch.Tensor, list[int]]:
-    """Images as evaluation sees them, float32 [N, C, H, W] of 0..255, and the numbers of their classes."""
-    framing = replace(taken.framing, margin=False)
-    known = [(classes.index(name), files) for name, files in folders.items() if name in classes]
-    each = max(1, min(IMAGES_A_CLASS, _MOST_IMAGES // max(len(known), 1)))
-    images, labels = [], []
-    for label, files in known:
-        for file in files[:: max(1, len(files) // each)][:each]:
-            try:
-                content = read_image(file, framing)
-            except UnusableImageError:
-                continue
-            images.append(np.frombuffer(content, np.uint8).reshape(framing.stored))
-            labels.append(label)
-    stacked = np.stack(images) if images else np.zeros((0, *framing.stored), np.uint8)
-    return torch.from_numpy(stacked.transpose(0, 3, 1, 2).astype(np.float32)), labels
+class _Trial:
+    """The classifier on images, which are read once for each way to fit them."""
 
+    def __init__(
+        self, model: ir.Model, names: tuple[str, ...], folders: dict[str, list[Path]], any_order: bool
+    ) -> None:
+        self._network = EagerNetwork(model).eval()
+        self._outputs, self._any_order = len(names), any_order
+        known = [(names.index(name), files) for name, files in folders.items() if name in names]
+        each = max(1, min(IMAGES_A_CLASS, _MOST_IMAGES // max(len(known), 1)))
+        self._files = [(label, file) for label, files in known for file in files[:: max(1, len(files) // each)][:each]]
+        self._loaded: dict[str, tuple[torch.Tensor, list[int]]] = {}
 
-def _try(
-    network: EagerNetwork, pixels: torch.Tensor, labels: list[int], outputs: int,
-    candidate: tuple[str, tuple[float, ...], tuple[float, ...]], any_order: bool,
-) -> _Tried:  # fmt: skip
-    name, mean, std = candidate
-    centre, spread = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (mean, std))
-    with torch.no_grad():
-        logits = torch.cat([network((batch - centre) / spread) for batch in torch.split(pixels, _BATCH)])
-    answers = logits.argmax(1).tolist()
-    order = tuple(range(outputs))
-    if any_order and (found := _by_majority(answers, labels, outputs)) is not None:
-        gained = sum(found[label] == answer for label, answer in zip(labels, answers))
-        gained -= sum(label == answer for label, answer in zip(labels, answers))
-        if gained > 1:  # not for a single image
-            order = found
-    right = torch.tensor([order[label] for label in labels])
-    logged = logits.log_softmax(1)[torch.arange(len(labels)), right].clamp_min(-20).nan_to_num(-20)
-    accuracy = float((logits.argmax(1) == right).float().mean())
-    return _Tried(name, mean, std, order, accuracy, float(logged.mean()))
+    def of(self, candidate: _Candidate) -> _Tried | None:
+        """None where no image can be read."""
+        pixels, labels = self._images(candidate.input)
+        if not labels:
+            return None
+        taken = candidate.input
+        if candidate.takes_bgr:
+            pixels = pixels.flip(1)
+        centre, spread = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (taken.mean, taken.std))
+        with torch.no_grad():
+            logits = torch.cat([self._network((batch - centre) / spread) for batch in torch.split(pixels, _BATCH)])
+        logits = logits.double().nan_to_num(0.0, 1e4, -1e4)
+        answers = logits.argmax(1).tolist()
+        order = tuple(range(self._outputs))
+        found = _by_majority(answers, labels, self._outputs)
+        if self._any_order and found is not None:
+            gained = sum(found[label] == answer for label, answer in zip(labels, answers))
+            gained -= sum(label == answer for label, answer in zip(labels, answers))
+            if gained > 1:  # not for a single image
+                order = found
+        wanted = torch.tensor([order[label] for label in labels])
+
+        def logged(temperature: float) -> Any:
+            at = torch.arange(len(labels))
+            return (logits / temperature).log_softmax(1)[at, wanted].clamp_min(-20).numpy()
+
+        tempered = max((logged(temperature) for temperature in _TEMPERATURES), key=lambda each: float(each.mean()))
+        right = (logits.argmax(1) == wanted).double().numpy()
+        return _Tried(candidate, order, found is not None, logged(1.0), tempered, right)
+
+    def same_images(self, one: _Candidate, other: _Candidate) -> bool:
+        """Do two ways to fit images give the same pixels, as those of square images do?"""
+        if one.input.fit == other.input.fit:
+            return False
+        return torch.equal(self._images(one.input)[0], self._images(other.input)[0])
+
+    def _images(self, taken: Input) -> tuple[torch.Tensor, list[int]]:
+        """Images as evaluation sees them, float32 [N, C, H, W] of 0..255, and the numbers of their classes."""
+        if taken.fit not in self._loaded:
+            framing = replace(taken.framing, margin=False)
+            images, labels = [], []
+            for label, file in self._files:
+                try:
+                    content = read_image(file, framing)
+                except UnusableImageError:
+                    continue
+                images.append(np.frombuffer(content, np.uint8).reshape(framing.stored))
+                labels.append(label)
+            stacked = np.stack(images) if images else np.zeros((0, *framing.stored), np.uint8)
+            pixels = torch.from_numpy(stacked.transpose(0, 3, 1, 2).astype(np.float32))
+            self._loaded[taken.fit] = pixels, labels
+        return self._loaded[taken.fit]
 
 
 def _by_majority(answers: list[int], labels: list[int], outputs: int) -> tuple[int, ...] | None:
@@ -149,6 +279,21 @@ def _by_majority(answers: list[int], labels: list[int], outputs: int) -> tuple[i
     np.add.at(counts, (labels, answers), 1)
     order = tuple(counts.argmax(1).tolist())
     return order if len(set(order)) == outputs and counts.any(1).all() else None
+
+
+def exchange_colours(network: Network) -> None:
+    """The file takes the other of RGB and BGR than was thought: the network, which takes RGB, changes it by itself."""
+    if network.input.channels != 3:
+        raise UsageError("The model takes grey images, whose colours have no order.")
+    images = network.model.graph.inputs[0]
+    order = add_initializer(network.model, "colours", np.array([2, 1, 0], np.int64))
+    node = ir.node("Gather", [images, order], {"axis": 1}, name="colours")
+    made = node.outputs[0]
+    made.name, made.shape, made.type = "images/exchanged", images.shape, images.type
+    images.replace_all_uses_with(made)
+    node.replace_input_with(0, images)
+    network.model.graph.insert_before(network.model.graph[0], node)
+    network.takes_bgr = not network.takes_bgr
 
 
 def looks_like_regression(model: ir.Model, taken: Input) -> bool:

@@ -67,6 +67,14 @@ def forget(value: ir.Value, step: str) -> None:
     value.metadata_props[ORIGIN] = json.dumps([done for done in steps(value) if done["step"] != step])
 
 
+def forget_all(model: ir.Model) -> None:
+    """Nothing in the network graph tells any more where it came from."""
+    values = [*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]
+    for value in values:
+        for key in (ORIGIN, FILE_VALUE):
+            value.metadata_props.pop(key, None)
+
+
 @dataclass(frozen=True)
 class Stored:
     """Where a parameter's numbers are in its file: the initializer's name, type and shape, and the way there.

@@ -26,7 +26,8 @@ class Network:
     Attributes:
         name: what a person calls it: a backbone, a file's name, a factory.
         model: the graph in normal form: `images` float32 [batch, C, H, W] in, `logits` float32 [batch, outputs] out.
-        input: how an image becomes the input; `range_known` tells if mean and std are known, or are a first guess.
+        input: how an image becomes the input; `range_known` tells if mean and std are known, or are a first guess,
+            `colours_known` and `fit_known` the same of the order of colours and of how an image gets its shape.
         classes: the outputs' names in their order, or empty.
         end: what stood behind the logits: 'softmax', 'log_softmax', 'sigmoid', or '' where they were the output.
         dropouts: the dropout layers, whose masks are inputs behind the first.
@@ -46,4 +47,6 @@ class Network:
     is_new: bool = False
     notes: list[str] = field(default_factory=list)
     takes_bgr: bool = False
+    colours_known: bool = True
+    fit_known: bool = True
     source: OnnxSource | None = None

@@ -15,12 +15,13 @@ from tinytl_edge.export.passes.untie import untie_vectors
 from tinytl_edge.export.quiet import quiet
 from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
 from tinytl_edge.runtime.files.bundle import Input
+from tinytl_edge.runtime.model_files.about import MIDDLE
 
 from .network import Network, OnnxSource
 from .onnx_ends import cut_end
 from .onnx_fused import split_fused
 from .onnx_input import Images, largest_constant, quantised_range, take_images
-from .onnx_metadata import class_names, image_size, normalisation, takes_bgr
+from .onnx_metadata import class_names, colour_order, fit_of, image_size, normalisation
 from .onnx_quantised import undo_quantisation
 from .onnx_reader import read_model
 
@@ -65,7 +66,7 @@ def _read(path: Path, size: tuple[int, int] | None) -> Network:
     if not model.graph.outputs:
         raise DamagedFileError(f"{path} has no output.")
     properties = dict(model.metadata_props)
-    images = take_images(model, size, image_size(properties), takes_bgr(properties))
+    images = take_images(model, size, image_size(properties), colour_order(properties) == "BGR")
     model.metadata_props["tinytl-edge.input"] = model.graph.inputs[0].name or ""
     _widen(model)
     split_fused(model)
@@ -81,11 +82,13 @@ def _read(path: Path, size: tuple[int, int] | None) -> Network:
     outputs = int(model.graph.outputs[0].shape[1])  # type: ignore[index, arg-type]
     classes = end.classes if len(end.classes) == outputs else class_names(properties, outputs, notes)
     mean, std, known = _range(model, images, properties)
-    framing = Input(images.height, images.width, images.channels, mean, std, fit="crop", margin=False)
-    source = OnnxSource(path, content)
+    fit, colours = fit_of(properties), colour_order(properties)
+    margin = properties.get("take") == MIDDLE
+    framing = Input(images.height, images.width, images.channels, mean, std, fit=fit or "crop", margin=margin)
     return Network(
-        path.stem, model, framing, known, classes, end.kind, notes=notes, takes_bgr=takes_bgr(properties), source=source
-    )
+        path.stem, model, framing, known, classes, end.kind, notes=notes, takes_bgr=colours == "BGR",
+        colours_known=colours is not None, fit_known=fit is not None, source=OnnxSource(path, content),
+    )  # fmt: skip
 
 
 def _widen(model: ir.Model) -> None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tinytl_edge.runtime.images.framing import FITS
 from tinytl_edge.runtime.model_files.class_text import ClassText
 
 _CLASSES = (
@@ -85,10 +86,18 @@ def image_size(properties: Mapping[str, str]) -> tuple[int, int] | None:
     return None
 
 
-def takes_bgr(properties: Mapping[str, str]) -> bool:
-    """Are the image's channels in the order blue, green, red?"""
-    known = {key.lower(): text.lower() for key, text in properties.items()}
-    return known.get("image.bitmappixelformat", "").startswith("bgr")
+def colour_order(properties: Mapping[str, str]) -> str | None:
+    """Of the image's channels: "RGB", "BGR", or None where the file does not say."""
+    known = {key.lower(): text.upper() for key, text in properties.items()}
+    for text in (known.get("colours", ""), known.get("image.bitmappixelformat", "")):
+        if text[:3] in ("RGB", "BGR"):
+            return text[:3]
+    return None
+
+
+def fit_of(properties: Mapping[str, str]) -> str | None:
+    """How an image gets its shape, as our own files say it, or None."""
+    return properties.get("fit") if properties.get("fit") in FITS else None
 
 
 def _value(text: str) -> Any:

@@ -22,7 +22,7 @@ from .tflite_metadata import read_metadata
 from .tflite_reader import BROKEN, Operator, TFLiteModel, parse
 
 _CONVERTERS = {**tflite_layers.CONVERTERS, **tflite_arithmetic.CONVERTERS, **tflite_shapes.CONVERTERS}
-_ENDS = {"SOFTMAX": "softmax", "LOG_SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}
+_ENDS = {"SOFTMAX": "softmax", "LOG_SOFTMAX": "log_softmax", "LOGISTIC": "sigmoid"}
 _VIEWS = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "QUANTIZE", "DEQUANTIZE", "CAST")
 _COMPILED = {
     "ethos-u": "Vela for an Arm Ethos-U",
@@ -94,8 +94,9 @@ def _source(file: TFLiteModel, content: bytes, name: str, ranges: str) -> TFLite
     notes = [] if ending.kind else [f"{name} has no softmax at its end: its outputs are taken for scores of classes."]
     framing = Input(images.height, images.width, images.channels, mean, std, fit="crop", margin=False)
     network = Network(
-        Path(name).stem, model, framing, range_known=known, classes=metadata.labels, end=ending.kind, notes=notes
-    )
+        Path(name).stem, model, framing, known, metadata.labels, ending.kind, notes=notes, colours_known=False,
+        fit_known=False,
+    )  # fmt: skip
     kept = model.graph.initializers
     return TFLiteSource(network, {key: stored for key, stored in graph.stored.items() if key in kept})
 

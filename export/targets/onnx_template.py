@@ -213,8 +213,10 @@ def _prove(made: Content, network: Network, trainable: Mapping[str, str]) -> Non
         except TinyTLError as error:
             raise UnwritableError(f"what would be written cannot be read again ({error})") from error
     images = torch.from_numpy(random.uniform(-1, 1, (2, *_shape(model.graph.inputs[0]))))
+    as_file = images.flip(1) if network.takes_bgr != again.takes_bgr else images
     with torch.no_grad():
-        wanted, found = (EagerNetwork(each).double()(images).numpy() for each in (model, again.model))
+        wanted = EagerNetwork(model).double()(images).numpy()
+        found = EagerNetwork(again.model).double()(as_file).numpy()
     if made.table.one_output:
         wanted = wanted[:, 1:] - wanted[:, :1]
     if found.shape != wanted.shape:

@@ -15,6 +15,7 @@ OWN_KEYS = (
     "classes", "height", "width", "channels", "colours", "layout", "mean", "std", "fit", "filter", "take", "output",
     "labels", "backbone", "method",
 )  # fmt: skip
+MIDDLE = "the middle 7/8"
 FILTER = "bicubic, antialiased"  # as runtime/images/decoding.py scales
 _FITS = {
     "crop": "Take the largest centred part of the image that has the shape {shape} (width to height)",
@@ -50,7 +51,7 @@ def metadata(manifest: Manifest, template: Template, classes: Sequence[str]) -> 
         "std": json.dumps(list(std)),
         "fit": taken.fit,
         "filter": FILTER,
-        "take": "the middle 7/8" if taken.margin else "all",
+        "take": MIDDLE if taken.margin else "all",
         "output": template.end,
         "labels": manifest.labels,
         "backbone": manifest.backbone,

@@ -31,7 +31,9 @@ METHODS = ["last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "
               help="Height and width of the input, where MODEL leaves them open.  [default: MODEL's own]")  # fmt: skip
 @click.option("--fit", type=click.Choice(["crop", "squash", "pad"]),
               help="How an image becomes the input: its centre; all of it, squashed; all of it, on black.  "
-              "[default: crop]")  # fmt: skip
+              "[default: found by trying on --data, else crop]")  # fmt: skip
+@click.option("--colours", type=click.Choice(["rgb", "bgr"]),
+              help="Of MODEL's input, where it does not say it.  [default: found by trying, else rgb]")  # fmt: skip
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Images a step.")
 @click.option("--optimizer", type=click.Choice(["adam", "sgd", "momentum"]), default="adam", show_default=True,
               help="How it trains.")  # fmt: skip
