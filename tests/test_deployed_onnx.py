@@ -76,6 +76,22 @@ def test_onnxruntime_says_what_predict_says(place: Path) -> None:
     assert right >= 0.8 * len(images)
 
 
+def test_the_files_themselves_are_measured_before_and_after(place: Path) -> None:
+    images = place / "images"
+    run = json.loads(ok("evaluate", place / "run", "--data", images, "--json"))
+    after = json.loads(ok("evaluate", place / "model.onnx", "--data", images, "--json"))
+    assert after["confusion"] == run["confusion"] and after["classes"] == run["classes"] == [*KNOWN, "emu"]
+    assert after["loss"] == pytest.approx(run["loss"], rel=1e-3)
+    with pytest.raises(tinytl_edge.TinyTLError, match="--bundle"):  # it does not say all
+        tinytl_edge.evaluate(place / "model.onnx.before", images)
+    known = make_images(place / "known", dict.fromkeys(CLASSES, 6))
+    before = tinytl_edge.evaluate(place / "model.onnx.before", known, bundle=place / "bundle")
+    assert before["classes"] == list(KNOWN) and before["accuracy"] < after["accuracy"]
+    (image,) = (place / "images" / CLASSES[0]).glob("0.png")
+    (mine,), (theirs,) = (tinytl_edge.predict(each, [image]) for each in (place / "model.onnx", place / "run"))
+    assert mine["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-4)
+
+
 def test_a_second_time_changes_nothing_but_keeps_what_is_there(place: Path) -> None:
     content = (place / "model.onnx").read_bytes()
     said = json.loads(ok("export", place / "run", "--out", place / "model.onnx", "--overwrite", "--json"))

@@ -13,24 +13,24 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tinytl_edge.runtime.errors import DivergedError, InterruptedTrainingError, TinyTLError, WorkerError
 from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
 from tinytl_edge.runtime.files.adapter import open_adapter, write_adapter
 from tinytl_edge.runtime.files.bundle import Bundle, open_bundle
 from tinytl_edge.runtime.files.run import CHECKPOINTS
-from tinytl_edge.runtime.images.batches import Array, Batch, Batches
+from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.memory import peak_rss
 from tinytl_edge.runtime.options import LOG_EVERY, TrainOptions, schedule
 
 from .events import emit
+from .measuring import evaluated, measure, probabilities, right
 from .ort_session import OrtSession, out_of_memory, reason
 
 _HOPELESS = 10  # times the loss of guessing: an adapter with a loss above that is not kept
@@ -144,7 +144,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
                 raise diverged(f"the loss is {loss}")
             first_loss = loss if math.isnan(first_loss) else first_loss
             losses += loss * len(batch.labels)
-            correct += int(_right(batch, logits).sum())
+            correct += int(right(batch, logits).sum())
             seen += len(batch.labels)
             if step % (options.log_every or LOG_EVERY) == 0 or step in (1, total):
                 emit(
@@ -190,32 +190,14 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
     )
 
 
-def _right(batch: Batch, logits: Array) -> NDArray[np.bool_]:
-    """Which answers are right: single-label [N]; multi-label one a class [N, classes]."""
-    if batch.labels.ndim == 2:
-        right: NDArray[np.bool_] = (logits > 0) == (batch.labels == 1)
-        return right
-    return np.asarray(logits.argmax(1) == batch.labels)
-
-
-def _evaluated(session: OrtSession, batches: Batches, batch_size: int) -> Iterator[tuple[Batch, float, Array]]:
-    """Each batch of a dataset with its mean loss and its logits."""
-    done = 0
-    for batch in batches.evaluation(batch_size):
-        loss, logits = session.evaluate(batch.feeds)
-        done += len(batch.labels)
-        emit("evaluating", done=done, total=batches.dataset.count)
-        yield batch, loss, logits
-
-
 def _measure(
     session: OrtSession, batches: Batches, batch_size: int, between: Callable[[], None]
 ) -> tuple[float, float]:
     """Mean loss and accuracy over a dataset; `between` is called after each batch."""
     losses, correct = 0.0, 0
-    for batch, loss, logits in _evaluated(session, batches, batch_size):
+    for batch, loss, logits in evaluated(session, batches, batch_size, _progress):
         losses += loss * len(batch.labels)
-        correct += int(_right(batch, logits).sum())
+        correct += int(right(batch, logits).sum())
         between()
     return losses / batches.dataset.count, correct / (batches.dataset.count * batches.answers)
 
@@ -236,44 +218,21 @@ def _adapted(job: dict[str, Any], bundle: Bundle) -> OrtSession:
 def _evaluate(job: dict[str, Any], bundle: Bundle) -> None:
     session = _adapted(job, bundle)
     batches = Batches(bundle.manifest, open_dataset(job["data"]))
-    multi_label, classes, count = bundle.manifest.labels == MULTI, bundle.manifest.class_count, batches.dataset.count
-    confusion = np.zeros((classes, classes), np.int64)
-    right = np.zeros(classes, np.int64)  # multi-label, how often each was
-    losses, correct = 0.0, 0
-    for batch, loss, logits in _evaluated(session, batches, job["batch_size"]):
-        losses += loss * len(batch.labels)
-        answers = _right(batch, logits)
-        correct += int(answers.sum())
-        if multi_label:
-            right += answers.sum(0)
-        else:
-            np.add.at(confusion, (batch.labels, logits.argmax(1)), 1)
-    emit(
-        "done",
-        runtime="onnxruntime-training",
-        images=count,
-        loss=losses / count,
-        accuracy=correct / (count * batches.answers),
-        **({"right": right.tolist()} if multi_label else {"confusion": confusion.tolist()}),
-        peak_rss_bytes=peak_rss(),
-    )
+    found = measure(session, batches, job["batch_size"], _progress)
+    emit("done", runtime="onnxruntime-training", **found, peak_rss_bytes=peak_rss())
 
 
 def _predict(job: dict[str, Any], bundle: Bundle) -> None:
     session = _adapted(job, bundle)
     batches = Batches(bundle.manifest, open_dataset(job["data"]))
-    for _, _, logits in _evaluated(session, batches, job["batch_size"]):
-        for probabilities in _probabilities(logits, bundle.manifest.labels == MULTI).tolist():
-            emit("prediction", probabilities=probabilities)
+    for _, _, logits in evaluated(session, batches, job["batch_size"], _progress):
+        for row in probabilities(logits, bundle.manifest.labels == MULTI).tolist():
+            emit("prediction", probabilities=row)
     emit("done", runtime="onnxruntime-training", images=batches.dataset.count, peak_rss_bytes=peak_rss())
 
 
-def _probabilities(logits: Array, multi_label: bool) -> Array:
-    if multi_label:
-        signed = np.exp(-np.abs(logits))  # never overflows
-        return np.asarray(np.where(logits < 0, signed, np.float32(1)) / (1 + signed))
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(1, keepdims=True))
+def _progress(done: int, total: int) -> None:
+    emit("evaluating", done=done, total=total)
 
 
 if __name__ == "__main__":

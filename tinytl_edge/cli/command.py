@@ -88,7 +88,7 @@ runtime_option = click.option(
     help="What computes.",
 )  # fmt: skip
 threads_option = click.option("--threads", type=int, help="How many compute.  [default: the fastest cores]")
-bundle_option = click.option("--bundle", type=PATH, help="The run's bundle, if it has moved.")
+bundle_option = click.option("--bundle", type=PATH, help="The run's bundle, if it has moved; or that of a file.")
 
 
 def need(module: str, extra: str) -> None:

@@ -20,7 +20,7 @@ from .command import PATH, bundle_option, command, json_option, runtime_option, 
 @threads_option
 @json_option
 def evaluate(run: Path, data: Path, as_json: bool, **options: Any) -> None:
-    """Accuracy of a RUN (or of a bundle as prepared) on images."""
+    """Accuracy of a RUN on images; also of a bundle as prepared, or of a .onnx or .tflite file itself."""
     from tinytl_edge.runtime.evaluate import evaluate as run_evaluate
     from tinytl_edge.runtime.memory import megabytes
     from tinytl_edge.runtime.report import CountProgress, counted
@@ -47,7 +47,7 @@ def evaluate(run: Path, data: Path, as_json: bool, **options: Any) -> None:
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many classes to show.")
 @json_option
 def predict(run: Path, images: tuple[Path, ...], top: int, as_json: bool, **options: Any) -> None:
-    """What a RUN (or a bundle as prepared) sees in IMAGES."""
+    """What a RUN sees in IMAGES; also a bundle as prepared, or a .onnx or .tflite file itself."""
     from tinytl_edge.runtime.evaluate import predict as run_predict
 
     for answer in run_predict(run, images, **options):

@@ -1,0 +1,125 @@
+"""A model file run as an app runs it: by onnxruntime, or by LiteRT (numpy; where one of them is installed)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinytl_edge.runtime.errors import DamagedFileError, UsageError
+
+from .deployed import BEFORE
+
+Array = np.ndarray[Any, Any]
+_TFLITE = (".tflite", ".lite")
+
+
+class OnnxInterpreter:
+    """One input, the images; `output` by name, or the first.
+
+    Raises:
+        UsageError: onnxruntime is not installed.
+        DamagedFileError: it does not take the file.
+    """
+
+    def __init__(self, path: Path, output: str | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UsageError(
+                f"{path} is run by onnxruntime, which is not installed: pip install onnxruntime."
+            ) from None
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # of onnxruntime's own kinds
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise DamagedFileError(f"{path} is not taken by onnxruntime: {lines[0][:200]}") from error
+        given = self._session.get_inputs()[0]
+        self._input, self._dtype = given.name, given.type
+        self.shape = tuple(size if isinstance(size, int) else 0 for size in given.shape)
+        self._output = output or self._session.get_outputs()[0].name
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself."""
+        found: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+        return found
+
+    def scores(self, images: Array) -> Array:
+        """What the file gives for float32 [N, C, H, W], in the range and the order of colours that it takes; [N, n]."""
+        images = _in_layout(images, self.shape)
+        kinds = {"tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(float16)": np.float16,
+                 "tensor(double)": np.float64}  # fmt: skip
+        kind = kinds.get(self._dtype, np.float32)
+        images = np.rint(images).astype(kind) if np.dtype(kind).kind in "iu" else images.astype(kind)
+        step = self.shape[0] or len(images)
+        rows = [self._session.run([self._output], {self._input: images[i : i + step]})[0]
+                for i in range(0, len(images), step)]  # fmt: skip
+        return np.concatenate(rows).reshape(len(images), -1).astype(np.float32)
+
+
+class LiteRtInterpreter:
+    """The same of a TFLite file, whose numbers are quantised and dequantised here.
+
+    Raises:
+        UsageError: LiteRT is not installed.
+        DamagedFileError: it does not take the file.
+    """
+
+    metadata: Mapping[str, str] = {}
+
+    def __init__(self, path: Path, output: str | None = None) -> None:
+        try:
+            from ai_edge_litert import interpreter
+        except ImportError:
+            raise UsageError(
+                f"{path} is run by LiteRT, which is not installed: pip install 'tinytl-edge[litert]'."
+            ) from None
+        # Without XNNPACK, which computes quantised networks by other kernels, a code or two apart.
+        kinds = interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        try:
+            self._interpreter = interpreter.Interpreter(str(path), experimental_op_resolver_type=kinds, num_threads=1)
+            self._interpreter.allocate_tensors()
+        except Exception as error:  # ValueError, RuntimeError
+            raise DamagedFileError(f"{path} is not taken by LiteRT: {str(error).splitlines()[0][:200]}") from error
+        (self._input, *_), outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        self.shape = tuple(int(n) for n in self._input["shape"])
+        self._output = next((each for each in outputs if each["name"] == output), outputs[0])
+
+    def scores(self, images: Array) -> Array:
+        """As `OnnxInterpreter.scores`."""
+        rows = []
+        for image in _in_layout(images, self.shape):
+            self._interpreter.set_tensor(self._input["index"], _quantised(image[None], self._input))
+            self._interpreter.invoke()
+            found = self._interpreter.get_tensor(self._output["index"]).astype(np.float32)
+            scale, zero = self._output["quantization"]
+            rows.append(((found - zero) * np.float32(scale) if scale else found).ravel())
+        return np.stack(rows)
+
+
+def open_interpreter(path: Path, output: str | None = None) -> OnnxInterpreter | LiteRtInterpreter:
+    """The one for a file's ending."""
+    is_tflite = path.name.lower().removesuffix(BEFORE).endswith(_TFLITE)
+    return (LiteRtInterpreter if is_tflite else OnnxInterpreter)(path, output)
+
+
+def _in_layout(images: Array, shape: tuple[int, ...]) -> Array:
+    """[N, C, H, W] in the order that a file's input has."""
+    if len(shape) == 3:
+        return images[:, 0]
+    last = shape[1] != images.shape[1] and shape[3] == images.shape[1]
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1) if last else images)
+
+
+def _quantised(image: Array, tensor: Mapping[str, Any]) -> Array:
+    kind, (scale, zero) = tensor["dtype"], tensor["quantization"]
+    if np.dtype(kind).kind not in "iu":
+        return image.astype(kind)
+    codes = np.rint(image / scale + zero if scale else image)
+    limits = np.iinfo(kind)
+    return np.clip(codes, limits.min, limits.max).astype(kind)

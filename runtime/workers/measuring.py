@@ -1,0 +1,73 @@
+"""A classifier measured on a dataset, whatever computes its logits (numpy; workers and interpreters)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinytl_edge.runtime.images.batches import Array, Batch, Batches
+from tinytl_edge.runtime.images.dataset import MULTI
+
+
+class Session(Protocol):
+    """What computes."""
+
+    def evaluate(self, feeds: Mapping[str, Array]) -> tuple[float, Array]:
+        """The mean loss over a batch, and its logits."""
+
+
+OnBatch = Callable[[int, int], None]  # images done, in all
+
+
+def right(batch: Batch, logits: Array) -> NDArray[np.bool_]:
+    """Which answers are right: single-label [N]; multi-label one a class [N, classes]."""
+    if batch.labels.ndim == 2:
+        answers: NDArray[np.bool_] = (logits > 0) == (batch.labels == 1)
+        return answers
+    return np.asarray(logits.argmax(1) == batch.labels)
+
+
+def evaluated(
+    session: Session, batches: Batches, batch_size: int, on_batch: OnBatch
+) -> Iterator[tuple[Batch, float, Array]]:
+    """Each batch of a dataset with its mean loss and its logits."""
+    done = 0
+    for batch in batches.evaluation(batch_size):
+        loss, logits = session.evaluate(batch.feeds)
+        done += len(batch.labels)
+        on_batch(done, batches.dataset.count)
+        yield batch, loss, logits
+
+
+def measure(session: Session, batches: Batches, batch_size: int, on_batch: OnBatch) -> dict[str, Any]:
+    """images, loss, accuracy; and confusion[label][guess], or (multi-label) how often each class was right."""
+    multi_label, classes = batches.manifest.labels == MULTI, batches.manifest.class_count
+    count = batches.dataset.count
+    confusion, often = np.zeros((classes, classes), np.int64), np.zeros(classes, np.int64)
+    losses, correct = 0.0, 0
+    for batch, loss, logits in evaluated(session, batches, batch_size, on_batch):
+        losses += loss * len(batch.labels)
+        answers = right(batch, logits)
+        correct += int(answers.sum())
+        if multi_label:
+            often += answers.sum(0)
+        else:
+            np.add.at(confusion, (batch.labels, logits.argmax(1)), 1)
+    return {
+        "images": count,
+        "loss": losses / count,
+        "accuracy": correct / (count * batches.answers),
+        **({"right": often.tolist()} if multi_label else {"confusion": confusion.tolist()}),
+    }
+
+
+def probabilities(logits: Array, multi_label: bool) -> Array:
+    """Of each class [N, classes]: a softmax, or (multi-label) sigmoids."""
+    if multi_label:
+        signed = np.exp(-np.abs(logits))  # never overflows
+        return np.asarray(np.where(logits < 0, signed, np.float32(1)) / (1 + signed))
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(1, keepdims=True))
