@@ -17,6 +17,7 @@ from tinytl_edge.devices.board import Board
 from tinytl_edge.devices.detect import find_board
 from tinytl_edge.devices.prediction import predicted_step_seconds
 from tinytl_edge.export.matching.adaptable import Adaptable, make_adaptable, wanted_classes
+from tinytl_edge.export.matching.reproduced import compare_with_file
 from tinytl_edge.export.matching.trying import exchange_colours
 from tinytl_edge.export.ort.training import OPTIMIZERS as ORT_OPTIMIZERS
 from tinytl_edge.export.ort.training import export_ort_training
@@ -147,10 +148,15 @@ def prepare(
         wanted.multi_label, seed,
     )  # fmt: skip
 
+    is_file = ":" not in model and Path(model).suffix.lower() in (".tflite", ".lite", ".onnx")
+
     def at(size: tuple[int, int] | None) -> _Compiled:
         say("reading the model")
         network = read_network(model, weights, size, wanted.count, seed)
         _check_numbers(network)
+        if is_file:
+            say("comparing it with the file")
+            network.notes.append(compare_with_file(Path(model), network, wanted.folders))
         network.input = _told(network.input, fit, mean, std)
         network.range_known |= mean is not None or std is not None
         network.fit_known |= fit is not None
@@ -164,8 +170,7 @@ def prepare(
     try:
         with new_bundle(Path(out), overwrite) as folder:
             compiled = at(size)
-            sizes_itself = ":" not in model and Path(model).suffix.lower() not in (".tflite", ".lite", ".onnx")
-            if board is not None and size is None and sizes_itself:
+            if board is not None and size is None and not is_file:
                 compiled, why = _fast_enough(compiled, at, batch_size, board)
                 choices.append(why)
             if board is not None:

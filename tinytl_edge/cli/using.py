@@ -20,7 +20,10 @@ from .command import PATH, bundle_option, command, json_option, runtime_option, 
 @threads_option
 @json_option
 def evaluate(run: Path, data: Path, as_json: bool, **options: Any) -> None:
-    """Accuracy of a RUN on images; also of a bundle as prepared, or of a .onnx or .tflite file itself."""
+    """Accuracy of a RUN (or bundle, or model file) on images.
+
+    A bundle is measured as it was prepared; a .onnx or .tflite file by its own interpreter, where that is installed.
+    """
     from tinytl_edge.runtime.evaluate import evaluate as run_evaluate
     from tinytl_edge.runtime.memory import megabytes
     from tinytl_edge.runtime.report import CountProgress, counted
@@ -47,7 +50,10 @@ def evaluate(run: Path, data: Path, as_json: bool, **options: Any) -> None:
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many classes to show.")
 @json_option
 def predict(run: Path, images: tuple[Path, ...], top: int, as_json: bool, **options: Any) -> None:
-    """What a RUN sees in IMAGES; also a bundle as prepared, or a .onnx or .tflite file itself."""
+    """What a RUN (or bundle, or model file) sees in IMAGES.
+
+    A bundle is asked as it was prepared; a .onnx or .tflite file by its own interpreter, where that is installed.
+    """
     from tinytl_edge.runtime.evaluate import predict as run_predict
 
     for answer in run_predict(run, images, **options):
