@@ -97,6 +97,7 @@ def test_a_second_time_changes_nothing_but_keeps_what_is_there(place: Path) -> N
     said = json.loads(ok("export", place / "run", "--out", place / "model.onnx", "--overwrite", "--json"))
     assert (place / "model.onnx").read_bytes() == content == (place / "model.onnx.before").read_bytes()
     assert (place / "labels.txt.before").read_text() == LINES  # it was not written
+    assert said["kept"] == [str(place / "model.onnx.before")]  # what export itself wrote beside it is not kept
     assert said["stale"] == [str(place / "model.engine")]
 
 

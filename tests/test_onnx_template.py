@@ -39,10 +39,12 @@ from torch import nn  # noqa: E402
 from tinytl_edge.export.onnx_graph import constant, set_initializer  # noqa: E402
 from tinytl_edge.export.sources.network import Network  # noqa: E402
 from tinytl_edge.export.sources.onnx_file import read_onnx  # noqa: E402
+from tinytl_edge.export.sources.torch_module import from_module  # noqa: E402
 from tinytl_edge.export.targets.onnx_template import MODEL, Content, onnx_template  # noqa: E402
 from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, new_outputs, two_outputs  # noqa: E402
 from tinytl_edge.export.tinytl.trainables import METHODS  # noqa: E402
 from tinytl_edge.export.tinytl.transform import transform  # noqa: E402
+from tinytl_edge.runtime.files.bundle import Input  # noqa: E402
 from tinytl_edge.runtime.model_files.stored_numbers import as_stored  # noqa: E402
 
 X = images(1, size=16)
@@ -343,3 +345,27 @@ def test_lite_residuals_beside_codes(kind: str, tmp_path: Path) -> None:
     logits = run_graph(network.model, x)
     given = np.concatenate([run_bytes(file, x[i : i + 1]) for i in range(len(x))])
     assert np.abs(probabilities(given, "softmax") - probabilities(logits, "softmax")).max() < 0.03
+
+
+# Of PyTorch modules --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [(None, ""), (nn.Softmax(1), "softmax"), (nn.LogSoftmax(1), "log_softmax"), (nn.Sigmoid(), "sigmoid")],
+)
+def test_what_stood_at_a_modules_end_is_put_back(end: nn.Module | None, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
+    module = nn.Sequential(*layers, *([end] if end is not None else [])).eval()
+    model, _ = from_module(module, (3, 16, 16))
+    assert model.metadata_props.pop("tinytl-edge.end") == kind
+    taken = Input(16, 16, 3, (0.0,) * 3, (255.0,) * 3)
+    network = Network("small", model, taken, end=kind)
+    content = onnx_template(network, transform(model, "bias").trainable, False, False)
+    assert content.table.end == (kind or "logits")
+    (tmp_path / MODEL).write_bytes(content.files[MODEL])
+    given = run_bytes(tmp_path / MODEL, X)
+    np.testing.assert_allclose(given, module(torch.from_numpy(X)).detach().numpy(), atol=1e-5)
+    multi_label = onnx_template(network, {"4.bias": "classifier"}, True, False)
+    assert multi_label.table.end == {"": "logits"}.get(kind, "sigmoid")

@@ -55,16 +55,18 @@ def export(
     for index, name in enumerate(template.files[1:], 1):
         files[target.with_name(name)] = filled(opened, template, index, parameters)
     said = model_json(target.name, opened.manifest, template, classes)
-    files[target.with_suffix(".json")] = [json.dumps(said, indent=1, ensure_ascii=False).encode() + b"\n"]
+    beside = target.with_suffix(".json")
+    files[beside] = [json.dumps(said, indent=1, ensure_ascii=False).encode() + b"\n"]
     labels = template.labels
     if labels is not None and classes:
-        beside, text = target.with_name(labels.name), labels.text(classes).encode()
-        if not beside.is_file() or beside.read_bytes() != text:
-            files[beside] = [text]
+        place, text = target.with_name(labels.name), labels.text(classes).encode()
+        if not place.is_file() or place.read_bytes() != text:
+            files[place] = [text]
     existed = [path for path in files if path.exists()]
     if existed and not overwrite:
         raise UsageError(f"{existed[0]} already exists: add --overwrite, or choose another --out.")
-    sizes = replace_files(files, keep)
+    kept = [path for path in existed if not (path == beside and _is_ours(path))] if keep else []
+    sizes = replace_files(files, kept)
     return {
         "out": os.fspath(target),
         "format": target.suffix.lower()[1:],
@@ -73,6 +75,15 @@ def export(
         "classes": list(classes),
         "input": asdict(opened.manifest.input),
         "in_words": sentences(opened.manifest, template, classes),
-        "kept": [f"{os.path.realpath(path)}{BEFORE}" for path in existed] if keep else [],
+        "kept": [f"{os.path.realpath(path)}{BEFORE}" for path in kept],
         "stale": [os.fspath(path) for path in stale_builds(target)] if target in existed else [],
     }
+
+
+def _is_ours(path: Path) -> bool:
+    """Was this written by an export before?"""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "in words" in content

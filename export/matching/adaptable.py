@@ -103,6 +103,10 @@ def make_adaptable(
         raise UsageError(
             f"The last layer has {classifier.outputs} outputs, the model {outputs}: no classifier to adapt."
         )
+    if network.end:
+        notes.append(
+            f"The {network.end.replace('_', ' ')} at its end is taken off for training, and put back by export."
+        )
     known, label_file = tuple(network.classes), None
     if labels is not None:
         label_file, known = named_outputs(read_label_file(Path(labels)), 2 if outputs == 1 else outputs)

@@ -53,7 +53,8 @@ def read_factory(reference: str, weights: str | None, size: tuple[int, int] | No
     shape = (channels, height, width)
     _check(module, shape, reference)
     model, dropouts = from_module(module, shape)
-    return Network(reference, model, Input(height, width, channels, mean, std), notes=notes, dropouts=tuple(dropouts))
+    end, taken = model.metadata_props.pop("tinytl-edge.end"), Input(height, width, channels, mean, std)
+    return Network(reference, model, taken, end=end, notes=notes, dropouts=tuple(dropouts))
 
 
 def _build(reference: str) -> nn.Module:

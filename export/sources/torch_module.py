@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from tinytl_edge.export.onnx_graph import add_initializer
-from tinytl_edge.export.passes.normalise import normalise
+from tinytl_edge.export.passes.normalise import lift_constants, normalise
 from tinytl_edge.export.quiet import quiet
 from tinytl_edge.export.tinytl.dropout import DropoutInput, dropout_inputs
 from tinytl_edge.runtime.errors import UsageError
+
+from .onnx_ends import cut_end
 
 _OPSET = 18  # the lowest that the exporter writes by itself
 _TRACED_BATCH = 2  # 0 and 1 would be taken for special cases
@@ -28,7 +30,8 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 def from_module(module: nn.Module, shape: tuple[int, int, int]) -> tuple[ir.Model, list[DropoutInput]]:
     """Export `module` (in evaluation mode) for images of `shape` [channels, height, width]; it stays as it is.
 
-    Parameters keep their names; dropout layers become inputs.
+    Parameters keep their names; dropout layers become inputs. What stood behind the logits is cut off; its kind (see
+    `Network.end`) stands in the model's metadata_props, as "tinytl-edge.end".
 
     Raises:
         UsageError: an operator has no ONNX form.
@@ -40,6 +43,8 @@ def from_module(module: nn.Module, shape: tuple[int, int, int]) -> tuple[ir.Mode
     images = torch.zeros(_TRACED_BATCH, *shape)
     _replace_adaptive_pools(module, images)
     model = _exported(module, images)
+    lift_constants(model)
+    model.metadata_props["tinytl-edge.end"] = cut_end(model, []).kind
     normalise(model)
     return model, dropout_inputs(model, markers)
 

@@ -30,7 +30,8 @@ from tinytl_edge.runtime.model_files.template import FOLDER, TABLE, Hole, Templa
 
 from .onnx_ends import change_end
 from .onnx_head import float_head, has_codes
-from .onnx_model import as_the_file_was, inference_model, layout_of, port
+from .onnx_interface import give_scores, layout_of, port, take_images
+from .onnx_model import inference_model
 from .onnx_modules import insert_modules
 from .onnx_places import raw_data_places
 from .onnx_source import OnnxFile, Place, UnwritableError, write_back
@@ -62,13 +63,13 @@ def onnx_template(network: Network, trainable: Mapping[str, str], multi_label: b
     What is written back into a file is read again and compared with the network, before it is believed.
     """
     if network.source is None:
-        return _of_network(network, trainable, raw_pixels)
+        return _of_network(network, trainable, multi_label, raw_pixels)
     try:
         made = _of_file(network.source, network, trainable, multi_label)
         _prove(made, network, trainable)
     except UnwritableError as error:
         note = f"`export` will write the network in a normal form, not in the file's own graph, because {error}."
-        made = _of_network(network, trainable, False, network.source, (note,))
+        made = _of_network(network, trainable, multi_label, False, network.source, (note,))
         _prove(made, network, trainable)
     return made
 
@@ -76,6 +77,7 @@ def onnx_template(network: Network, trainable: Mapping[str, str], multi_label: b
 def _of_network(
     network: Network,
     trainable: Mapping[str, str],
+    multi_label: bool,
     raw_pixels: bool,
     source: OnnxSource | None = None,
     notes: tuple[str, ...] = (),
@@ -83,17 +85,22 @@ def _of_network(
     """The network graph itself as the model; of a file with its input and the end that it had."""
     masks = [dropout.name for dropout in network.dropouts]
     proto = inference_model(network.model.clone(), network.input, masks, raw_pixels)
-    one_output = _is_one_output(network)
-    layout, end = "NHWC" if raw_pixels else "NCHW", "logits"
+    one_output, end = _is_one_output(network), _end_of(network, multi_label)
+    layout = "NHWC" if raw_pixels else "NCHW"
     if source is not None:
         was = onnx.ModelProto.FromString(source.content)
-        layout, end = layout_of(_images(was), network.input), network.end or "logits"
-        as_the_file_was(proto, was, network, one_output)
+        images, output = _images(was), _output(was, network)
+        layout = layout_of(images, network.input)
+        take_images(proto, images, network.input, network.takes_bgr)
+        give_scores(proto, end, one_output, output.name, output.type.tensor_type.elem_type or TensorProto.FLOAT)
+    elif end:
+        give_scores(proto, end, one_output, "probabilities" if end != "log_softmax" else "log_probabilities")
+    onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString()
     places = raw_data_places(content)
     holes = [Hole(name, places[name][0], (places[name][1] - places[name][0]) // 4) for name in trainable]
     table = Template(
-        (MODEL,), tuple(holes), port(_images(proto)), port(proto.graph.output[0]), end, layout,
+        (MODEL,), tuple(holes), port(_images(proto)), port(proto.graph.output[0]), end or "logits", layout,
         _colours(network), raw_pixels, one_output, source.path.name if source is not None else None,
     )  # fmt: skip
     return Content(table, {MODEL: content}, notes)
@@ -102,7 +109,7 @@ def _of_network(
 def _of_file(source: OnnxSource, network: Network, trainable: Mapping[str, str], multi_label: bool) -> Content:
     """The file with places for what trains."""
     proto = onnx.ModelProto.FromString(source.content)
-    file, end = OnnxFile(proto), network.end
+    file, end = OnnxFile(proto), _end_of(network, multi_label)
     places = []
     if has_codes(file, network.model):
         if _is_one_output(network):
@@ -111,20 +118,15 @@ def _of_file(source: OnnxSource, network: Network, trainable: Mapping[str, str],
     places += write_back(file, network.model, trainable, [place.parameter for place in places])
     places += insert_modules(file, network.model, trainable)
     one_output, logits = _is_one_output(network), network.model.metadata_props["tinytl-edge.logits"]
-    if multi_label and end in ("softmax", "log_softmax"):
-        change_end(file, logits, "Sigmoid")
-        end = "sigmoid"
-    elif end == "sigmoid" and not multi_label and not one_output and _had_one_output(source):
-        change_end(file, logits, "Softmax")
-        end = "softmax"
+    if end != network.end:
+        change_end(file, logits, _ENDS[end])
     class_texts = _take_metadata(proto, len(network.classes))
     content = proto.SerializeToString()
     files = {MODEL: content, **_external_files(source, proto)}
     names = list(files)
-    output = network.model.metadata_props["tinytl-edge.output"]
     table = Template(
         tuple(names), tuple(_holes(content, places, names)), port(_images(proto)),
-        port(next(value for value in proto.graph.output if value.name == output)), end or "logits",
+        port(_output(proto, network)), end or "logits",
         layout_of(_images(proto), network.input), _colours(network), False, one_output, source.path.name, class_texts,
     )  # fmt: skip
     return Content(table, files)
@@ -180,9 +182,27 @@ def _is_one_output(network: Network) -> bool:
     return any(step["step"] == "two_outputs" for step in steps(find_classifier(network.model).weight))
 
 
-def _had_one_output(source: OnnxSource) -> bool:
-    output = onnx.ModelProto.FromString(source.content).graph.output[0]
-    return [d.dim_value for d in output.type.tensor_type.shape.dim][-1:] == [1]
+def _end_of(network: Network, multi_label: bool) -> str:
+    """What is to stand behind the logits: what stood there, where that fits how it trains."""
+    if multi_label and network.end in ("softmax", "log_softmax"):
+        return "sigmoid"
+    if network.end == "sigmoid" and not multi_label and _outputs_before(network) == 1 and not _is_one_output(network):
+        return "softmax"
+    return network.end
+
+
+def _outputs_before(network: Network) -> int:
+    """Of the file."""
+    if network.source is None:
+        return 0
+    output = _output(onnx.ModelProto.FromString(network.source.content), network)
+    return int([*(d.dim_value for d in output.type.tensor_type.shape.dim), 0][-2])
+
+
+def _output(proto: onnx.ModelProto, network: Network) -> onnx.ValueInfoProto:
+    name = network.model.metadata_props["tinytl-edge.output"]
+    found: onnx.ValueInfoProto = next(value for value in proto.graph.output if value.name == name)
+    return found
 
 
 # The proof ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from tinytl_edge.runtime.errors import StorageError
@@ -17,13 +17,13 @@ BEFORE = ".before"
 _BUILT = (".engine", ".plan", ".trt", ".ort", ".blob", ".hef", ".rknn", ".om")
 
 
-def replace_files(files: Mapping[Path, Iterable[bytes]], keep: bool = True) -> dict[Path, int]:
+def replace_files(files: Mapping[Path, Iterable[bytes]], keep: Collection[Path] = ()) -> dict[Path, int]:
     """Write several files so that a reader, or a power cut, finds the old ones or the new ones, each whole.
 
     A symbolic link stays, and what it leads to is replaced; mode and owner stay as far as the system allows.
 
     Args:
-        keep: a file that was there stays beside the new one, as NAME.before.
+        keep: of these files what was there stays beside the new one, as NAME.before.
 
     Returns:
         The number of bytes of each.
@@ -41,9 +41,9 @@ def replace_files(files: Mapping[Path, Iterable[bytes]], keep: bool = True) -> d
                 raise OSError("there is something of that name that is not a file")
             make_folder(place.parent)
             written[place], sizes[path] = _beside(place, content)
-        for place in written:
-            if keep and place.exists():
-                _keep(place)
+        for path in keep:
+            if path.exists():
+                _keep(Path(os.path.realpath(path)))
         for place, waiting in list(written.items()):
             os.replace(waiting, place)  # noqa: PTH105
             del written[place]
