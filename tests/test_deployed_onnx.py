@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +92,17 @@ def test_the_files_themselves_are_measured_before_and_after(place: Path) -> None
     (image,) = (place / "images" / CLASSES[0]).glob("0.png")
     (mine,), (theirs,) = (tinytl_edge.predict(each, [image]) for each in (place / "model.onnx", place / "run"))
     assert mine["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-4)
+
+
+def test_the_example_of_the_docs(place: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "model-file.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    (place / "new.jpg").write_bytes((place / "images" / CLASSES[0] / "0.png").read_bytes())
+    command = [sys.executable, "-W", "ignore", "-c", example]
+    answer = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    (expected,) = tinytl_edge.predict(place / "run", [place / "new.jpg"])
+    (place / "new.jpg").unlink()
+    assert answer == expected["prediction"]
 
 
 def test_a_second_time_changes_nothing_but_keeps_what_is_there(place: Path) -> None:
