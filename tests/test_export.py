@@ -180,7 +180,7 @@ def test_engines_that_were_built_of_the_old_file_are_named(tmp_path: Path, bundl
 
 @pytest.mark.parametrize("name", ["model.tflite", "model.pt", "model"])
 def test_another_ending_is_refused(name: str, tmp_path: Path, bundle: Path) -> None:
-    assert "let --out end in .onnx" in fails(2, "export", bundle, "--out", tmp_path / name)
+    assert "let --out end in .onnx." in fails(2, "export", bundle, "--out", tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 

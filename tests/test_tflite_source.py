@@ -15,7 +15,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from tinytl_edge.export.sources.network import Network  # noqa: E402
-from tinytl_edge.export.sources.tflite_file import read_tflite, read_tflite_source  # noqa: E402
+from tinytl_edge.export.sources.tflite_file import read_tflite  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 
@@ -153,20 +153,21 @@ def test_what_is_known_of_the_input() -> None:
 
 
 def test_parameters_can_be_found_in_the_file() -> None:
+    from tinytl_edge.export.passes.origin import ORIGIN, stored
     from tinytl_edge.export.sources.tflite_reader import parse
+    from tinytl_edge.runtime.model_files.stored_numbers import as_stored
 
     path = deployed("coral/mobilenet_v1_0.25_128_quant.tflite")
-    source = read_tflite_source(path)
     file = parse(path.read_bytes(), path.name)
-    kinds = {"uint8": 0, "int32": 0}
-    for name, stored in source.stored.items():
-        array = source.network.model.graph.initializers[name].const_value.numpy()
-        tensor = file.tensors[stored.tensor]
-        codes = tensor.codes()
-        kinds[stored.dtype] += 1
-        if stored.dtype == "uint8":
-            np.testing.assert_array_equal(array, codes.transpose(stored.layout))
-        else:
-            np.testing.assert_allclose(array, (codes - stored.zero_point) * stored.scale, rtol=1e-6)
-        assert tensor.buffer == stored.buffer
-    assert kinds == {"uint8": 28, "int32": 28}
+    kinds = {"uint8": 0, "float32": 0}
+    for value in read_tflite(path).model.graph.initializers.values():
+        if ORIGIN not in value.metadata_props:
+            continue
+        assert value.const_value is not None
+        way, array = stored(value), value.const_value.numpy()
+        tensor = file.tensors[int(way.name.removeprefix("tensor "))]
+        kinds[str(array.dtype)] += 1
+        assert way.shape == tensor.shape
+        found = as_stored("", {"": array.astype("<f4").tobytes()}, way.steps, tensor.dtype)
+        assert found == tensor.data
+    assert kinds == {"uint8": 28, "float32": 28}

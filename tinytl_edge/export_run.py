@@ -16,8 +16,6 @@ from tinytl_edge.runtime.model_files.about import metadata, model_json, onnx_met
 from tinytl_edge.runtime.model_files.deployed import BEFORE, replace_files, stale_builds
 from tinytl_edge.runtime.model_files.template import filled, read_template
 
-ENDINGS = (".onnx",)
-
 
 def export(
     model: str | os.PathLike[str],
@@ -44,13 +42,12 @@ def export(
         TinyTLError: of the kind that says what is wrong.
     """
     target = Path(out)
-    if target.suffix.lower() not in ENDINGS:
-        raise UsageError(f"{target} is to be of a kind that cannot be written: let --out end in {', '.join(ENDINGS)}.")
     opened, adapter = open_model(model, bundle)
     classes = adapter.classes if adapter else opened.manifest.classes
-    template = read_template(opened)
+    template = read_template(opened, target.suffix)
     parameters = adapter.tensors if adapter else None
-    about = onnx_metadata(metadata(opened.manifest, template, classes))
+    is_onnx = target.suffix.lower() == ".onnx"
+    about = onnx_metadata(metadata(opened.manifest, template, classes)) if is_onnx else b""
     files: dict[Path, Iterable[bytes]] = {target: chain(filled(opened, template, 0, parameters), [about])}
     for index, name in enumerate(template.files[1:], 1):
         files[target.with_name(name)] = filled(opened, template, index, parameters)

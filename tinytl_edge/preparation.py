@@ -31,7 +31,7 @@ from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.program import write_program
 from tinytl_edge.export.step.verify import PlanError
 from tinytl_edge.export.step.work import count_work
-from tinytl_edge.export.targets.onnx_template import onnx_template
+from tinytl_edge.export.targets import templates
 from tinytl_edge.export.tinytl.parameters import find_parameters
 from tinytl_edge.export.tinytl.rounding import round_frozen_weights
 from tinytl_edge.export.tinytl.trainables import METHODS
@@ -177,8 +177,10 @@ def prepare(
                 choices.append(explain_time(board, compiled.work, batch_size))
             step, refusal = compiled.step, list(compiled.refusal)
             say("writing the template of the model file")
-            template = onnx_template(compiled.network, compiled.transformed.trainable, wanted.multi_label, raw_pixels)
-            template.write(folder, compiled.labels)
+            trainable = compiled.transformed.trainable
+            made, of_files = templates(compiled.network, trainable, wanted.multi_label, raw_pixels)
+            for template in made:
+                template.write(folder, compiled.labels)
             forget_all(compiled.network.model)
             ir.save(compiled.network.model, folder / FORWARD)
             runtimes = ["native"] if step else []
@@ -195,7 +197,7 @@ def prepare(
             write_manifest(folder, manifest)
     except MemoryError:
         raise StorageError("There is not enough memory to prepare this model: use a smaller --resolution.") from None
-    return Prepared(open_bundle(out), (*compiled.notes, *template.notes, *choices, *refusal))
+    return Prepared(open_bundle(out), (*compiled.notes, *of_files, *choices, *refusal))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 A list of steps as JSON stands in the metadata_props of an initializer's value, under the key ORIGIN, where there was
 one:
 
+    {"step": "permute", "axes": [...]}                        its axes were put into this order
     {"step": "transpose"}                                     a matrix was turned
     {"step": "reshape", "shape": [...]}                       it had this shape
     {"step": "scale", "factor": f}                            it was multiplied by f
@@ -49,6 +50,11 @@ def record(value: ir.Value, step: str, before: ir.Value | None = None, **details
     if step:
         past.append({"step": step, **details})
     value.metadata_props[ORIGIN] = json.dumps(past)
+
+
+def begin(value: ir.Value, name: str, steps: Sequence[dict[str, Any]]) -> None:
+    """`value` is what the file calls `name`, after these steps."""
+    value.metadata_props[ORIGIN] = json.dumps([{"step": "copy", "of": name}, *steps])
 
 
 def note_file_value(value: ir.Value, name: str | None) -> None:
@@ -112,6 +118,10 @@ def stored(value: ir.Value) -> Stored:
         elif kind == "transpose":
             back.append(Step("permute", shape, tuple(reversed(range(len(shape))))))
             shape = shape[::-1]
+        elif kind == "permute":
+            axes = step["axes"]
+            back.append(Step("permute", shape, tuple(axes.index(axis) for axis in range(len(axes)))))
+            shape = tuple(shape[axes.index(axis)] for axis in range(len(axes)))
         elif kind == "reshape":
             shape = tuple(step["shape"])
         elif kind == "two_outputs":

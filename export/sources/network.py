@@ -12,11 +12,12 @@ from tinytl_edge.runtime.files.bundle import Input
 
 
 @dataclass(frozen=True)
-class OnnxSource:
-    """The ONNX file that a network was read from, as it is."""
+class FileSource:
+    """The file that a network was read from, as it is: `kind` "onnx" or "tflite"."""
 
     path: Path
     content: bytes
+    kind: str
 
 
 @dataclass
@@ -49,4 +50,4 @@ class Network:
     takes_bgr: bool = False
     colours_known: bool = True
     fit_known: bool = True
-    source: OnnxSource | None = None
+    source: FileSource | None = None

@@ -17,7 +17,7 @@ from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
 from tinytl_edge.runtime.files.bundle import Input
 from tinytl_edge.runtime.model_files.about import MIDDLE
 
-from .network import Network, OnnxSource
+from .network import FileSource, Network
 from .onnx_ends import cut_end
 from .onnx_fused import split_fused
 from .onnx_input import Images, largest_constant, quantised_range, take_images
@@ -87,7 +87,7 @@ def _read(path: Path, size: tuple[int, int] | None) -> Network:
     framing = Input(images.height, images.width, images.channels, mean, std, fit=fit or "crop", margin=margin)
     return Network(
         path.stem, model, framing, known, classes, end.kind, notes=notes, takes_bgr=colours == "BGR",
-        colours_known=colours is not None, fit_known=fit is not None, source=OnnxSource(path, content),
+        colours_known=colours is not None, fit_known=fit is not None, source=FileSource(path, content, "onnx"),
     )  # fmt: skip
 
 

@@ -14,9 +14,9 @@ from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
 from tinytl_edge.runtime.files.bundle import Input
 
 from . import tflite_arithmetic, tflite_layers, tflite_shapes
-from .network import Network
+from .network import FileSource, Network
 from .tflite_constants import FOLDS, fold
-from .tflite_graph import Constant, Feature, GraphBuilder, StoredTensor
+from .tflite_graph import Constant, Feature, GraphBuilder
 from .tflite_input import first_guess, images_of
 from .tflite_metadata import read_metadata
 from .tflite_reader import BROKEN, Operator, TFLiteModel, parse
@@ -31,36 +31,18 @@ _COMPILED = {
 }
 
 
-@dataclass(frozen=True)
-class TFLiteSource:
-    """A classifier of a TFLite file, and where the numbers of its parameters lie, by the initializers' names.
-
-    Of an 8-bit weight the initializer of the codes is named. Initializers that were computed, or are no parameters, are
-    missing.
-    """
-
-    network: Network
-    stored: Mapping[str, StoredTensor]
-
-
-def read_tflite(path: str | os.PathLike[str]) -> Network:
+def read_tflite(path: str | os.PathLike[str], ranges: str = "all") -> Network:
     """The network of a TFLite file.
 
     The graph computes what the file does in real numbers: its quantised weights as they are, the ranges of its
     quantised tensors as clamps, without rounding in between.
 
+    Args:
+        ranges: which quantised ranges become clamps: "all"; "rectifiers", those that begin at 0; "none".
+
     Raises:
         DamagedFileError: not a TFLite file, or damaged.
         UsageError: cannot be opened; no image classifier; compiled for an accelerator; an operator that is not known.
-    """
-    return read_tflite_source(path).network
-
-
-def read_tflite_source(path: str | os.PathLike[str], ranges: str = "all") -> TFLiteSource:
-    """As `read_tflite`, with what is needed for the way back.
-
-    Args:
-        ranges: which quantised ranges become clamps: "all"; "rectifiers", those that begin at 0; "none".
     """
     name = Path(path).name
     try:
@@ -69,12 +51,13 @@ def read_tflite_source(path: str | os.PathLike[str], ranges: str = "all") -> TFL
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
     file = parse(content, name)
     try:
-        return _source(file, content, name, ranges)
+        return _network(file, content, Path(path), ranges)
     except BROKEN as error:
         raise DamagedFileError(f"{name} is damaged: {error}.") from error
 
 
-def _source(file: TFLiteModel, content: bytes, name: str, ranges: str) -> TFLiteSource:
+def _network(file: TFLiteModel, content: bytes, path: Path, ranges: str) -> Network:
+    name = path.name
     _refuse_what_is_no_classifier(file, name)
     images = images_of(file.tensors[file.inputs[0]], name)
     ending = _ending(file)
@@ -93,12 +76,10 @@ def _source(file: TFLiteModel, content: bytes, name: str, ranges: str) -> TFLite
     mean, std, known = first_guess(file, images, metadata)
     notes = [] if ending.kind else [f"{name} has no softmax at its end: its outputs are taken for scores of classes."]
     framing = Input(images.height, images.width, images.channels, mean, std, fit="crop", margin=False)
-    network = Network(
-        Path(name).stem, model, framing, known, metadata.labels, ending.kind, notes=notes, colours_known=False,
-        fit_known=False,
+    return Network(
+        path.stem, model, framing, known, metadata.labels, ending.kind, notes=notes, colours_known=False,
+        fit_known=False, source=FileSource(path, content, "tflite"),
     )  # fmt: skip
-    kept = model.graph.initializers
-    return TFLiteSource(network, {key: stored for key, stored in graph.stored.items() if key in kept})
 
 
 def _refuse_what_is_no_classifier(file: TFLiteModel, name: str) -> None:

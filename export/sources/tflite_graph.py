@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from tinytl_edge.export.passes.origin import begin
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 
 from .tflite_reader import Array, Operator, Quantisation, Tensor
@@ -30,23 +31,6 @@ CODES = {
     "int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "int32": (-(1 << 31), (1 << 31) - 1),
     "int4": (-8, 7),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where an initializer's numbers lie in the file: what an adapted network needs to be written back.
-
-    The initializer is the tensor's array with its axes permuted by `layout` (a vector has (0,), whatever its shape in
-    the graph). `dtype` is the file's; `scale` float32 and `zero_point` int64 have one number, or one an output, or are
-    None where it is not quantised.
-    """
-
-    tensor: int
-    buffer: int
-    layout: tuple[int, ...]
-    dtype: str
-    scale: Array | None
-    zero_point: Array | None
 
 
 @dataclass(frozen=True)
@@ -137,7 +121,6 @@ class GraphBuilder:
     ) -> None:
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
-        self.stored: dict[str, StoredTensor] = {}
         self.paddings: dict[ir.Value, tuple[Feature, tuple[int, int, int, int]]] = {}  # PADs that a convolution may do
         self._tensors = tensors
         self._operators = operators
@@ -281,7 +264,7 @@ class GraphBuilder:
         if scale.size == 1:
             scale, zeros = scale.reshape(()), zeros.reshape(())
         if constant.source is not None:
-            self._remember(codes, constant, layout)
+            self._remember(codes, constant, layout, real=False)
         name = self.unique(f"{constant.name}/real")
         output = ir.Value(name=name, shape=ir.Shape(turned.shape), type=ir.TensorType(ir.DataType.FLOAT))
         inputs = [
@@ -303,7 +286,7 @@ class GraphBuilder:
         array = (real.reshape(-1) if vector else real).transpose(layout)
         value = self.initializer(array if shape is None else array.reshape(shape), constant.name)
         if key is not None:
-            self._remember(value, constant, layout)
+            self._remember(value, constant, layout, shape)
             self._parameters[key] = value
         return value
 
@@ -325,13 +308,28 @@ class GraphBuilder:
             constant = replace(constant, codes=constant.codes.reshape(-1))
         return self.parameter(constant, (0,))
 
-    def _remember(self, value: ir.Value, constant: Constant, layout: tuple[int, ...]) -> None:
+    def _remember(
+        self, value: ir.Value, constant: Constant, layout: tuple[int, ...], shape: Shape | None = None,
+        real: bool = True,
+    ) -> None:  # fmt: skip
+        """Note how a tensor's array became an initializer; not `real`: of codes, which stay what they are."""
         source, quantisation = constant.source, constant.quantisation
-        assert source is not None and value.name is not None
-        self.stored[value.name] = StoredTensor(
-            source.index, source.buffer, layout, source.dtype,
-            quantisation.scale if quantisation else None, quantisation.zero_point if quantisation else None,
-        )  # fmt: skip
+        assert source is not None and value.const_value is not None
+        steps: list[dict[str, Any]] = []
+        if quantisation is not None and real:
+            scale, zero = quantisation.scale.tolist(), quantisation.zero_point.tolist()
+            axis = constant.axis if len(scale) > 1 else 0
+            steps.append({"step": "dequantise", "dtype": source.dtype, "scale": scale, "zero": zero, "axis": axis})
+        elif source.dtype != "float32" and real:
+            steps.append({"step": "cast", "dtype": source.dtype})
+        if len(source.shape) != len(layout):
+            steps.append({"step": "reshape", "shape": list(source.shape)})
+        if layout != tuple(range(len(layout))):
+            steps.append({"step": "permute", "axes": list(layout)})
+        if shape is not None:
+            permuted = [source.shape[axis] for axis in layout] if len(source.shape) == len(layout) else [-1]
+            steps.append({"step": "reshape", "shape": permuted})
+        begin(value, f"tensor {source.index}", steps)
 
     # Layouts ----------------------------------------------------------------------------------------------
 

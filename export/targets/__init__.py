@@ -1,1 +1,29 @@
-"""What comes out: plain models for any inference runtime."""
+"""What comes out: model files with places for what trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tinytl_edge.export.sources.network import Network
+
+from .content import Content, UnwritableError
+from .onnx_template import onnx_template
+
+
+def templates(
+    network: Network, trainable: Mapping[str, str], multi_label: bool, raw_pixels: bool
+) -> tuple[list[Content], list[str]]:
+    """All that a bundle can be written as: ONNX always, TFLite where it came from a TFLite file that can take it.
+
+    And sentences about what cannot be.
+    """
+    made = [onnx_template(network, trainable, multi_label, raw_pixels)]
+    notes = list(made[0].notes)
+    if network.source is not None and network.source.kind == "tflite":
+        from .tflite_template import tflite_template
+
+        try:
+            made.append(tflite_template(network, trainable, multi_label))
+        except UnwritableError as error:
+            notes.append(f"`export` will write ONNX, and not the TFLite file again, because {error}.")
+    return made, notes

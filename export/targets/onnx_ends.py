@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from onnx import NodeProto, helper
 
-from .onnx_source import OnnxFile, UnwritableError
+from .content import UnwritableError
+from .onnx_source import OnnxFile
 
 _ENDS = ("Softmax", "Sigmoid", "LogSoftmax")
 

@@ -12,8 +12,9 @@ from tinytl_edge.export.onnx_graph import nodes_between
 from tinytl_edge.export.passes.origin import file_value
 from tinytl_edge.export.tinytl.classifier import find_classifier
 
+from .content import UnwritableError
 from .onnx_decoding import decoder, scale_of
-from .onnx_source import OnnxFile, Place, UnwritableError
+from .onnx_source import OnnxFile, Place
 from .onnx_transplant import Transplant
 
 _CODES = (TensorProto.INT8, TensorProto.UINT8)

@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from tinytl_edge.export.tinytl.trainables import LITE_RESIDUAL
 
-from .onnx_source import OnnxFile, Place, UnwritableError
+from .content import UnwritableError
+from .onnx_source import OnnxFile, Place
 from .onnx_transplant import Transplant
 
 

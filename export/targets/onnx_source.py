@@ -17,11 +17,9 @@ from tinytl_edge.export.tinytl.parameters import find_parameters
 from tinytl_edge.export.tinytl.trainables import LITE_RESIDUAL
 from tinytl_edge.runtime.model_files.stored_numbers import Step, as_stored
 
+from .content import UnwritableError
+
 _OLDEST_WITH_HIDDEN_INITIALIZERS = 4  # before, they are inputs, too
-
-
-class UnwritableError(Exception):
-    """Why a file cannot take what was trained, in words that go on after "because"."""
 
 
 @dataclass(frozen=True)

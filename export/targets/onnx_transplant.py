@@ -12,8 +12,9 @@ from tinytl_edge.export.onnx_graph import Array, attribute, weight_source
 from tinytl_edge.export.passes.origin import file_value
 from tinytl_edge.runtime.model_files.stored_numbers import Step
 
+from .content import UnwritableError
 from .onnx_decoding import scale_of
-from .onnx_source import OnnxFile, Place, UnwritableError
+from .onnx_source import OnnxFile, Place
 
 _RESIZE_WITH_CENTRES = 11  # the opset of a Resize with half-pixel centres
 _ROI_IS_OPTIONAL = 13

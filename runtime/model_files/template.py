@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tinytl_edge.runtime.errors import DamagedFileError
+from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 from tinytl_edge.runtime.files.bundle import Bundle, read_json
 from tinytl_edge.runtime.files.records import read_record
 from tinytl_edge.runtime.files.tensors import TensorFile
@@ -20,7 +20,6 @@ from .label_file import LabelFile
 from .stored_numbers import DTYPES, Step, as_stored
 
 FOLDER = "template"
-TABLE = "onnx.json"
 _PIECE = 1 << 18
 
 
@@ -84,15 +83,22 @@ class Template:
             raise ValueError(f"a file outside of its folder: {list(self.files)}")
 
 
-def read_template(bundle: Bundle) -> Template:
-    """A bundle's template.
+def table_of(ending: str) -> str:
+    """The name of the table for model files of this ending."""
+    return f"{ending.lower().lstrip('.')}.json"
+
+
+def read_template(bundle: Bundle, ending: str) -> Template:
+    """A bundle's template for model files of this ending, as `.onnx`.
 
     Raises:
-        DamagedFileError: it has none, or its table is damaged.
+        UsageError: it has none; says which it has.
+        DamagedFileError: its table is damaged.
     """
-    path = bundle.file(FOLDER) / TABLE
+    path = bundle.file(FOLDER) / table_of(ending)
     if not path.is_file():
-        raise DamagedFileError(f"{bundle.path} has no template of a model: prepare it again.")
+        others = sorted(f".{each.stem}" for each in bundle.file(FOLDER).glob("*.json"))
+        raise UsageError(f"{bundle.path} cannot be written as '{ending}': let --out end in {' or '.join(others)}.")
     return read_record(Template, read_json(path, "a template's table"), path)
 
 

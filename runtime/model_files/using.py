@@ -17,6 +17,7 @@ from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.workers.measuring import evaluated, measure, probabilities
 
 from .about import MIDDLE
+from .deployed import BEFORE
 from .interpreter import open_interpreter
 from .template import read_template
 
@@ -41,7 +42,7 @@ class ModelFile:
             self._use_metadata(self.interpreter.metadata)
 
     def _use_bundle(self, bundle: Bundle) -> None:
-        template = read_template(bundle)
+        template = read_template(bundle, Path(self.path.name.removesuffix(BEFORE)).suffix)
         self.interpreter = open_interpreter(self.path, template.output.name if template.source else None)
         self._end, self._is_bgr = template.end, template.colours == "BGR"
         manifest = bundle.manifest

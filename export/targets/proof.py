@@ -1,0 +1,70 @@
+"""A template is believed when the file that it makes, read like any file, gives what the network gives."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tinytl_edge.export.eager import EagerNetwork
+from tinytl_edge.export.onnx_graph import Array, set_initializer, sizes
+from tinytl_edge.export.sources.network import Network
+from tinytl_edge.runtime.errors import TinyTLError
+from tinytl_edge.runtime.model_files.stored_numbers import as_stored
+from tinytl_edge.runtime.model_files.template import Template
+
+from .content import Content, UnwritableError
+
+_EXACT, _ROUNDED = 1e-4, 0.05  # of the largest logit: float32, and what is stored in fewer bits
+
+
+def prove(made: Content, network: Network, trainable: Mapping[str, str], read: Callable[[Path], Network]) -> None:
+    """Fill the template with numbers near to the network's, read the file, and compare the logits, in float64.
+
+    Raises:
+        UnwritableError: they differ.
+    """
+    model = network.model.clone()
+    filling: dict[str, Array] = {}
+    random = np.random.default_rng(0)
+    for name in trainable:
+        value = model.graph.initializers[name]
+        assert value.const_value is not None
+        numbers = value.const_value.numpy()
+        step = 0.1 * np.abs(numbers).mean() + 0.03
+        filling[name] = (numbers + step * random.standard_normal(numbers.shape)).astype("<f4")
+        set_initializer(value, filling[name])
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (name, content) in enumerate(made.files.items()):
+            (Path(folder) / name).write_bytes(filled(content, index, made.table, filling))
+        try:
+            again = read(Path(folder) / made.table.files[0])
+        except TinyTLError as error:
+            raise UnwritableError(f"what would be written cannot be read again ({error})") from error
+    images = torch.from_numpy(random.uniform(-1, 1, (2, *sizes(model.graph.inputs[0]))))
+    as_file = images.flip(1) if network.takes_bgr != again.takes_bgr else images
+    with torch.no_grad():
+        wanted = EagerNetwork(model).double()(images).numpy()
+        found = EagerNetwork(again.model).double()(as_file).numpy()
+    if made.table.one_output:
+        wanted = wanted[:, 1:] - wanted[:, :1]
+    if found.shape != wanted.shape:
+        raise UnwritableError(f"what would be written gives {found.shape[1]} numbers, not {wanted.shape[1]}")
+    exact = {"float32", "float64"} >= {hole.dtype for hole in made.table.holes}
+    most = (_EXACT if exact else _ROUNDED) * max(float(np.abs(wanted).max()), 1.0)
+    if not np.abs(found - wanted).max() <= most:
+        raise UnwritableError(f"what would be written is off by {np.abs(found - wanted).max():.2g}")
+
+
+def filled(content: bytes, file: int, table: Template, filling: Mapping[str, Array]) -> bytes:
+    """A template's file with these numbers in it, as a board fills it."""
+    changed = bytearray(content)
+    numbers = {name: array.tobytes() for name, array in filling.items()}
+    for hole in table.holes:
+        if hole.file == file:
+            stored = as_stored(hole.parameter, numbers, hole.steps, hole.dtype)
+            changed[hole.offset : hole.offset + len(stored)] = stored
+    return bytes(changed)
