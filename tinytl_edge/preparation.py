@@ -170,7 +170,7 @@ def prepare(
     try:
         with new_bundle(Path(out), overwrite) as folder:
             compiled = at(size)
-            if board is not None and size is None and not is_file:
+            if board is not None and size is None and not is_file and ":" not in model:
                 compiled, why = _fast_enough(compiled, at, batch_size, board)
                 choices.append(why)
             if board is not None:
