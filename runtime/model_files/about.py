@@ -15,6 +15,7 @@ OWN_KEYS = (
     "classes", "height", "width", "channels", "colours", "layout", "mean", "std", "fit", "filter", "take", "output",
     "labels", "backbone", "method",
 )  # fmt: skip
+_SHOWN = 12  # classes in a sentence
 MIDDLE = "the middle 7/8"
 FILTER = "bicubic, antialiased"  # as runtime/images/decoding.py scales
 _FITS = {
@@ -87,7 +88,9 @@ def sentences(manifest: Manifest, template: Template, classes: Sequence[str]) ->
         mean, std = _listed(taken.mean), _listed(taken.std)
         numbers = f"Each pixel p of 0 to 255 becomes (p - mean) / std, with mean {mean} and std {std}."
     outputs = len(classes) or manifest.class_count
-    named = f": {', '.join(f'{index} {name}' for index, name in enumerate(classes))}" if classes else ""
+    shown = [f"{index} {name}" for index, name in enumerate(classes[:_SHOWN])]
+    shown += ["..."] * (len(classes) > _SHOWN)
+    named = f": {', '.join(shown)}" if classes else ""
     return [
         f"{fit}; scale it to {taken.width} pixels across and {taken.height} down ({FILTER}).",
         f"The colours are {template.colours}." if taken.channels == 3 else "The image is grey.",
