@@ -1,4 +1,4 @@
-"""Evaluation and prediction with an adapted classifier, or with a bundle as it was prepared."""
+"""Evaluation and prediction with an adapted classifier, with a bundle as it was prepared, or with a model file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from tinytl_edge.runtime.files.adapter import Adapter
-from tinytl_edge.runtime.files.bundle import STEP, Bundle
+from tinytl_edge.runtime.files.bundle import STEP, Bundle, Manifest, open_bundle
 from tinytl_edge.runtime.files.run import open_model
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset, pack_files
 from tinytl_edge.runtime.images.source import dataset_for
@@ -18,14 +18,10 @@ from tinytl_edge.runtime.workers.worker import Measured, OnEvent, choose_runtime
 
 from .errors import DataError, UsageError
 from .memory import peak_rss
-from .model_files.deployed import BEFORE
+from .model_files.deployed import kind_of
 from .threads import threads_for
 
-if TYPE_CHECKING:
-    from .model_files.using import ModelFile
-
 _BATCH = 8
-_ENDINGS = (".onnx", ".tflite", ".lite")
 
 
 def evaluate(
@@ -57,10 +53,7 @@ def evaluate(
         TinyTLError: of the kind that says what is wrong.
     """
     watch = on_event or (lambda event: None)
-    file = _model_file(model, bundle)
-    opened, adapter = (None, None) if file is not None else open_model(model, bundle)
-    manifest = file.manifest if file is not None else opened.manifest  # type: ignore[union-attr]
-    classes = adapter.classes if adapter else manifest.classes
+    opened = _open(model, bundle, runtime, threads)
 
     def progress(done: int, total: int) -> None:
         watch({"event": "pack", "done": done, "total": total})
@@ -70,23 +63,18 @@ def evaluate(
 
     with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
         packed = Path(folder) / "data.safetensors"
-        source = dataset_for(manifest, classes, Path(data), packed, warn, progress)
+        source = dataset_for(opened.manifest, opened.classes, Path(data), packed, warn, progress)
         with open_dataset(source) as dataset:
             names = list(dataset.classes)
-        if file is not None:
-            result, peak = _measured(file, source, watch), peak_rss()
-        else:
-            assert opened is not None
-            measured = _work("evaluate", opened, adapter, source, runtime, threads, watch)
-            result, peak = measured.last, measured.peak_rss_bytes
-            result.pop("event")
+        result = opened.evaluate(source, watch)
     details: dict[str, Any]
-    if manifest.labels == MULTI:
+    if opened.manifest.labels == MULTI:
         details = {"per_class": [right / result["images"] for right in result.pop("right")]}
     else:
         confusion = result.pop("confusion")
         per_class = [row[i] / sum(row) if sum(row) else None for i, row in enumerate(confusion)]
         details = {"per_class": per_class, "confusion": confusion}
+    peak = result.pop("peak_rss_bytes")
     return {**result, "classes": names, **details, "peak_rss_bytes": peak}
 
 
@@ -113,23 +101,14 @@ def predict(
     for image in images:
         if not Path(image).is_file():
             raise DataError(f"{os.fspath(image)} is no file: name images.")
-    file = _model_file(model, bundle)
-    opened, adapter = (None, None) if file is not None else open_model(model, bundle)
-    manifest = file.manifest if file is not None else opened.manifest  # type: ignore[union-attr]
-    classes = adapter.classes if adapter else manifest.classes
-    names = list(classes) or [str(index) for index in range(manifest.class_count)]
-    seen: list[Event] = []
+    opened = _open(model, bundle, runtime, threads)
+    manifest = opened.manifest
+    names = list(opened.classes) or [str(index) for index in range(manifest.class_count)]
     with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
         packed = Path(folder) / "images.safetensors"
         pack_files(images, packed, manifest.input.framing)
-        if file is not None:
-            from .model_files.using import predict_file
-
-            rows = predict_file(file, packed)
-        else:
-            assert opened is not None
-            _work("predict", opened, adapter, packed, runtime, threads, seen.append)
-            rows = [event["probabilities"] for event in seen if event["event"] == "prediction"]
+        rows = opened.predict(packed)
+    predictions: list[dict[str, Any]] = []
     predictions = []
     for image, row in zip(images, rows):
         ranked = sorted(zip(names, row), key=lambda pair: -pair[1])
@@ -139,43 +118,79 @@ def predict(
     return predictions
 
 
-def _model_file(model: str | os.PathLike[str], bundle: str | os.PathLike[str] | None) -> ModelFile | None:
+class _Opened(Protocol):
+    """What can be measured."""
+
+    manifest: Manifest
+    classes: tuple[str, ...]
+
+    def evaluate(self, dataset: Path, watch: OnEvent) -> dict[str, Any]:
+        """images, loss, accuracy, peak_rss_bytes, and `confusion` or (multi-label) `right`, on a packed dataset."""
+
+    def predict(self, dataset: Path) -> list[Sequence[float]]:
+        """Probabilities of each class for each image of a packed dataset."""
+
+
+def _open(
+    model: str | os.PathLike[str], bundle: str | os.PathLike[str] | None, runtime: str, threads: int | None
+) -> _Opened:
     path = Path(model)
-    if not path.name.lower().removesuffix(BEFORE).endswith(_ENDINGS) or not path.is_file():
-        return None
-    try:
-        from .model_files.using import ModelFile
-    except ImportError:
-        raise UsageError(f"{path} needs numpy and an interpreter: pip install 'tinytl-edge[onnxruntime]'.") from None
-    return ModelFile(path, Path(bundle) if bundle is not None else None)
+    kind = kind_of(path)
+    if kind is not None and path.is_file():
+        return _File(path, kind, open_bundle(bundle) if bundle is not None else None)
+    return _Trained(*open_model(path, bundle), runtime, threads)
 
 
-def _measured(file: ModelFile, dataset: Path, watch: OnEvent) -> dict[str, Any]:
-    from .model_files.using import measure_file
+class _File:
+    """A model file, by its own interpreter, in this process."""
 
-    def progress(done: int, total: int) -> None:
-        watch({"event": "evaluating", "done": done, "total": total})
+    def __init__(self, path: Path, kind: str, bundle: Bundle | None) -> None:
+        try:
+            from .model_files.using import ModelFile
+        except ImportError:
+            raise UsageError(
+                f"{path} needs numpy and an interpreter: pip install 'tinytl-edge[onnxruntime]', or [litert]."
+            ) from None
+        self._file = ModelFile(path, kind, bundle)
+        self.manifest, self.classes = self._file.manifest, self._file.manifest.classes
 
-    return {"runtime": "file", **measure_file(file, dataset, progress)}
+    def evaluate(self, dataset: Path, watch: OnEvent) -> dict[str, Any]:
+        def progress(done: int, total: int) -> None:
+            watch({"event": "evaluating", "done": done, "total": total})
+
+        return {**self._file.measure(dataset, progress), "peak_rss_bytes": peak_rss()}
+
+    def predict(self, dataset: Path) -> list[Sequence[float]]:
+        return self._file.predict(dataset)
 
 
-def _work(
-    command: str,
-    bundle: Bundle,
-    adapter: Adapter | None,
-    data: Path,
-    runtime: str,
-    threads: int | None,
-    watch: OnEvent,
-) -> Measured:
-    chosen = choose_runtime(runtime, bundle)
-    job = {
-        "command": command,
-        "bundle": os.fspath(bundle.path.resolve()),
-        "program": os.fspath(bundle.file(STEP).resolve()),
-        "adapter": os.fspath(adapter.tensors.path.resolve()) if adapter else None,
-        "data": os.fspath(data.resolve()),
-        "batch_size": min(_BATCH, bundle.manifest.batch_size),
-        "threads": threads_for(bundle, threads),
-    }
-    return run_worker(worker_command(chosen), job, watch)
+class _Trained:
+    """A run, or a bundle as prepared, by a worker."""
+
+    def __init__(self, bundle: Bundle, adapter: Adapter | None, runtime: str, threads: int | None) -> None:
+        self._bundle, self._adapter = bundle, adapter
+        self._runtime, self._threads = runtime, threads
+        self.manifest = bundle.manifest
+        self.classes = adapter.classes if adapter else bundle.manifest.classes
+
+    def evaluate(self, dataset: Path, watch: OnEvent) -> dict[str, Any]:
+        measured = self._work("evaluate", dataset, watch)
+        return {**{k: v for k, v in measured.last.items() if k != "event"}, "peak_rss_bytes": measured.peak_rss_bytes}
+
+    def predict(self, dataset: Path) -> list[Sequence[float]]:
+        seen: list[Event] = []
+        self._work("predict", dataset, seen.append)
+        return [event["probabilities"] for event in seen if event["event"] == "prediction"]
+
+    def _work(self, command: str, dataset: Path, watch: OnEvent) -> Measured:
+        bundle = self._bundle
+        job = {
+            "command": command,
+            "bundle": os.fspath(bundle.path.resolve()),
+            "program": os.fspath(bundle.file(STEP).resolve()),
+            "adapter": os.fspath(self._adapter.tensors.path.resolve()) if self._adapter else None,
+            "data": os.fspath(dataset.resolve()),
+            "batch_size": min(_BATCH, bundle.manifest.batch_size),
+            "threads": threads_for(bundle, self._threads),
+        }
+        return run_worker(worker_command(choose_runtime(self._runtime, bundle)), job, watch)

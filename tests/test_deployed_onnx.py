@@ -22,7 +22,9 @@ from tinytl_edge.export.sources.onnx_metadata import class_text  # noqa: E402
 from tinytl_edge.runtime.images.decoding import read_image  # noqa: E402
 from tinytl_edge.runtime.images.framing import Framing  # noqa: E402
 
-KNOWN = (CLASSES[2], CLASSES[0], "zebra", CLASSES[1])  # in another order than the folders', and one without images
+# In another order than the folders', one spelled otherwise, and one without images; and as the folders spell them.
+KNOWN = (CLASSES[2], CLASSES[0].upper(), "zebra", CLASSES[1])
+NAMES = (CLASSES[2], CLASSES[0], "zebra", CLASSES[1])
 LINES = "".join(f"{index}: {name}\n" for index, name in enumerate(KNOWN))
 HALF = "[0.5, 0.5, 0.5]"
 PROPERTIES = {"names": str(dict(enumerate(KNOWN))), "author": "somebody", "mean": HALF, "std": HALF}
@@ -61,8 +63,9 @@ def test_it_is_the_same_model_with_one_output_more(place: Path) -> None:
     about = {entry.key: entry.value for entry in after.metadata_props}
     assert about["author"] == "somebody"
     assert about["names"] == str(dict(enumerate((*KNOWN, "emu"))))
-    assert json.loads(about["classes"]) == [*KNOWN, "emu"]
-    assert len(after.metadata_props) == len(about)
+    assert json.loads(about["tinytl-edge"])["classes"] == [*NAMES, "emu"]
+    assert (about["mean"], about["std"]) == (HALF, HALF)
+    assert len(after.metadata_props) == len(about) == 5
 
 
 def test_onnxruntime_says_what_predict_says(place: Path) -> None:
@@ -72,7 +75,7 @@ def test_onnxruntime_says_what_predict_says(place: Path) -> None:
         pixels = np.frombuffer(read_image(image, Framing(16, 16, fit="squash", margin=False)), np.uint8)
         x = (pixels.reshape(16, 16, 3) / np.float32(127.5) - 1).transpose(2, 0, 1)[None].astype(np.float32)
         given = run_bytes(place / "model.onnx", x)[0]
-        odds = [expected["probabilities"][name] for name in (*KNOWN, "emu")]
+        odds = [expected["probabilities"][name] for name in (*NAMES, "emu")]
         np.testing.assert_allclose(given, odds, atol=1e-4)
         right += expected["prediction"] == image.parent.name
     assert right >= 0.8 * len(images)
@@ -82,13 +85,13 @@ def test_the_files_themselves_are_measured_before_and_after(place: Path) -> None
     images = place / "images"
     run = json.loads(ok("evaluate", place / "run", "--data", images, "--json"))
     after = json.loads(ok("evaluate", place / "model.onnx", "--data", images, "--json"))
-    assert after["confusion"] == run["confusion"] and after["classes"] == run["classes"] == [*KNOWN, "emu"]
+    assert after["confusion"] == run["confusion"] and after["classes"] == run["classes"] == [*NAMES, "emu"]
     assert after["loss"] == pytest.approx(run["loss"], rel=1e-3)
     with pytest.raises(tinytl_edge.TinyTLError, match="--bundle"):  # it does not say all
         tinytl_edge.evaluate(place / "model.onnx.before", images)
     known = make_images(place / "known", dict.fromkeys(CLASSES, 6))
     before = tinytl_edge.evaluate(place / "model.onnx.before", known, bundle=place / "bundle")
-    assert before["classes"] == list(KNOWN) and before["accuracy"] < after["accuracy"]
+    assert before["classes"] == list(NAMES) and before["accuracy"] < after["accuracy"]
     (image,) = (place / "images" / CLASSES[0]).glob("0.png")
     (mine,), (theirs,) = (tinytl_edge.predict(each, [image]) for each in (place / "model.onnx", place / "run"))
     assert mine["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-4)

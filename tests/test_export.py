@@ -27,15 +27,15 @@ from PIL import Image
 
 def odds(path, image, prepare):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    about = session.get_modelmeta().custom_metadata_map
+    about = json.loads(session.get_modelmeta().custom_metadata_map["tinytl-edge"])
     pixels = np.asarray(Image.open(image).convert("RGB"))
-    assert pixels.shape == (int(about["height"]), int(about["width"]), int(about["channels"]))
+    assert pixels.shape == (about["height"], about["width"], about["channels"])
     logits, = session.run(["logits"], {"images": prepare(pixels, about)[None]})
     shares = np.exp(logits[0] - logits[0].max())
-    return dict(zip(json.loads(about["classes"]), (shares / shares.sum()).tolist()))
+    return dict(zip(about["classes"], (shares / shares.sum()).tolist()))
 
 def normalised(pixels, about):
-    normal = (pixels - np.array(json.loads(about["mean"]))) / json.loads(about["std"])
+    normal = (pixels - np.array(about["mean"])) / about["std"]
     return normal.astype(np.float32).transpose(2, 0, 1)
 
 model, kind, image = sys.argv[1:]
@@ -102,11 +102,12 @@ def test_it_says_all_that_an_app_needs(tmp_path: Path, run: Path) -> None:
     answer = json.loads(ok("export", run, "--out", tmp_path / "model.onnx", "--json"))
     assert answer["format"] == "onnx"
     assert answer["bytes"] == (tmp_path / "model.onnx").stat().st_size
-    about = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    (entry,) = onnx.load(tmp_path / "model.onnx").metadata_props
     beside = json.loads((tmp_path / "model.json").read_text())
-    assert json.loads(about["classes"]) == beside["classes"] == list(CLASSES)
-    assert (about["height"], about["channels"], about["colours"]) == (str(RESOLUTION), "3", "RGB")
-    assert (about["fit"], about["take"], about["filter"]) == ("crop", "the middle 7/8", "bicubic, antialiased")
+    assert entry.key == "tinytl-edge" and {"model": "model.onnx", **json.loads(entry.value)} == beside
+    assert beside["classes"] == list(CLASSES)
+    assert (beside["height"], beside["channels"], beside["colours"]) == (RESOLUTION, 3, "RGB")
+    assert (beside["fit"], beside["take"], beside["filter"]) == ("crop", "the middle 7/8", "bicubic, antialiased")
     assert beside["input"] == {"name": "images", "shape": [0, 3, RESOLUTION, RESOLUTION], "dtype": "float32"}
     assert beside["in words"] == answer["in_words"]
     words = " ".join(answer["in_words"])
@@ -156,6 +157,26 @@ def test_a_link_stays_and_mode_and_owner_too(tmp_path: Path, bundle: Path) -> No
     assert answer["kept"] == [str(models / "v1.onnx.before")]
 
 
+def test_what_lies_beside_the_file_that_a_link_leads_to_is_written_there(tmp_path: Path, workplace: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "labels.txt").write_text("0 fox\n")
+    (models / "v1.onnx").write_text("mine")
+    (tmp_path / "current.onnx").symlink_to("models/v1.onnx")
+    bundle = prepare(tmp_path / "bundle", "--data", workplace / "train")
+    table = bundle / "template" / "onnx.json"
+    content = json.loads(table.read_text())
+    content["labels"] = {"name": "labels.txt", "names": ["fox"], "kind": "numbered"}
+    table.write_text(json.dumps(content))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["files"]["template/onnx.json"], manifest["checksum"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    ok("export", bundle, "--out", tmp_path / "current.onnx", "--overwrite")
+    assert (models / "labels.txt").read_text() == "".join(f"{i} {name}\n" for i, name in enumerate(CLASSES))
+    assert (models / "labels.txt.before").read_text() == "0 fox\n"
+    assert not (tmp_path / "labels.txt").exists()
+
+
 def test_a_hard_link_keeps_the_old_content(tmp_path: Path, bundle: Path) -> None:
     """An app that holds the file open, or has it under another name, is not disturbed."""
     (tmp_path / "model.onnx").write_text("mine")
@@ -180,7 +201,7 @@ def test_engines_that_were_built_of_the_old_file_are_named(tmp_path: Path, bundl
 
 @pytest.mark.parametrize("name", ["model.tflite", "model.pt", "model"])
 def test_another_ending_is_refused(name: str, tmp_path: Path, bundle: Path) -> None:
-    assert "let --out end in .onnx." in fails(2, "export", bundle, "--out", tmp_path / name)
+    assert "a name that ends in .onnx is." in fails(2, "export", bundle, "--out", tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 

@@ -10,7 +10,8 @@ import pytest
 from graph_cases import CASES, classifier, manifest
 
 from tinytl_edge.runtime.files.bundle import Input, Manifest
-from tinytl_edge.runtime.model_files.about import metadata, model_json, onnx_metadata, sentences
+from tinytl_edge.runtime.model_files.about import about, onnx_metadata, sentences
+from tinytl_edge.runtime.model_files.class_text import ClassText
 from tinytl_edge.runtime.model_files.template import Port, Template
 
 NAMES = ("cat", "Häschen", "fox", "owl", "bee")
@@ -19,31 +20,36 @@ TEMPLATE = Template(("model.onnx",), (), Port("images", (0, 3, 7, 6), "float32")
 
 
 @pytest.fixture(scope="module")
-def about() -> Manifest:
+def of() -> Manifest:
     model, trainable, _ = classifier(*CASES["conv 8 bits, zero point"])
     return replace(manifest(model, trainable), input=INPUT)
 
 
-def test_metadata_stand_behind_an_onnx_file(about: Manifest) -> None:
+def test_metadata_stand_behind_an_onnx_file(of: Manifest) -> None:
     model = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
-    onnx.helper.set_model_props(model, {"author": "somebody"})
-    texts = {**metadata(about, TEMPLATE, NAMES), "long": "ü" * 20_000, "": ""}
-    read = onnx.ModelProto.FromString(model.SerializeToString() + onnx_metadata(texts))
-    assert {entry.key: entry.value for entry in read.metadata_props} == {"author": "somebody", **texts}
+    onnx.helper.set_model_props(model, {"author": "somebody", "mean": "0.5", "labels": "a;b"})
+    said = {**about(of, TEMPLATE, NAMES), "long": "ü" * 20_000, "": ""}
+    own = (ClassText("names", "commas", "Cat,fox", ("Cat", "fox")),)
+    content = model.SerializeToString() + onnx_metadata(said, replace(TEMPLATE, class_texts=own), NAMES)
+    read = onnx.ModelProto.FromString(content)
+    found = {entry.key: entry.value for entry in read.metadata_props}
+    assert json.loads(found.pop("tinytl-edge")) == said
+    # A file's own entries stay, and its names as it spells them.
+    assert found == {"author": "somebody", "mean": "0.5", "labels": "a;b", "names": "Cat,Häschen,fox,owl,bee"}
     assert read.graph == model.graph
 
 
-def test_metadata(about: Manifest) -> None:
-    said = metadata(about, TEMPLATE, NAMES)
-    assert json.loads(said["classes"]) == list(NAMES)
-    assert "Häschen" in said["classes"]
-    assert (said["height"], said["width"], said["channels"]) == ("7", "6", "3")
-    assert (json.loads(said["mean"]), json.loads(said["std"])) == ([10.0, 120.0, 250.0], [1.5, 50.0, 127.5])
+def test_what_it_says(of: Manifest) -> None:
+    said = about(of, TEMPLATE, NAMES)
+    assert json.loads(json.dumps(said)) == said
+    assert said["classes"] == list(NAMES)
+    assert (said["height"], said["width"], said["channels"]) == (7, 6, 3)
+    assert (said["mean"], said["std"]) == ([10.0, 120.0, 250.0], [1.5, 50.0, 127.5])
     assert (said["fit"], said["labels"], said["backbone"], said["method"]) == ("squash", "single", "small", "test")
-    assert (said["layout"], said["colours"], said["take"], said["output"]) == ("NCHW", "RGB", "all", "logits")
-    assert metadata(replace(about, labels="multi"), TEMPLATE, NAMES)["labels"] == "multi"
-    raw = metadata(about, replace(TEMPLATE, raw_pixels=True), NAMES)
-    assert (raw["mean"], raw["std"]) == ("[0.0, 0.0, 0.0]", "[1.0, 1.0, 1.0]")
+    assert (said["layout"], said["colours"], said["take"], said["end"]) == ("NCHW", "RGB", "all", "logits")
+    assert about(replace(of, labels="multi"), TEMPLATE, NAMES)["labels"] == "multi"
+    raw = about(of, replace(TEMPLATE, raw_pixels=True), NAMES)
+    assert (raw["mean"], raw["std"]) == ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
 
 
 CASES_OF_WORDS = [
@@ -61,10 +67,6 @@ CASES_OF_WORDS = [
 
 
 @pytest.mark.parametrize(("taken", "template", "expected"), CASES_OF_WORDS)
-def test_in_words(taken: Input, template: Template, expected: tuple[str, ...], about: Manifest) -> None:
-    about = replace(about, input=taken)
-    said = " ".join(sentences(about, template, NAMES))
+def test_in_words(taken: Input, template: Template, expected: tuple[str, ...], of: Manifest) -> None:
+    said = " ".join(sentences(replace(of, input=taken), template, NAMES))
     assert all(words in said for words in (*expected, "1 Häschen")), said
-    beside = model_json("m.onnx", about, template, NAMES)
-    assert json.loads(json.dumps(beside))["classes"] == list(NAMES)
-    assert beside["model"] == "m.onnx" and beside["height"] == 7

@@ -40,12 +40,13 @@ from tinytl_edge.export.onnx_graph import constant, set_initializer  # noqa: E40
 from tinytl_edge.export.sources.network import Network  # noqa: E402
 from tinytl_edge.export.sources.onnx_file import read_onnx  # noqa: E402
 from tinytl_edge.export.sources.torch_module import from_module  # noqa: E402
-from tinytl_edge.export.targets.onnx_template import MODEL, Content, onnx_template  # noqa: E402
+from tinytl_edge.export.targets.content import Content  # noqa: E402
+from tinytl_edge.export.targets.onnx_template import MODEL, onnx_template  # noqa: E402
+from tinytl_edge.export.targets.proof import fill  # noqa: E402
 from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, new_outputs, two_outputs  # noqa: E402
 from tinytl_edge.export.tinytl.trainables import METHODS  # noqa: E402
 from tinytl_edge.export.tinytl.transform import transform  # noqa: E402
 from tinytl_edge.runtime.files.bundle import Input  # noqa: E402
-from tinytl_edge.runtime.model_files.stored_numbers import as_stored  # noqa: E402
 
 X = images(1, size=16)
 Change = Callable[[Network], Any]
@@ -70,18 +71,10 @@ def trained(network: Network, content: Content, folder: Path, step: float = 0.05
         value = network.model.graph.initializers[name]
         array = constant(value)
         assert array is not None
-        moved = (array + step * random.standard_normal(array.shape)).astype(np.float32)
-        set_initializer(value, moved)
-        numbers[name] = moved.tobytes()
+        numbers[name] = (array + step * random.standard_normal(array.shape)).astype("<f4")
+        set_initializer(value, numbers[name])
     folder.mkdir(exist_ok=True)
-    for index, name in enumerate(content.files):
-        changed = bytearray(content.files[name])
-        for hole in content.table.holes:
-            if hole.file == index:
-                stored = as_stored(hole.parameter, numbers, hole.steps, hole.dtype)
-                changed[hole.offset : hole.offset + len(stored)] = stored
-        (folder / name).write_bytes(changed)
-    return folder / MODEL
+    return fill(content, folder, numbers)
 
 
 def compare(network: Network, file: Path, x: Any, atol: float = 1e-5) -> None:
@@ -153,6 +146,18 @@ def test_layers_that_share_a_bias_go_their_own_ways(method: str, tmp_path: Path)
         assert not content.notes and len(content.table.holes) == 5
 
 
+def test_what_nothing_reads_stays(tmp_path: Path) -> None:
+    nodes = [*CLASSIFIER, SOFTMAX, node("Relu", ["l"], ["idle"])]
+    path = write(tmp_path / "model.onnx", nodes, {"unused": floats(3)})
+    model = onnx.load(path)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(floats(2), "nobody"))
+    model.graph.node.append(node("Constant", [], ["number"], value_float=2.0))
+    onnx.save(model, path)
+    network, content = prepared(path, "bias")
+    assert not content.notes
+    same_but_for(trained(network, content, tmp_path / "after"), path, content)
+
+
 # Classes -----------------------------------------------------------------------------------------------
 
 
@@ -195,6 +200,25 @@ def test_other_classes_change_the_shape_of_the_classifier_alone(
     assert [(n.op_type, n.output) for n in model.graph.node] == [
         (n.op_type, n.output) for n in onnx.load(path).graph.node
     ]
+
+
+@pytest.mark.parametrize("quantised_too", [False, True])
+def test_other_outputs_keep_their_size(quantised_too: bool, tmp_path: Path) -> None:
+    """The features beside the scores have as many numbers as there were classes."""
+    weights = {"m/w": floats(4, 8), "m/b": floats(4), "k/w": floats(4, 4), "k/b": floats(4)}
+    nodes = [CONVOLUTION, RELU, *POOL, node("Gemm", ["f", "m/w", "m/b"], ["m"], transB=1), node("Relu", ["m"], ["n"]),
+             node("Gemm", ["n", "k/w", "k/b"], ["l"], transB=1), SOFTMAX]  # fmt: skip
+    outputs = [onnx.helper.make_tensor_value_info(name, FLOAT, [1, 4]) for name in ("y", "n")]
+    path = write(tmp_path / "model.onnx", nodes, weights, outputs=outputs)
+    if quantised_too:
+        from onnxruntime import quantization
+
+        quantization.quantize_dynamic(path, path, weight_type=quantization.QuantType.QInt8)
+    network, content = prepared(path, "last", more_classes)
+    assert not content.notes
+    after = onnx.load(trained(network, content, tmp_path / "after")).graph
+    sizes = {o.name: [d.dim_value for d in o.type.tensor_type.shape.dim] for o in after.output}
+    assert sizes == {"y": [1, 7], "n": [1, 4]}
 
 
 def one_sigmoid(tmp_path: Path) -> Path:

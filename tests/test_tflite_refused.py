@@ -61,8 +61,8 @@ def test_what_is_no_tflite_file(content: bytes, words: str, tmp_path: Path) -> N
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    sentence(tmp_path / "none.tflite", UsageError)
-    sentence(tmp_path, UsageError)
+    assert "none.tflite cannot be read" in sentence(tmp_path / "none.tflite", UsageError)
+    assert "cannot be read" in sentence(tmp_path, UsageError)
 
 
 @pytest.mark.parametrize(

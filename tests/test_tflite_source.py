@@ -168,6 +168,6 @@ def test_parameters_can_be_found_in_the_file() -> None:
         tensor = file.tensors[int(way.name.removeprefix("tensor "))]
         kinds[str(array.dtype)] += 1
         assert way.shape == tensor.shape
-        found = as_stored("", {"": array.astype("<f4").tobytes()}, way.steps, tensor.dtype)
+        found = as_stored("", {"": array.astype("<f4").tobytes()}.__getitem__, way.steps, tensor.dtype)
         assert found == tensor.data
     assert kinds == {"uint8": 28, "float32": 28}

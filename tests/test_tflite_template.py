@@ -21,8 +21,8 @@ from tinytl_edge.export.sources.network import Network  # noqa: E402
 from tinytl_edge.export.sources.tflite_file import read_tflite  # noqa: E402
 from tinytl_edge.export.sources.tflite_reader import parse  # noqa: E402
 from tinytl_edge.export.targets.content import Content, UnwritableError  # noqa: E402
-from tinytl_edge.export.targets.proof import filled  # noqa: E402
-from tinytl_edge.export.targets.tflite_template import MODEL, tflite_template  # noqa: E402
+from tinytl_edge.export.targets.proof import fill  # noqa: E402
+from tinytl_edge.export.targets.tflite_template import tflite_template  # noqa: E402
 from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, two_outputs  # noqa: E402
 from tinytl_edge.export.tinytl.transform import transform  # noqa: E402
 
@@ -67,8 +67,7 @@ def trained(network: Network, content: Content, folder: Path) -> Path:
         assert array is not None
         numbers[name] = (array + 0.05 * random.standard_normal(array.shape)).astype("<f4")
         set_initializer(value, numbers[name])
-    (folder / MODEL).write_bytes(filled(content.files[MODEL], 0, content.table, numbers))
-    return folder / MODEL
+    return fill(content, folder, numbers)
 
 
 def compare(network: Network, file: Path, atol: float = 1e-5) -> None:

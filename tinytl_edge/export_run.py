@@ -12,9 +12,9 @@ from typing import Any
 
 from tinytl_edge.runtime.errors import UsageError
 from tinytl_edge.runtime.files.run import open_model
-from tinytl_edge.runtime.model_files.about import metadata, model_json, onnx_metadata, sentences
-from tinytl_edge.runtime.model_files.deployed import BEFORE, replace_files, stale_builds
-from tinytl_edge.runtime.model_files.template import filled, read_template
+from tinytl_edge.runtime.model_files.about import about, onnx_metadata
+from tinytl_edge.runtime.model_files.deployed import BEFORE, beside, kind_of, replace_files, stale_builds
+from tinytl_edge.runtime.model_files.template import FOLDER, filled, read_template
 
 
 def export(
@@ -44,34 +44,33 @@ def export(
     target = Path(out)
     opened, adapter = open_model(model, bundle)
     classes = adapter.classes if adapter else opened.manifest.classes
-    template = read_template(opened, target.suffix)
-    parameters = adapter.tensors if adapter else None
-    is_onnx = target.suffix.lower() == ".onnx"
-    about = onnx_metadata(metadata(opened.manifest, template, classes)) if is_onnx else b""
-    files: dict[Path, Iterable[bytes]] = {target: chain(filled(opened, template, 0, parameters), [about])}
+    template, folder = read_template(opened, target), opened.file(FOLDER)
+    said = about(opened.manifest, template, classes)
+    read = adapter.tensors.read if adapter else None
+    behind = onnx_metadata(said, template, classes) if kind_of(target) == "onnx" else b""
+    files: dict[Path, Iterable[bytes]] = {target: chain(filled(folder, template, 0, read), [behind])}
     for index, name in enumerate(template.files[1:], 1):
-        files[target.with_name(name)] = filled(opened, template, index, parameters)
-    said = model_json(target.name, opened.manifest, template, classes)
-    beside = target.with_suffix(".json")
-    files[beside] = [json.dumps(said, indent=1, ensure_ascii=False).encode() + b"\n"]
-    labels = template.labels
-    if labels is not None and classes:
-        place, text = target.with_name(labels.name), labels.text(classes).encode()
+        files[beside(target, name)] = filled(folder, template, index, read)
+    weights = list(files)
+    page = beside(target, target.with_suffix(".json").name)
+    files[page] = [json.dumps({"model": target.name, **said}, indent=1, ensure_ascii=False).encode() + b"\n"]
+    if template.labels is not None and classes:
+        place, text = beside(target, template.labels.name), template.labels.text(classes).encode()
         if not place.is_file() or place.read_bytes() != text:
             files[place] = [text]
     existed = [path for path in files if path.exists()]
     if existed and not overwrite:
         raise UsageError(f"{existed[0]} already exists: add --overwrite, or choose another --out.")
-    kept = [path for path in existed if not (path == beside and _is_ours(path))] if keep else []
+    kept = [path for path in existed if not (path == page and _is_ours(path))] if keep else []
     sizes = replace_files(files, kept)
     return {
         "out": os.fspath(target),
-        "format": target.suffix.lower()[1:],
-        "bytes": sum(sizes[target.with_name(name)] for name in (target.name, *template.files[1:])),
+        "format": kind_of(target),
+        "bytes": sum(sizes[path] for path in weights),
         "files": [os.fspath(path) for path in files],
         "classes": list(classes),
         "input": asdict(opened.manifest.input),
-        "in_words": sentences(opened.manifest, template, classes),
+        "in_words": said["in words"],
         "kept": [f"{os.path.realpath(path)}{BEFORE}" for path in kept],
         "stale": [os.fspath(path) for path in stale_builds(target)] if target in existed else [],
     }

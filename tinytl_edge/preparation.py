@@ -148,15 +148,13 @@ def prepare(
         wanted.multi_label, seed,
     )  # fmt: skip
 
-    is_file = ":" not in model and Path(model).suffix.lower() in (".tflite", ".lite", ".onnx")
-
     def at(size: tuple[int, int] | None) -> _Compiled:
         say("reading the model")
         network = read_network(model, weights, size, wanted.count, seed)
         _check_numbers(network)
-        if is_file:
+        if network.source is not None:
             say("comparing it with the file")
-            network.notes.append(compare_with_file(Path(model), network, wanted.folders))
+            network.notes.append(compare_with_file(network, wanted.folders))
         network.input = _told(network.input, fit, mean, std)
         network.range_known |= mean is not None or std is not None
         network.fit_known |= fit is not None
@@ -170,7 +168,8 @@ def prepare(
     try:
         with new_bundle(Path(out), overwrite) as folder:
             compiled = at(size)
-            if board is not None and size is None and not is_file and ":" not in model:
+            is_backbone = compiled.network.source is None and ":" not in model
+            if board is not None and size is None and is_backbone:
                 compiled, why = _fast_enough(compiled, at, batch_size, board)
                 choices.append(why)
             if board is not None:

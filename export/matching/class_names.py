@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tinytl_edge.runtime.errors import UsageError
-from tinytl_edge.runtime.model_files.label_file import LabelFile
+from tinytl_edge.runtime.model_files.label_file import LabelFile, plain
 from tinytl_edge.runtime.wording import list_names
 
 KEEP, EXTEND, REPLACE = "keep", "extend", "replace"
@@ -78,10 +78,10 @@ def in_natural_order(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _by_name(known: Sequence[str], wanted: Sequence[str]) -> Matched:
-    place = {_plain(name): index for index, name in enumerate(known)}
+    place = {plain(name): index for index, name in enumerate(known)}
     names, new = list(known), []
     for name in wanted:
-        index = place.get(_plain(name))
+        index = place.get(plain(name))
         if index is None:
             new.append(name)
         else:
@@ -97,11 +97,6 @@ def _by_name(known: Sequence[str], wanted: Sequence[str]) -> Matched:
         more = f"New classes, behind the {len(known)} that the model knows: {list_names(new)}."
         return Matched(EXTEND, (*names, *new), len(known) + len(new), (note, more))
     return Matched(KEEP, tuple(names), len(names), (note,))
-
-
-def _plain(name: str) -> str:
-    """What of a name counts when names are compared."""
-    return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
 
 
 def listed(names: Sequence[str]) -> str:

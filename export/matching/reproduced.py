@@ -14,6 +14,7 @@ from tinytl_edge.export.sources.network import Network
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 from tinytl_edge.runtime.images.decoding import UnusableImageError, read_image
 from tinytl_edge.runtime.model_files.interpreter import open_interpreter
+from tinytl_edge.runtime.workers.measuring import probabilities
 
 _IMAGES = 8
 _OF_FLOATS = 0.01  # most that a score may differ by
@@ -22,23 +23,27 @@ _SAME_CLASS = 0.75
 _NEAR = 0.1  # scores that rounding may turn round
 
 
-def compare_with_file(path: Path, network: Network, folders: dict[str, list[Path]]) -> str:
+def compare_with_file(network: Network, folders: dict[str, list[Path]]) -> str:
     """A sentence with the largest difference of their scores, or why they were not compared.
 
     Args:
+        network: one that came from a file.
         folders: images by class; without any, random ones are taken.
 
     Raises:
         UsageError: they differ by more than rounding does.
     """
+    assert network.source is not None
+    path, images = network.source.path, _images(network, folders)
     try:
-        interpreter = open_interpreter(path, network.model.metadata_props.get("tinytl-edge.output"))
+        interpreter = open_interpreter(
+            path, network.source.kind, network.model.metadata_props.get("tinytl-edge.output")
+        )
+        wanted = interpreter.scores(images[:, ::-1] if network.takes_bgr else images)
     except UsageError as error:
         return f"The import was not compared with the file: {error}"
     except DamagedFileError as error:  # what an interpreter refuses may be clear all the same
         return f"The import could not be compared with the file: {error}"
-    images = _images(network, folders)
-    wanted = interpreter.scores(images[:, ::-1] if network.takes_bgr else images)
     with torch.no_grad():
         found = _scores(EagerNetwork(network.model)(torch.from_numpy(images)).numpy(), network.end)
     if found.shape != wanted.shape:
@@ -80,10 +85,7 @@ def _images(network: Network, folders: dict[str, list[Path]]) -> Array:
 
 def _scores(logits: Array, end: str) -> Array:
     """What the file makes of its logits."""
-    if end == "sigmoid":
-        return np.asarray(1 / (1 + np.exp(-logits)))
-    if end in ("softmax", "log_softmax"):
-        shifted = logits - logits.max(1, keepdims=True)
-        logged = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-        return np.asarray(np.exp(logged) if end == "softmax" else logged)
-    return logits
+    if not end:
+        return logits
+    odds = probabilities(logits, multi_label=end == "sigmoid")
+    return np.log(np.maximum(odds, np.finfo(np.float32).tiny)) if end == "log_softmax" else odds

@@ -21,7 +21,7 @@ from .network import FileSource, Network
 from .onnx_ends import cut_end
 from .onnx_fused import split_fused
 from .onnx_input import Images, largest_constant, quantised_range, take_images
-from .onnx_metadata import class_names, colour_order, fit_of, image_size, normalisation
+from .onnx_metadata import class_names, colour_order, fit_of, image_size, normalisation, told
 from .onnx_quantised import undo_quantisation
 from .onnx_reader import read_model
 
@@ -65,7 +65,7 @@ def _read(path: Path, size: tuple[int, int] | None) -> Network:
     untie_vectors(model)
     if not model.graph.outputs:
         raise DamagedFileError(f"{path} has no output.")
-    properties = dict(model.metadata_props)
+    properties = told(model.metadata_props)
     images = take_images(model, size, image_size(properties), colour_order(properties) == "BGR")
     model.metadata_props["tinytl-edge.input"] = model.graph.inputs[0].name or ""
     _widen(model)

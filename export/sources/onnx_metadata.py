@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinytl_edge.runtime.images.framing import FITS
+from tinytl_edge.runtime.model_files.about import KEY
 from tinytl_edge.runtime.model_files.class_text import ClassText
 
 _CLASSES = (
@@ -31,6 +32,16 @@ _NOMINAL = {"nominalrange_0_255": (0.0, 1.0), "normalized_0_1": (0.0, 255.0), "n
 _Numbers = tuple[float, ...]
 
 
+def told(properties: Mapping[str, str]) -> dict[str, str]:
+    """All entries; what one of our own files says of itself stands among them, and goes before others."""
+    try:
+        own = json.loads(properties.get(KEY, "{}"))
+    except ValueError:
+        own = {}
+    said = own if isinstance(own, dict) else {}
+    return {**properties, **{key: text if isinstance(text, str) else json.dumps(text) for key, text in said.items()}}
+
+
 def class_names(properties: Mapping[str, str], outputs: int, notes: list[str]) -> tuple[str, ...]:
     """One for each output, or none: a list, or a dict of indices, as JSON or Python writes it; lines; with commas."""
     known = {key.lower(): text for key, text in properties.items()}
@@ -45,9 +56,13 @@ def class_names(properties: Mapping[str, str], outputs: int, notes: list[str]) -
 
 def class_text(key: str, text: str, outputs: int) -> ClassText | None:
     """The spelling of an entry that names the classes, or None where it does not."""
-    if key.lower() not in _CLASSES or not outputs or len(_names(text)) != outputs:
+    names = _names(text) if key.lower() in _CLASSES else ()
+    if not outputs or len(names) != outputs:
         return None
-    content = None
+    return ClassText(key, _spelling(text), text, names)
+
+
+def _spelling(text: str) -> str:
     for language, read in (("json", json.loads), ("python", ast.literal_eval)):
         try:
             content = read(text)
@@ -55,11 +70,10 @@ def class_text(key: str, text: str, outputs: int) -> ClassText | None:
             continue
         if isinstance(content, dict):
             by_name = all(isinstance(value, int) for value in content.values())
-            return ClassText(key, "json names" if by_name else f"{language} numbers", text)
+            return "json names" if by_name else f"{language} numbers"
         if isinstance(content, (list, tuple)):
-            return ClassText(key, f"{language} list", text)
-    kind = "lines" if "\n" in text.strip() else "semicolons" if ";" in text else "commas"
-    return ClassText(key, kind, text)
+            return f"{language} list"
+    return "lines" if "\n" in text.strip() else "semicolons" if ";" in text else "commas"
 
 
 def normalisation(properties: Mapping[str, str], channels: int) -> tuple[_Numbers, _Numbers] | None:

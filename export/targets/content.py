@@ -9,6 +9,7 @@ from pathlib import Path
 from tinytl_edge.export.passes.origin import steps
 from tinytl_edge.export.sources.network import Network
 from tinytl_edge.export.tinytl.classifier import find_classifier
+from tinytl_edge.runtime.model_files.deployed import kind_of
 from tinytl_edge.runtime.model_files.label_file import LabelFile
 from tinytl_edge.runtime.model_files.template import FOLDER, Template, table_of
 
@@ -31,7 +32,9 @@ class Content:
         table = replace(self.table, labels=labels)
         for name, content in self.files.items():
             (folder / FOLDER / name).write_bytes(content)
-        place = folder / FOLDER / table_of(Path(self.table.files[0]).suffix)
+        kind = kind_of(Path(self.table.files[0]))
+        assert kind is not None
+        place = folder / FOLDER / table_of(kind)
         place.write_text(json.dumps(asdict(table), ensure_ascii=False), encoding="utf-8")
 
 

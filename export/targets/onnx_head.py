@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import onnx
 import onnx_ir as ir
 from onnx import TensorProto
 
-from tinytl_edge.export.onnx_graph import nodes_between
+from tinytl_edge.export.onnx_graph import nodes_between, sizes
 from tinytl_edge.export.passes.origin import file_value
 from tinytl_edge.export.tinytl.classifier import find_classifier
 
@@ -47,17 +46,6 @@ def float_head(file: OnnxFile, model: ir.Model, trainable: Mapping[str, str]) ->
     made = transplant.insert(nodes, behind)
     file.makers[made].output[0] = result
     file.makers[result] = file.makers.pop(made)
-    file.forget_shapes_behind(file.makers[result])
+    file.give_outputs(file.makers[result], sizes(logits)[0])
     file.forget_unread()
-    _outputs(file, result, int(str((logits.shape or [0, 0])[1])))
     return transplant.places
-
-
-def _outputs(file: OnnxFile, result: str, count: int) -> None:
-    """The file's output has as many numbers as there are classes."""
-    for output in file.graph.output:
-        sizes = output.type.tensor_type.shape.dim
-        if len(sizes) == 2 and sizes[1].HasField("dim_value"):
-            sizes[1].dim_value = count
-        elif len(sizes) > 2 and output.name == result:
-            output.CopyFrom(onnx.helper.make_tensor_value_info(result, TensorProto.FLOAT, ["batch", count]))

@@ -9,9 +9,9 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from tinytl_edge.runtime.files.bundle import Input
-from tinytl_edge.runtime.model_files.template import Port
+from tinytl_edge.runtime.model_files.template import Port, layout_of
 
-_ENDS = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "sigmoid": "Sigmoid"}
+ENDS = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "sigmoid": "Sigmoid"}
 
 
 def port(value: onnx.ValueInfoProto) -> Port:
@@ -21,14 +21,6 @@ def port(value: onnx.ValueInfoProto) -> Port:
     return Port(value.name, shape, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
 
 
-def layout_of(images: onnx.ValueInfoProto, taken: Input) -> str:
-    """The order of a file's input: NCHW, NHWC, or NHW where it has no channels."""
-    sizes = [dimension.dim_value for dimension in images.type.tensor_type.shape.dim]
-    if len(sizes) == 3:
-        return "NHW"
-    return "NHWC" if sizes[1] != taken.channels and sizes[3] == taken.channels else "NCHW"
-
-
 def take_images(proto: onnx.ModelProto, images: onnx.ValueInfoProto, taken: Input, blue_first: bool) -> None:
     """Let a model, whose input is float32 NCHW and RGB, take another, in place: its type, layout and colours.
 
@@ -36,7 +28,7 @@ def take_images(proto: onnx.ModelProto, images: onnx.ValueInfoProto, taken: Inpu
         images: a file's input.
         blue_first: that input's colours are BGR.
     """
-    graph, layout, name = proto.graph, layout_of(images, taken), _free_name(proto, images.name)
+    graph, layout, name = proto.graph, layout_of(port(images).shape, taken.channels), _free_name(proto, images.name)
     nodes: list[onnx.NodeProto] = []
 
     def add(op: str, *constants: str, **attributes: Any) -> None:
@@ -82,7 +74,7 @@ def give_scores(proto: onnx.ModelProto, end: str, one_output: bool, wanted: str,
         graph.initializer.append(numpy_helper.from_array(np.array([[-1.0], [1.0]], np.float32), "given/difference"))
         add("MatMul", "given/difference")
     if end:
-        add(_ENDS[end], **({} if end == "sigmoid" else {"axis": 1}))
+        add(ENDS[end], **({} if end == "sigmoid" else {"axis": 1}))
     if kind != TensorProto.FLOAT:
         add("Cast", to=kind)
     if nodes:

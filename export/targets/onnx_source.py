@@ -43,9 +43,10 @@ class OnnxFile:
         self.makers: dict[str, NodeProto] = {}
         for node in self.graph.node:
             self.makers.update(dict.fromkeys(node.output, node))
-            tensor = _constant(node)
-            if tensor is not None:
-                self.constants[node.output[0]] = tensor
+            if node.op_type == "Constant" and [a.name for a in node.attribute] == ["value"]:
+                self.constants[node.output[0]] = node.attribute[0].t
+        # What nothing reads in the file as it came stays there.
+        self._idle = ({*self.makers} | {*self.constants}) - self._read()
 
     def readers(self, name: str) -> list[tuple[NodeProto, int]]:
         """The nodes that read a value, and at which input."""
@@ -103,7 +104,7 @@ class OnnxFile:
         self.forget_unread()
         return tensor
 
-    def set(self, tensor: TensorProto, array: Array) -> None:
+    def set_constant(self, tensor: TensorProto, array: Array) -> None:
         """Give a constant other numbers, and perhaps another shape."""
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
@@ -111,42 +112,41 @@ class OnnxFile:
             if value.name == name:
                 value.CopyFrom(onnx.helper.make_tensor_value_info(name, tensor.data_type, array.shape))
 
-    def forget_shapes_behind(self, first: NodeProto) -> list[NodeProto]:
-        """Drop what is noted of the shapes of all that depends on a node; returns the nodes, `first` too."""
-        behind, changed = [first], set(first.output)
+    def give_outputs(self, layer: NodeProto, count: int) -> list[NodeProto]:
+        """A layer has another number of outputs: what is noted of the shapes behind it is dropped, and the graph's
+        outputs among that get as many; returns the nodes behind it, the layer, too."""
+        behind, changed = [layer], set(layer.output)
         for node in self.graph.node:
-            if node is not first and changed & {*node.input, *_reads_of_branches(node)}:
+            if node is not layer and changed & {*node.input, *_reads_of_branches(node)}:
                 behind.append(node)
                 changed.update(node.output)
         kept = [value for value in self.graph.value_info if value.name not in changed]
         del self.graph.value_info[:]
         self.graph.value_info.extend(kept)
+        for output in self.graph.output:
+            sizes = output.type.tensor_type.shape.dim
+            if output.name in changed and len(sizes) > 1 and sizes[1].HasField("dim_value"):
+                sizes[1].dim_value = count
         return behind
 
     def forget_unread(self) -> None:
-        """Nodes and constants that nothing reads go."""
+        """Nodes and constants that nothing reads any more go."""
         while True:
-            read = {name for node in self.graph.node for name in (*node.input, *_reads_of_branches(node))}
-            read |= {value.name for value in self.graph.output}
-            unread = [node for node in self.graph.node if not read & set(node.output)]
+            needed = self._read() | self._idle
+            unread = [node for node in self.graph.node if not needed & set(node.output)]
             if not unread:
                 break
             for node in unread:
                 self.graph.node.remove(node)
-        for tensor in [t for t in self.graph.initializer if t.name not in read]:
-            if not any(value.name == tensor.name for value in self.graph.input):
-                self.graph.initializer.remove(tensor)
+        for tensor in [t for t in self.graph.initializer if t.name not in needed]:
+            self.graph.initializer.remove(tensor)
+            for value in [value for value in self.graph.input if value.name == tensor.name]:
+                self.graph.input.remove(value)
 
-
-def _constant(node: NodeProto) -> TensorProto | None:
-    """The tensor of a Constant node, whichever way it is written."""
-    if node.op_type != "Constant" or len(node.attribute) != 1:
-        return None
-    attribute = node.attribute[0]
-    if attribute.name in ("value_float", "value_floats"):
-        numbers = np.array(onnx.helper.get_attribute_value(attribute), np.float32)
-        attribute.CopyFrom(onnx.helper.make_attribute("value", numpy_helper.from_array(numbers)))
-    return attribute.t if attribute.name == "value" else None
+    def _read(self) -> set[str]:
+        """All values that are read, by nodes or as the graph's outputs."""
+        read = {name for node in self.graph.node for name in (*node.input, *_reads_of_branches(node))}
+        return read | {value.name for value in self.graph.output}
 
 
 def _reads_of_branches(node: NodeProto) -> set[str]:
@@ -206,7 +206,7 @@ def _numbers(value: ir.Value) -> Array:
 
 def _place(file: OnnxFile, way: Stored, values: Mapping[str, ir.Value], resizable: bool) -> TensorProto:
     numbers = {name: _numbers(value).astype("<f4").tobytes() for name, value in values.items()}
-    content = as_stored("", numbers, way.steps, way.dtype)
+    content = as_stored("", numbers.__getitem__, way.steps, way.dtype)
     array = np.frombuffer(content, np.dtype(way.dtype).newbyteorder("<")).reshape(way.shape)
     if way.computed or way.name not in file.constants:
         return file.replace_computed(way.name, array)
@@ -220,14 +220,10 @@ def _place(file: OnnxFile, way: Stored, values: Mapping[str, ir.Value], resizabl
     if old != way.shape:
         if not resizable or len(old) != len(way.shape):
             raise UnwritableError(f"'{way.name}' has the shape {list(old)}")
-        name = tensor.name
-        file.set(tensor, array)
-        tensor.name = name
+        file.set_constant(tensor, array)
         _resize(file, reader, old, way.shape)
     elif not tensor.HasField("raw_data") and tensor.data_location != TensorProto.EXTERNAL:
-        name = tensor.name
-        file.set(tensor, numpy_helper.to_array(tensor))
-        tensor.name = name
+        file.set_constant(tensor, numpy_helper.to_array(tensor))
     return tensor
 
 
@@ -248,7 +244,7 @@ def _resize(file: OnnxFile, layer: NodeProto, old: tuple[int, ...], new: tuple[i
     (before, after), *others = [(a, b) for a, b in zip(old, new) if a != b]
     if others:
         raise UnwritableError(f"the classifier's weights have the shape {list(old)}, not {list(new)}")
-    for node in file.forget_shapes_behind(layer):
+    for node in file.give_outputs(layer, after):
         if node.op_type == "Reshape" and node.input[1] in file.constants:
             target = file.constants[node.input[1]]
             numbers = numpy_helper.to_array(target)
@@ -256,10 +252,6 @@ def _resize(file: OnnxFile, layer: NodeProto, old: tuple[int, ...], new: tuple[i
                 changed = numbers.copy()
                 changed[1:][changed[1:] == before] = after
                 node.input[1] = file.add(file.free_name(f"{node.input[1]}/classes"), changed).name
-    for output in file.graph.output:
-        for dimension in output.type.tensor_type.shape.dim[1:]:
-            if dimension.dim_value == before:
-                dimension.dim_value = after
 
 
 def _new_bias(file: OnnxFile, layer: ir.Node, way: Stored, value: ir.Value) -> TensorProto:

@@ -12,14 +12,14 @@ from onnx import TensorProto
 from tinytl_edge.export.sources.network import FileSource, Network
 from tinytl_edge.export.sources.onnx_file import read_onnx
 from tinytl_edge.export.sources.onnx_metadata import class_text
-from tinytl_edge.runtime.model_files.about import OWN_KEYS
+from tinytl_edge.runtime.model_files.about import KEY
 from tinytl_edge.runtime.model_files.class_text import ClassText
-from tinytl_edge.runtime.model_files.template import Hole, Template
+from tinytl_edge.runtime.model_files.template import Hole, Template, layout_of
 
 from .content import Content, UnwritableError, colours_of, end_of, is_one_output
 from .onnx_ends import change_end
 from .onnx_head import float_head, has_codes
-from .onnx_interface import give_scores, layout_of, port, take_images
+from .onnx_interface import ENDS, give_scores, port, take_images
 from .onnx_model import inference_model
 from .onnx_modules import insert_modules
 from .onnx_places import raw_data_places
@@ -27,7 +27,6 @@ from .onnx_source import OnnxFile, Place, write_back
 from .proof import prove
 
 MODEL = "model.onnx"
-_ENDS = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "sigmoid": "Sigmoid"}
 
 
 def onnx_template(network: Network, trainable: Mapping[str, str], multi_label: bool, raw_pixels: bool) -> Content:
@@ -68,7 +67,7 @@ def _of_network(
     if source is not None:
         was = onnx.ModelProto.FromString(source.content)
         images, output = _images(was), _output(was, network)
-        layout = layout_of(images, network.input)
+        layout = layout_of(port(images).shape, network.input.channels)
         take_images(proto, images, network.input, network.takes_bgr)
         give_scores(proto, end, one_output, output.name, output.type.tensor_type.elem_type or TensorProto.FLOAT)
     elif end:
@@ -97,15 +96,16 @@ def _of_file(source: FileSource, network: Network, trainable: Mapping[str, str],
     places += insert_modules(file, network.model, trainable)
     one_output, logits = is_one_output(network), network.model.metadata_props["tinytl-edge.logits"]
     if end != network.end:
-        change_end(file, logits, _ENDS[end])
+        change_end(file, logits, ENDS[end])
     class_texts = _take_metadata(proto, len(network.classes))
     content = proto.SerializeToString()
     files = {MODEL: content, **_external_files(source, proto)}
     names = list(files)
+    taken = port(_images(proto))
     table = Template(
-        tuple(names), tuple(_holes(content, places, names)), port(_images(proto)),
-        port(_output(proto, network)), end or "logits",
-        layout_of(_images(proto), network.input), colours_of(network), False, one_output, source.path.name, class_texts,
+        tuple(names), tuple(_holes(content, places, names)), taken, port(_output(proto, network)), end or "logits",
+        layout_of(taken.shape, network.input.channels), colours_of(network), False, one_output, source.path.name,
+        class_texts,
     )  # fmt: skip
     return Content(table, files)
 
@@ -136,11 +136,11 @@ def _external_files(source: FileSource, proto: onnx.ModelProto) -> dict[str, byt
 def _take_metadata(proto: onnx.ModelProto, outputs: int) -> tuple[ClassText, ...]:
     """Take out what `export` writes behind the file, so that each key stands there once; returns its class names."""
     texts = [text for entry in proto.metadata_props if (text := class_text(entry.key, entry.value, outputs))]
-    written = {*OWN_KEYS, *(text.key for text in texts)}
+    written = {KEY, *(text.key for text in texts)}
     kept = [entry for entry in proto.metadata_props if entry.key not in written]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
-    return tuple(text for text in texts if text.key not in OWN_KEYS)
+    return tuple(texts)
 
 
 def _images(proto: onnx.ModelProto) -> onnx.ValueInfoProto:

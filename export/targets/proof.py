@@ -13,12 +13,23 @@ from tinytl_edge.export.eager import EagerNetwork
 from tinytl_edge.export.onnx_graph import Array, set_initializer, sizes
 from tinytl_edge.export.sources.network import Network
 from tinytl_edge.runtime.errors import TinyTLError
-from tinytl_edge.runtime.model_files.stored_numbers import as_stored
-from tinytl_edge.runtime.model_files.template import Template
+from tinytl_edge.runtime.model_files.template import filled
 
 from .content import Content, UnwritableError
 
 _EXACT, _ROUNDED = 1e-4, 0.05  # of the largest logit: float32, and what is stored in fewer bits
+
+
+def fill(made: Content, folder: Path, numbers: Mapping[str, Array]) -> Path:
+    """Write a template's files with these numbers in them, as a board does it; returns the model's place."""
+    template = folder / "template"
+    template.mkdir()
+    for name, content in made.files.items():
+        (template / name).write_bytes(content)
+    for index, name in enumerate(made.table.files):
+        pieces = filled(template, made.table, index, lambda name: numbers[name].tobytes())
+        (folder / name).write_bytes(b"".join(pieces))
+    return folder / made.table.files[0]
 
 
 def prove(made: Content, network: Network, trainable: Mapping[str, str], read: Callable[[Path], Network]) -> None:
@@ -38,10 +49,8 @@ def prove(made: Content, network: Network, trainable: Mapping[str, str], read: C
         filling[name] = (numbers + step * random.standard_normal(numbers.shape)).astype("<f4")
         set_initializer(value, filling[name])
     with tempfile.TemporaryDirectory() as folder:
-        for index, (name, content) in enumerate(made.files.items()):
-            (Path(folder) / name).write_bytes(filled(content, index, made.table, filling))
         try:
-            again = read(Path(folder) / made.table.files[0])
+            again = read(fill(made, Path(folder), filling))
         except TinyTLError as error:
             raise UnwritableError(f"what would be written cannot be read again ({error})") from error
     images = torch.from_numpy(random.uniform(-1, 1, (2, *sizes(model.graph.inputs[0]))))
@@ -57,14 +66,3 @@ def prove(made: Content, network: Network, trainable: Mapping[str, str], read: C
     most = (_EXACT if exact else _ROUNDED) * max(float(np.abs(wanted).max()), 1.0)
     if not np.abs(found - wanted).max() <= most:
         raise UnwritableError(f"what would be written is off by {np.abs(found - wanted).max():.2g}")
-
-
-def filled(content: bytes, file: int, table: Template, filling: Mapping[str, Array]) -> bytes:
-    """A template's file with these numbers in it, as a board fills it."""
-    changed = bytearray(content)
-    numbers = {name: array.tobytes() for name, array in filling.items()}
-    for hole in table.holes:
-        if hole.file == file:
-            stored = as_stored(hole.parameter, numbers, hole.steps, hole.dtype)
-            changed[hole.offset : hole.offset + len(stored)] = stored
-    return bytes(changed)

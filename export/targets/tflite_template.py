@@ -16,7 +16,7 @@ from tinytl_edge.export.sources.tflite_reader import Tensor, TFLiteModel, parse
 from tinytl_edge.export.tinytl.classifier import find_classifier
 from tinytl_edge.export.tinytl.trainables import LITE_RESIDUAL
 from tinytl_edge.runtime.model_files.stored_numbers import DTYPES
-from tinytl_edge.runtime.model_files.template import Hole, Port, Template
+from tinytl_edge.runtime.model_files.template import Hole, Port, Template, layout_of
 
 from .content import Content, UnwritableError, colours_of, end_of, is_one_output
 from .proof import prove
@@ -38,9 +38,10 @@ def tflite_template(network: Network, trainable: Mapping[str, str], multi_label:
     output = file.tensors[file.outputs[0]]
     if end_of(network, multi_label, output.shape[-1]) != network.end:
         raise UnwritableError(f"its end, {network.end}, does not fit how it trains")
+    images = file.tensors[file.inputs[0]]
     table = Template(
-        (MODEL,), tuple(_holes(source, file, network.model, trainable)), _port(file.tensors[file.inputs[0]]),
-        _port(output), network.end or "logits", _layout(file, network), colours_of(network), False,
+        (MODEL,), tuple(_holes(source, file, network.model, trainable)), _port(images), _port(output),
+        network.end or "logits", layout_of(images.shape, network.input.channels), colours_of(network), False,
         is_one_output(network), source.path.name,
     )  # fmt: skip
     made = Content(table, {MODEL: source.content})
@@ -90,10 +91,3 @@ def _offset(content: bytes, buffer: int) -> int:
 
 def _port(tensor: Tensor) -> Port:
     return Port(tensor.name, tensor.shape, tensor.dtype)
-
-
-def _layout(file: TFLiteModel, network: Network) -> str:
-    shape = file.tensors[file.inputs[0]].shape
-    if len(shape) == 3:
-        return "NHW"
-    return "NHWC" if shape[3] == network.input.channels else "NCHW"

@@ -25,7 +25,7 @@ from .records import read_record
 from .tensors import atomic_write, make_folder
 
 FORMAT = "tinytl-edge-bundle"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 FORWARD = "forward.onnx"
 STEP = "step.safetensors"

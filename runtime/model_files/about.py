@@ -1,4 +1,4 @@
-"""What a model file says of itself: all that an app needs to use it, as metadata for programs and in plain words."""
+"""What a model file says of itself: all that an app needs to use it, for programs and in plain words."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from tinytl_edge.runtime.files.bundle import Manifest
 
 from .template import Template
 
-OWN_KEYS = (
-    "classes", "height", "width", "channels", "colours", "layout", "mean", "std", "fit", "filter", "take", "output",
-    "labels", "backbone", "method",
-)  # fmt: skip
+KEY = "tinytl-edge"  # of a model file's metadata, where others stay as they are
 _SHOWN = 12  # classes in a sentence
 MIDDLE = "the middle 7/8"
 FILTER = "bicubic, antialiased"  # as runtime/images/decoding.py scales
@@ -31,49 +28,35 @@ _ENDS = {
 }
 
 
-def metadata(manifest: Manifest, template: Template, classes: Sequence[str]) -> dict[str, str]:
-    """Texts by key, as ONNX files carry them; lists are JSON.
+def about(manifest: Manifest, template: Template, classes: Sequence[str]) -> dict[str, Any]:
+    """All that an app needs, as JSON has it.
 
     `mean` and `std` are of pixels in 0..255 by channel, for (pixel - mean) / std; `fit`, `filter` and `take` tell how
-    an image becomes height x width pixels; `labels` is "single" or "multi".
+    an image becomes height x width pixels; `labels` is "single" or "multi"; `in words` says it all to a person.
     """
     taken = manifest.input
     mean, std = (0.0,) * taken.channels, (1.0,) * taken.channels
     if not template.raw_pixels:
         mean, std = taken.mean, taken.std
     return {
-        "classes": json.dumps(list(classes), ensure_ascii=False),
-        "height": str(taken.height),
-        "width": str(taken.width),
-        "channels": str(taken.channels),
+        "in words": sentences(manifest, template, classes),
+        "classes": list(classes),
+        "height": taken.height,
+        "width": taken.width,
+        "channels": taken.channels,
         "colours": template.colours,
         "layout": template.layout,
-        "mean": json.dumps(list(mean)),
-        "std": json.dumps(list(std)),
+        "mean": list(mean),
+        "std": list(std),
         "fit": taken.fit,
         "filter": FILTER,
         "take": MIDDLE if taken.margin else "all",
-        "output": template.end,
+        "input": {**asdict(template.input), "shape": list(template.input.shape)},
+        "output": {**asdict(template.output), "shape": list(template.output.shape)},
+        "end": template.end,
         "labels": manifest.labels,
         "backbone": manifest.backbone,
         "method": manifest.method,
-        **{text.key: text.of(classes) for text in template.class_texts},
-    }
-
-
-def model_json(name: str, manifest: Manifest, template: Template, classes: Sequence[str]) -> dict[str, Any]:
-    """What lies beside the model file as JSON: the same, with the tensors' names and sentences for a person."""
-    said: dict[str, Any] = dict(metadata(manifest, template, classes))
-    for key in ("classes", "mean", "std"):
-        said[key] = json.loads(said[key])
-    for key in ("height", "width", "channels"):
-        said[key] = int(said[key])
-    return {
-        "model": name,
-        "in words": sentences(manifest, template, classes),
-        "input": asdict(template.input),
-        "output tensor": asdict(template.output),
-        **said,
     }
 
 
@@ -119,8 +102,12 @@ def _listed(numbers: Sequence[float]) -> str:
     return ", ".join(f"{number:.6g}" for number in numbers) if len(set(numbers)) > 1 else f"{numbers[0]:.6g}"
 
 
-def onnx_metadata(texts: Mapping[str, str]) -> bytes:
-    """Entries of `metadata_props`, to stand behind an ONNX file: a protobuf message goes on where it ended."""
+def onnx_metadata(said: Mapping[str, Any], template: Template, classes: Sequence[str]) -> bytes:
+    """Entries of `metadata_props`, to stand behind an ONNX file: a protobuf message goes on where it ended.
+
+    What is `said`, as JSON under one key; and the file's own names of its classes.
+    """
+    texts = {KEY: json.dumps(said, ensure_ascii=False), **{text.key: text.of(classes) for text in template.class_texts}}
     return b"".join(_field(14, _field(1, key.encode()) + _field(2, text.encode())) for key, text in texts.items())
 
 

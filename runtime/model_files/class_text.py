@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from .label_file import in_own_spelling
+
 
 @dataclass(frozen=True)
 class ClassText:
-    """An entry of the metadata: its key, how it spells the names, and its text as it was.
+    """An entry of the metadata: its key, how it spells the names, its text as it was, and the names in it.
 
     `kind`: "json list", "json numbers", "json names", "python list", "python numbers", "lines", "commas" or
     "semicolons".
@@ -18,6 +20,7 @@ class ClassText:
     key: str
     kind: str
     text: str
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in _WRITERS:
@@ -25,7 +28,7 @@ class ClassText:
 
     def of(self, names: Sequence[str]) -> str:
         """The text with these names; as it was where there are none."""
-        return _WRITERS[self.kind](names) if names else self.text
+        return _WRITERS[self.kind](in_own_spelling(names, self.names)) if names else self.text
 
 
 def _json(content: object) -> str:

@@ -1,4 +1,4 @@
-"""Files of a deployment are written over: all or none, where links lead, with the file before kept beside it."""
+"""Files of a deployment are written over: each whole, where links lead, with the file before kept beside it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ BEFORE = ".before"
 _BUILT = (".engine", ".plan", ".trt", ".ort", ".blob", ".hef", ".rknn", ".om")
 
 
+def kind_of(path: Path) -> str | None:
+    """Of a model file by its name, also of one that was kept: "onnx", "tflite", or None."""
+    ending = Path(path.name.lower().removesuffix(BEFORE)).suffix
+    return {".onnx": "onnx", ".tflite": "tflite", ".lite": "tflite"}.get(ending)
+
+
 def replace_files(files: Mapping[Path, Iterable[bytes]], keep: Collection[Path] = ()) -> dict[Path, int]:
-    """Write several files so that a reader, or a power cut, finds the old ones or the new ones, each whole.
+    """Write several files: all are on the disk before the first takes its place, each in one rename.
 
     A symbolic link stays, and what it leads to is replaced; mode and owner stay as far as the system allows.
 
@@ -103,6 +109,12 @@ def _keep(place: Path) -> None:
         os.replace(kept, place.with_name(place.name + BEFORE))  # noqa: PTH105
     finally:
         kept.unlink(missing_ok=True)
+
+
+def beside(model: Path, name: str) -> Path:
+    """Where a file that belongs to a model lies: beside it, or beside what it is a link to if it is there."""
+    near, far = model.with_name(name), Path(os.path.realpath(model)).with_name(name)
+    return far if far.exists() and not near.exists() else near
 
 
 def stale_builds(model: Path) -> list[Path]:

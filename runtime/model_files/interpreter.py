@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ import numpy as np
 
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 
-from .deployed import BEFORE
+from .template import layout_of
 
 Array = np.ndarray[Any, Any]
-_TFLITE = (".tflite", ".lite")
 
 
 class OnnxInterpreter:
@@ -38,7 +37,7 @@ class OnnxInterpreter:
         except Exception as error:  # of onnxruntime's own kinds
             lines = str(error).splitlines() or [type(error).__name__]
             raise DamagedFileError(f"{path} is not taken by onnxruntime: {lines[0][:200]}") from error
-        given = self._session.get_inputs()[0]
+        self._path, given = path, self._session.get_inputs()[0]
         self._input, self._dtype = given.name, given.type
         self.shape = tuple(size if isinstance(size, int) else 0 for size in given.shape)
         self._output = output or self._session.get_outputs()[0].name
@@ -56,10 +55,21 @@ class OnnxInterpreter:
                  "tensor(double)": np.float64}  # fmt: skip
         kind = kinds.get(self._dtype, np.float32)
         images = np.rint(images).astype(kind) if np.dtype(kind).kind in "iu" else images.astype(kind)
-        step = self.shape[0] or len(images)
-        rows = [self._session.run([self._output], {self._input: images[i : i + step]})[0]
-                for i in range(0, len(images), step)]  # fmt: skip
-        return np.concatenate(rows).reshape(len(images), -1).astype(np.float32)
+        return np.concatenate([self._run(batch) for batch in self._batches(images)])[: len(images)].astype(np.float32)
+
+    def _batches(self, images: Array) -> Iterator[Array]:
+        """As many at a time as the file takes; the last is filled up."""
+        size = self.shape[0] or len(images)
+        for first in range(0, len(images), size):
+            batch = images[first : first + size]
+            yield np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
+
+    def _run(self, batch: Array) -> Array:
+        try:
+            found = self._session.run([self._output], {self._input: batch})[0]
+        except Exception as error:  # of onnxruntime's own kinds
+            raise DamagedFileError(f"{self._path} does not run: {str(error).splitlines()[0][:200]}") from error
+        return np.asarray(found).reshape(len(batch), -1)
 
 
 class LiteRtInterpreter:
@@ -102,18 +112,17 @@ class LiteRtInterpreter:
         return np.stack(rows)
 
 
-def open_interpreter(path: Path, output: str | None = None) -> OnnxInterpreter | LiteRtInterpreter:
-    """The one for a file's ending."""
-    is_tflite = path.name.lower().removesuffix(BEFORE).endswith(_TFLITE)
-    return (LiteRtInterpreter if is_tflite else OnnxInterpreter)(path, output)
+def open_interpreter(path: Path, kind: str, output: str | None = None) -> OnnxInterpreter | LiteRtInterpreter:
+    """The one for a file of this kind, "onnx" or "tflite"."""
+    return (LiteRtInterpreter if kind == "tflite" else OnnxInterpreter)(path, output)
 
 
 def _in_layout(images: Array, shape: tuple[int, ...]) -> Array:
     """[N, C, H, W] in the order that a file's input has."""
-    if len(shape) == 3:
+    layout = layout_of(shape, images.shape[1])
+    if layout == "NHW":
         return images[:, 0]
-    last = shape[1] != images.shape[1] and shape[3] == images.shape[1]
-    return np.ascontiguousarray(images.transpose(0, 2, 3, 1) if last else images)
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1) if layout == "NHWC" else images)
 
 
 def _quantised(image: Array, tensor: Mapping[str, Any]) -> Array:

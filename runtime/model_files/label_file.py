@@ -43,7 +43,18 @@ class LabelFile:
 
     def text(self, names: Sequence[str]) -> str:
         """The content of such a file with other names, one for each output."""
-        return _WRITERS[self.kind](self, names[self.unnamed :])
+        return _WRITERS[self.kind](self, in_own_spelling(names[self.unnamed :], self.names))
+
+
+def plain(name: str) -> str:
+    """What of a class's name counts when names are compared."""
+    return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
+
+
+def in_own_spelling(names: Sequence[str], before: Sequence[str]) -> list[str]:
+    """Names, those that were there before as they were: an app may look for them."""
+    own = {plain(name): name for name in before}
+    return [own.get(plain(name), name) for name in names]
 
 
 def read_label_file(path: Path) -> LabelFile:

@@ -6,11 +6,12 @@ import math
 import struct
 import sys
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, cycle, repeat
 from operator import add, mul, sub
 
+Read = Callable[[str], bytes]
 # Bytes of a number by type.
 DTYPES = {"float32": 4, "float16": 2, "float64": 8, "int8": 1, "uint8": 1, "int16": 2, "int32": 4}
 _CODES = {"int8": "b", "uint8": "B", "int16": "h", "int32": "i"}
@@ -43,17 +44,17 @@ class Step:
             raise ValueError(f"a step without numbers: {self.kind}")
 
 
-def as_stored(name: str, parameters: Mapping[str, bytes], steps: tuple[Step, ...], dtype: str) -> bytes:
-    """The bytes of a float32 parameter behind its steps, little-endian.
+def as_stored(name: str, read: Read, steps: tuple[Step, ...], dtype: str) -> bytes:
+    """The bytes of a float32 parameter behind its steps, little-endian; `read` gives those of one by its name.
 
     Raises:
         ValueError: the steps do not fit its size.
     """
     if not steps and dtype == "float32":
-        return parameters[name]
-    values = _floats(parameters[name])
+        return read(name)
+    values = _floats(read(name))
     for step in steps:
-        values = _STEPS[step.kind](values, step, parameters)
+        values = _STEPS[step.kind](values, step, read)
     if dtype == "float16":
         return struct.pack(f"<{len(values)}e", *values)
     if dtype in _CODES:
@@ -75,7 +76,7 @@ def _floats(content: bytes) -> array[float]:
     return values
 
 
-def _permute(values: array[float], step: Step, _: Mapping[str, bytes]) -> array[float]:
+def _permute(values: array[float], step: Step, _: Read) -> array[float]:
     shape, axes = step.shape, step.axes
     if math.prod(shape) != len(values):
         raise ValueError(f"{len(values)} numbers are none of {shape}")
@@ -99,7 +100,7 @@ def _places(sizes: list[int], strides: list[int]) -> Iterator[int]:
 
 
 def _by_channel(operation: Callable[[float, float], float]) -> _Operation:
-    def apply(values: array[float], step: Step, _: Mapping[str, bytes]) -> array[float]:
+    def apply(values: array[float], step: Step, _: Read) -> array[float]:
         each = cycle(chain.from_iterable(map(repeat, step.numbers, repeat(step.inner))))
         if len(values) % (len(step.numbers) * step.inner):
             raise ValueError(f"{len(values)} numbers are none of {len(step.numbers)} channels")
@@ -108,19 +109,19 @@ def _by_channel(operation: Callable[[float, float], float]) -> _Operation:
     return apply
 
 
-def _add_product(values: array[float], step: Step, parameters: Mapping[str, bytes]) -> array[float]:
-    other = _floats(parameters[step.other])
+def _add_product(values: array[float], step: Step, read: Read) -> array[float]:
+    other = _floats(read(step.other))
     if not len(values) == len(other) == len(step.numbers):
         raise ValueError(f"{len(other)} numbers beside {len(values)}")
     return array("d", map(add, values, map(mul, other, step.numbers)))
 
 
-def _difference(values: array[float], _: Step, __: Mapping[str, bytes]) -> array[float]:
+def _difference(values: array[float], _: Step, __: Read) -> array[float]:
     half = len(values) // 2
     return array("d", map(sub, values[half:], values[:half]))
 
 
-_Operation = Callable[["array[float]", Step, Mapping[str, bytes]], "array[float]"]
+_Operation = Callable[["array[float]", Step, Read], "array[float]"]
 _STEPS: dict[str, _Operation] = {
     "permute": _permute,
     "multiply": _by_channel(mul),

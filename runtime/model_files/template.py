@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -13,11 +13,11 @@ from typing import IO
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 from tinytl_edge.runtime.files.bundle import Bundle, read_json
 from tinytl_edge.runtime.files.records import read_record
-from tinytl_edge.runtime.files.tensors import TensorFile
 
 from .class_text import ClassText
+from .deployed import kind_of
 from .label_file import LabelFile
-from .stored_numbers import DTYPES, Step, as_stored
+from .stored_numbers import DTYPES, Read, Step, as_stored
 
 FOLDER = "template"
 _PIECE = 1 << 18
@@ -83,60 +83,55 @@ class Template:
             raise ValueError(f"a file outside of its folder: {list(self.files)}")
 
 
-def table_of(ending: str) -> str:
-    """The name of the table for model files of this ending."""
-    return f"{ending.lower().lstrip('.')}.json"
+def layout_of(shape: Sequence[int], channels: int) -> str:
+    """The order of an input's axes: "NCHW", "NHWC", or "NHW" where it has no channels."""
+    if len(shape) == 3:
+        return "NHW"
+    return "NHWC" if shape[1] != channels and shape[3] == channels else "NCHW"
 
 
-def read_template(bundle: Bundle, ending: str) -> Template:
-    """A bundle's template for model files of this ending, as `.onnx`.
+def table_of(kind: str) -> str:
+    """The name of the table for model files of this kind."""
+    return f"{kind}.json"
+
+
+def read_template(bundle: Bundle, model: Path) -> Template:
+    """A bundle's template for a model file of this name.
 
     Raises:
-        UsageError: it has none; says which it has.
+        UsageError: there is none for its ending; says for which there is.
         DamagedFileError: its table is damaged.
     """
-    path = bundle.file(FOLDER) / table_of(ending)
+    path = bundle.file(FOLDER) / table_of(kind_of(model) or "none")
     if not path.is_file():
-        others = sorted(f".{each.stem}" for each in bundle.file(FOLDER).glob("*.json"))
-        raise UsageError(f"{bundle.path} cannot be written as '{ending}': let --out end in {' or '.join(others)}.")
+        others = " or ".join(sorted(f".{each.stem}" for each in bundle.file(FOLDER).glob("*.json")))
+        raise UsageError(f"{model} is not what {bundle.path} can be written as: a name that ends in {others} is.")
     return read_record(Template, read_json(path, "a template's table"), path)
 
 
-def filled(bundle: Bundle, template: Template, file: int, parameters: TensorFile | None) -> Iterator[bytes]:
-    """The content of a template's file, piece by piece; without parameters as the model was prepared.
+def filled(folder: Path, template: Template, file: int, read: Read | None) -> Iterator[bytes]:
+    """The content of a template's file, piece by piece.
+
+    Args:
+        folder: where the template's files are.
+        read: gives a parameter's float32 numbers by its name; None: the model as it was prepared.
 
     Raises:
         DamagedFileError: a parameter is missing, or has another size.
     """
-    holes = sorted((h for h in template.holes if h.file == file), key=lambda hole: hole.offset) if parameters else []
-    with (bundle.file(FOLDER) / template.files[file]).open("rb") as source:
+    with (folder / template.files[file]).open("rb") as source:
         at = 0
-        for hole in holes:
+        for hole in sorted(template.holes, key=lambda hole: hole.offset):
+            if read is None or hole.file != file:
+                continue
             yield from _pieces(source, hole.offset - at)
-            content = as_stored(hole.parameter, _Parameters(parameters), hole.steps, hole.dtype)
+            content = as_stored(hole.parameter, read, hole.steps, hole.dtype)
             if len(content) != hole.count * DTYPES[hole.dtype]:
                 raise DamagedFileError(f"'{hole.parameter}' does not fit its place in {template.files[file]}.")
             yield content
             source.seek(len(content), 1)
             at = hole.offset + len(content)
         yield from _pieces(source, None)
-
-
-class _Parameters(Mapping[str, bytes]):
-    """Float32 numbers by name, read when they are asked for."""
-
-    def __init__(self, tensors: TensorFile | None) -> None:
-        assert tensors is not None
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> bytes:
-        return self._tensors.read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors.entries)
-
-    def __len__(self) -> int:
-        return len(self._tensors.entries)
 
 
 def _pieces(source: IO[bytes], count: int | None) -> Iterator[bytes]:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from tinytl_edge.runtime.errors import UsageError
-from tinytl_edge.runtime.files.bundle import Bundle, Input, Manifest, open_bundle
+from tinytl_edge.runtime.files.bundle import Bundle, Input, Manifest
+from tinytl_edge.runtime.files.records import read_record
 from tinytl_edge.runtime.images.batches import Array, Batches
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.workers.measuring import evaluated, measure, probabilities
 
-from .about import MIDDLE
-from .deployed import BEFORE
+from .about import KEY, MIDDLE, about
 from .interpreter import open_interpreter
 from .template import read_template
 
@@ -33,57 +33,39 @@ class ModelFile:
         DamagedFileError: it cannot be run.
     """
 
-    def __init__(self, path: Path, bundle: str | Path | None = None) -> None:
-        self.path = path
-        if bundle is not None:
-            self._use_bundle(open_bundle(bundle))
+    def __init__(self, path: Path, kind: str, bundle: Bundle | None) -> None:
+        template = read_template(bundle, path) if bundle is not None else None
+        output = template.output.name if template is not None and template.source else None
+        self.interpreter = open_interpreter(path, kind, output)
+        if bundle is not None and template is not None:
+            said: Mapping[str, Any] = about(bundle.manifest, template, bundle.manifest.classes)
         else:
-            self.interpreter = open_interpreter(path)
-            self._use_metadata(self.interpreter.metadata)
-
-    def _use_bundle(self, bundle: Bundle) -> None:
-        template = read_template(bundle, Path(self.path.name.removesuffix(BEFORE)).suffix)
-        self.interpreter = open_interpreter(self.path, template.output.name if template.source else None)
-        self._end, self._is_bgr = template.end, template.colours == "BGR"
-        manifest = bundle.manifest
-        if template.raw_pixels:
-            channels = manifest.input.channels
-            taken = replace(manifest.input, mean=(0.0,) * channels, std=(1.0,) * channels)
-            manifest = replace(manifest, input=taken)
-        self.manifest = manifest
-        outputs = self._outputs(manifest.input)
-        if outputs < manifest.class_count:  # as it was before it got more
-            self.manifest = replace(manifest, classes=manifest.classes[:outputs], class_count=outputs)
-        elif outputs > manifest.class_count:
-            raise UsageError(
-                f"{self.path} gives {outputs} numbers, the bundle has {manifest.class_count} classes: they do not fit."
-            )
-
-    def _use_metadata(self, about: Mapping[str, str]) -> None:
-        try:
-            taken = Input(
-                int(about["height"]), int(about["width"]), int(about["channels"]), tuple(json.loads(about["mean"])),
-                tuple(json.loads(about["std"])), about["fit"], about["take"] == MIDDLE,
-            )  # fmt: skip
-            classes, self._end = tuple(json.loads(about["classes"])), about["output"]
-            self._is_bgr = about["colours"] == "BGR"
-            self.manifest = Manifest(
-                backbone=about["backbone"], method=about["method"], classes=classes, class_count=max(len(classes), 1),
-                input=taken, optimizer="sgd", batch_size=1, dropouts=(), trainable={}, parameter_count=1,
-                trainable_count=0, paper_memory={}, runtimes=(), created_by="", labels=about["labels"],
-            )  # fmt: skip
-        except (KeyError, ValueError, TypeError):
-            raise UsageError(
-                f"{self.path} does not say how images become its input and what its classes are: name the bundle that "
-                "was prepared from it with --bundle."
-            ) from None
-        if not classes:
-            self.manifest = replace(self.manifest, class_count=self._outputs(taken))
+            said = _said(path, self.interpreter.metadata)
+        self._end, self._is_bgr = said["end"], said["colours"] == "BGR"
+        self.manifest = _manifest(path, said)
+        outputs = self._outputs(self.manifest.input)
+        classes = self.manifest.classes[:outputs]  # of the file as it was before it got more
+        if len(classes) not in (0, outputs):
+            raise UsageError(f"{path} gives {outputs} numbers, but is said to have {len(classes)} classes.")
+        self.manifest = replace(self.manifest, classes=classes, class_count=outputs)
 
     def _outputs(self, taken: Input) -> int:
         """How many classes its scores tell apart."""
         found = self.interpreter.scores(np.zeros((1, taken.channels, taken.height, taken.width), np.float32)).shape[1]
         return 2 if found == 1 and self._end == "sigmoid" else int(found)
+
+    def measure(self, dataset: Path, on_batch: Callable[[int, int], None]) -> dict[str, Any]:
+        """As `measuring.measure`, on a packed dataset."""
+        with open_dataset(dataset) as opened:
+            return measure(self, Batches(self.manifest, opened), _BATCH, on_batch)
+
+    def predict(self, dataset: Path) -> list[Sequence[float]]:
+        """Probabilities of each class for each image of a packed dataset."""
+        rows: list[Sequence[float]] = []
+        with open_dataset(dataset) as opened:
+            for _, _, logits in evaluated(self, Batches(self.manifest, opened), _BATCH, lambda done, total: None):
+                rows += probabilities(logits, self.manifest.labels == MULTI).tolist()
+        return rows
 
     def logits(self, images: Array) -> Array:
         """Of normalised RGB or grey images [N, C, H, W]: the file's scores as if nothing stood behind them."""
@@ -108,16 +90,28 @@ class ModelFile:
         return float(-(targets * logged).sum(1).mean()), logits.astype(np.float32)
 
 
-def measure_file(model: ModelFile, dataset: Path, on_batch: Callable[[int, int], None]) -> dict[str, Any]:
-    """As `measuring.measure`, on a packed dataset."""
-    with open_dataset(dataset) as opened:
-        return measure(model, Batches(model.manifest, opened), _BATCH, on_batch)
+def _said(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    try:
+        said = json.loads(metadata[KEY])
+    except (KeyError, ValueError):
+        raise UsageError(
+            f"{path} does not say how images become its input and what its classes are: name the bundle that was "
+            "prepared from it with --bundle."
+        ) from None
+    return said if isinstance(said, dict) else {}
 
 
-def predict_file(model: ModelFile, dataset: Path) -> list[Sequence[float]]:
-    """Probabilities of each class for each image of a packed dataset."""
-    rows: list[Sequence[float]] = []
-    with open_dataset(dataset) as opened:
-        for _, _, logits in evaluated(model, Batches(model.manifest, opened), _BATCH, lambda done, total: None):
-            rows += probabilities(logits, model.manifest.labels == MULTI).tolist()
-    return rows
+def _manifest(path: Path, said: Mapping[str, Any]) -> Manifest:
+    """As a bundle's: what measuring needs of it."""
+    taken = {key: said.get(key) for key in ("height", "width", "channels", "mean", "std", "fit")}
+    return read_record(
+        Manifest,
+        {
+            **{key: said.get(key) for key in ("backbone", "method", "classes", "labels")},
+            "input": {**taken, "margin": said.get("take") == MIDDLE},
+            "class_count": max(len(said.get("classes") or ()), 1),
+            "optimizer": "sgd", "batch_size": 1, "dropouts": (), "trainable": {}, "parameter_count": 1,
+            "trainable_count": 0, "paper_memory": {}, "runtimes": (), "created_by": "",
+        },
+        path,
+    )  # fmt: skip
