@@ -21,6 +21,7 @@ _LAYERS = (
     "PRelu",
     "LayerNormalization",
     "ConvTranspose",
+    "Reshape",  # of a bias, as onnxruntime's quantisation adds it
     "Identity",  # as which PyTorch writes that one vector is another
 )
 
