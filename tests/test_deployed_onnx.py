@@ -14,7 +14,7 @@ import pytest
 for module in ("onnx_ir", "onnxruntime", "torch"):
     pytest.importorskip(module)
 
-from conftest import CLASSES, make_images, ok  # noqa: E402
+from conftest import CLASSES, fails, make_images, ok  # noqa: E402
 from onnx_files import CLASSIFIER, SOFTMAX, run_bytes, write  # noqa: E402
 
 import tinytl_edge  # noqa: E402
@@ -106,6 +106,11 @@ def test_the_example_of_the_docs(place: Path) -> None:
     (expected,) = tinytl_edge.predict(place / "run", [place / "new.jpg"])
     (place / "new.jpg").unlink()
     assert answer == expected["prediction"]
+
+
+def test_its_input_stays_what_it_is(place: Path) -> None:
+    answer = fails(2, "prepare", place / "model.onnx", "--classes", 5, "--raw-pixels", "--out", place / "raw")
+    assert "keeps its own input" in answer and not (place / "raw").exists()
 
 
 def test_a_second_time_changes_nothing_but_keeps_what_is_there(place: Path) -> None:

@@ -152,6 +152,8 @@ def prepare(
         say("reading the model")
         network = read_network(model, weights, size, wanted.count, seed)
         _check_numbers(network)
+        if raw_pixels and network.source is not None and network.source.kind == "onnx":
+            raise UsageError(f"{model} keeps its own input when it is written again: leave --raw-pixels out.")
         if network.source is not None:
             say("comparing it with the file")
             network.notes.append(compare_with_file(network, wanted.folders))
