@@ -109,7 +109,6 @@ def predict(
         pack_files(images, packed, manifest.input.framing)
         rows = opened.predict(packed)
     predictions: list[dict[str, Any]] = []
-    predictions = []
     for image, row in zip(images, rows):
         ranked = sorted(zip(names, row), key=lambda pair: -pair[1])
         likely = [name for name, probability in ranked if probability > 0.5]

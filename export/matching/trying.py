@@ -11,7 +11,7 @@ temperature first, and as they are only where that does not tell two candidates 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,8 @@ class Found:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A way to make the input of an image; `words` says what of it is tried."""
+    """A way to make the input of an image."""
 
-    words: str
     input: Input
     takes_bgr: bool = False
 
@@ -109,25 +108,19 @@ def try_out(
         folders: images by class.
     """
     trial = _Trial(model, names, folders, unknown.order)
-    best = trial.of(_Candidate("", taken))
+    best = trial.of(_Candidate(taken))
     if best is None:
         return Found(taken, False, names, ())
     notes = []
-    for kind, candidates in (
-        ("Input range", _ranges(taken) if unknown.range else ()),
-        ("Colours", ("bgr",) if unknown.colours and taken.channels == 3 else ()),
-        ("Shape", [fit for fit in FITS if fit != taken.fit] if unknown.fit else ()),
-    ):
-        tried = [replace(best, candidate=replace(best.candidate, words=_words(kind, best.candidate)))]
-        for value in candidates:
-            candidate = _with(best.candidate, kind, value)
+    for question, is_open in ((_RANGE, unknown.range), (_COLOURS, unknown.colours), (_SHAPE, unknown.fit)):
+        tried = [best]
+        for candidate in question.others(best.candidate) if is_open else ():
             again = trial.of(candidate)
             if again is not None and not trial.same_images(candidate, best.candidate):
                 tried.append(again)
         if len(tried) > 1:
-            chosen = _best(tried)
-            notes.append(_said(kind, chosen, tried))
-            best = chosen
+            best = _best(tried)
+            notes.append(_said(question, best, tried))
     ordered = tuple(names[best.order.index(output)] for output in range(len(names)))
     if ordered != names:
         notes.append(
@@ -137,32 +130,41 @@ def try_out(
     return Found(best.candidate.input, best.candidate.takes_bgr, ordered, tuple(notes), best.told)
 
 
-def _ranges(taken: Input) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
-    for _, mean, std in _RANGES:
-        mean, std = mean[: taken.channels], std[: taken.channels]
-        if (mean, std) != (taken.mean, taken.std):
-            yield mean, std
+@dataclass(frozen=True)
+class _Question:
+    """Something that a file may leave open: the other answers than a candidate's, and a candidate's in words."""
+
+    title: str
+    others: Callable[[_Candidate], list[_Candidate]]
+    words: Callable[[_Candidate], str]
 
 
-def _words(kind: str, candidate: _Candidate) -> str:
-    """What a candidate is of this kind."""
-    taken = candidate.input
-    if kind == "Colours":
-        return "blue first (BGR)" if candidate.takes_bgr else "red first (RGB)"
-    if kind == "Shape":
-        return _FIT_WORDS[taken.fit]
-    known = ((name, m[: taken.channels], s[: taken.channels]) for name, m, s in _RANGES)
+def _other_ranges(of: _Candidate) -> list[_Candidate]:
+    taken = of.input
+    known = [(mean[: taken.channels], std[: taken.channels]) for _, mean, std in _RANGES]
+    return [
+        replace(of, input=replace(taken, mean=mean, std=std))
+        for mean, std in known if (mean, std) != (taken.mean, taken.std)
+    ]  # fmt: skip
+
+
+def _range_in_words(of: _Candidate) -> str:
+    taken = of.input
+    known = ((name, mean[: taken.channels], std[: taken.channels]) for name, mean, std in _RANGES)
     return next((name for name, mean, std in known if (mean, std) == (taken.mean, taken.std)), "the file's own")
 
 
-def _with(candidate: _Candidate, kind: str, value: Any) -> _Candidate:
-    if kind == "Colours":
-        made = replace(candidate, takes_bgr=True)
-    elif kind == "Shape":
-        made = replace(candidate, input=replace(candidate.input, fit=value))
-    else:
-        made = replace(candidate, input=replace(candidate.input, mean=value[0], std=value[1]))
-    return replace(made, words=_words(kind, made))
+def _other_colours(of: _Candidate) -> list[_Candidate]:
+    return [replace(of, takes_bgr=not of.takes_bgr)] if of.input.channels == 3 else []
+
+
+def _other_shapes(of: _Candidate) -> list[_Candidate]:
+    return [replace(of, input=replace(of.input, fit=fit)) for fit in FITS if fit != of.input.fit]
+
+
+_RANGE = _Question("Input range", _other_ranges, _range_in_words)
+_COLOURS = _Question("Colours", _other_colours, lambda of: "blue first (BGR)" if of.takes_bgr else "red first (RGB)")
+_SHAPE = _Question("Shape", _other_shapes, lambda of: _FIT_WORDS[of.input.fit])
 
 
 def _best(tried: Sequence[_Tried]) -> _Tried:
@@ -186,24 +188,19 @@ def _standard_errors(before: Any, after: Any) -> float:
     return mean / max(float(gains.std()) / math.sqrt(len(gains)), 1e-9)
 
 
-def _said(kind: str, chosen: _Tried, tried: Sequence[_Tried]) -> str:
+def _said(question: _Question, chosen: _Tried, tried: Sequence[_Tried]) -> str:
     def result(of: _Tried) -> str:
-        return f"{of.candidate.words} {of.right.mean():.0%} right, loss {abs(of.logged.mean()):.2f}"
+        return f"{question.words(of.candidate)} {of.right.mean():.0%} right, loss {abs(of.logged.mean()):.2f}"
 
     others = [other for other in tried if other is not chosen]
     next_best = max(others, key=lambda other: float(other.tempered.mean()))
     margin = max(abs(_standard_errors(next_best.tempered, chosen.tempered)),
                  abs(_standard_errors(next_best.logged, chosen.logged)))  # fmt: skip
     certainty = "surely" if margin >= _SURE else "probably" if margin >= _PROBABLE else "these images do not tell"
-    about = chosen.candidate.words
-    if kind == "Input range":
-        taken = chosen.candidate.input
-        about += f" (mean {_numbers(taken.mean)}, std {_numbers(taken.std)})"
-    return f"{kind}: {about}, {certainty}. On {len(chosen.right)} images: {'; '.join(map(result, tried))}."
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return "/".join(f"{value:g}" for value in (values if len(set(values)) > 1 else values[:1]))
+    results = "; ".join(map(result, tried))
+    return (
+        f"{question.title}: {question.words(chosen.candidate)}, {certainty}. On {len(chosen.right)} images: {results}."
+    )
 
 
 class _Trial:
