@@ -71,7 +71,7 @@ class ModelFile:
         """Of normalised RGB or grey images [N, C, H, W]: the file's scores as if nothing stood behind them."""
         scores = self.interpreter.scores(images[:, ::-1] if self._is_bgr else images)
         if self._end == "softmax":
-            return np.log(np.maximum(scores, _SMALLEST))
+            return np.asarray(np.log(np.maximum(scores, _SMALLEST)))
         if self._end == "sigmoid":
             inside = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
             odds = np.log(inside / (1 - inside))

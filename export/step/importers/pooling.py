@@ -166,7 +166,7 @@ def pad(importer: Importer, node: ir.Node) -> None:
 
 def _padding(size: int, before: int, after: int, mode: str = "constant") -> Array:
     """The matrix that pads (or, below zero, crops) along one axis."""
-    places = np.arange(-before, size + after)
+    places: Array = np.arange(-before, size + after)
     if mode == "reflect":
         places = np.abs(places)
         places = np.where(places >= size, 2 * (size - 1) - places, places)
