@@ -35,7 +35,7 @@ def train(
     run = options.out / f"run-{name}-{runtime}-{options.epochs}-{seed}{'-'.join(['', *more])}"
     size = ["--resolution", options.resolution, *([] if limit == "none" else ["--memory-limit", limit])]
     if not bundle.exists():
-        tinytl("prepare", "--data", data / "train", "--method", method, *size, "--out", bundle, "--json")
+        tinytl("prepare", "--data", data / "train", "--train", method, *size, "--out", bundle, "--json")
     packed = {}
     for part in ("train", "test"):
         packed[part] = options.out / f"{data.name}-{part}-{options.resolution}.safetensors"

@@ -66,7 +66,7 @@ def main() -> None:
                 name = f"{backbone}-{method}-{optimizer}"
                 bundle = options.out / name
                 size = ["--resolution", options.resolution, "--batch-size", options.batch_size]
-                what = [backbone, "--weights", weights, "--method", method]
+                what = [backbone, "--weights", weights, "--train", method]
                 tinytl("prepare", *what, *size, "--optimizer", optimizer, "--classes", classes, "--out", bundle,
                        "--overwrite")  # fmt: skip
                 rates = TrainOptions().learning_rates(optimizer, options.batch_size)

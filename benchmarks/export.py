@@ -39,7 +39,8 @@ def main() -> None:
     outputs = int(str(read_network(model, None, None, 2, 0).model.graph.outputs[0].shape[1]))  # type: ignore[index]
     for method in methods or METHODS:
         with tempfile.TemporaryDirectory() as folder:
-            bundle = tinytl_edge.prepare(Path(folder) / "bundle", model, classes=outputs, method=method).bundle
+            options = tinytl_edge.PrepareOptions(classes=outputs, train=method)
+            bundle = tinytl_edge.prepare(model, Path(folder) / "bundle", options=options).bundle
             run = Path(folder) / "run"
             run.mkdir()
             write_record(run, bundle, status="finished", runtime="native", options={}, data="")

@@ -129,6 +129,7 @@ def measure(
     import torch
 
     from tinytl_edge.export.eager_training import train_eager
+    from tinytl_edge.options import PrepareOptions
     from tinytl_edge.preparation import prepare
     from tinytl_edge.runtime.errors import DivergedError, TinyTLError
     from tinytl_edge.runtime.images.dataset import open_dataset, pack
@@ -141,9 +142,15 @@ def measure(
     try:
         weights = "random" if ":" in model else None
         names = [f"class{i}" for i in range(CLASSES)]
-        prepared = prepare(folder / "bundle", model, classes=names, weights=weights, resolution=size,
-                           optimizer="sgd", batch_size=batch_size, frozen_weights=frozen_weights,
-                           overwrite=True)  # fmt: skip
+        how = PrepareOptions(
+            classes=names,
+            weights=weights,
+            resolution=size,
+            optimizer="sgd",
+            batch_size=batch_size,
+            frozen_weights=frozen_weights,
+        )
+        prepared = prepare(model, folder / "bundle", options=how, overwrite=True)
         manifest = prepared.bundle.manifest
         row["prepare_s"] = round(time.perf_counter() - begin, 1)
         row["input"] = f"{manifest.input.height}x{manifest.input.width}x{manifest.input.channels}"

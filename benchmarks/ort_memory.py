@@ -29,12 +29,12 @@ def build(folder: Path, backbone: str, method: str, resolution: int, rewritten: 
 
     from tinytl_edge.export.ort.training import export_ort_training
     from tinytl_edge.export.tinytl.parameters import find_parameters
+    from tinytl_edge.options import PrepareOptions
     from tinytl_edge.preparation import prepare
     from tinytl_edge.runtime.files.bundle import FORWARD, ORT_FOLDER
 
-    bundle = prepare(
-        folder, backbone, weights="random", classes=10, method=method, resolution=resolution, batch_size=1
-    ).bundle  # fmt: skip
+    options = PrepareOptions(weights="random", classes=10, train=method, resolution=resolution, batch_size=1)
+    bundle = prepare(backbone, folder, options=options).bundle
     if not rewritten:
         forward, trainable = ir.load(bundle.file(FORWARD)), bundle.manifest.trainable
         frozen = [name for name in find_parameters(forward) if name not in trainable]

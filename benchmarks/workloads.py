@@ -20,7 +20,7 @@ class Workload(NamedTuple):
 
     def prepare(self, out: Path, resolution: int, *more: object) -> None:
         """Its bundle."""
-        what = [self.backbone, "--weights", "random", "--method", self.method]
+        what = [self.backbone, "--weights", "random", "--train", self.method]
         how = ["--optimizer", self.optimizer, "--batch-size", self.batch, "--resolution", resolution]
         tinytl("prepare", *what, *how, *more, "--out", out)
 

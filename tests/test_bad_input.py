@@ -130,7 +130,7 @@ def test_images_must_be_named(bundle: Path, tmp_path: Path) -> None:
 
 def test_too_few_classes_for_the_bundle(workplace: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    ok("prepare", *TINY, "--classes", 5, "--method", "last", "--out", bundle)
+    ok("prepare", *TINY, "--classes", 5, "--train", "last", "--out", bundle)
     sentence = fails(4, "train", bundle, "--data", workplace / "train", "--out", tmp_path / "run")
     assert "has 3 classes, the bundle was prepared for 5" in sentence
 
@@ -378,8 +378,8 @@ def test_training_that_diverges_leaves_the_last_good_adapter(
         (2, "No module named 'nothing_like_it'", ["nothing_like_it:Tiny"]),
         (2, "RuntimeError: a message of two lines", ["tiny_models:broken"]),
         (2, "--std is above zero", ["tiny_models:Tiny", "--std", "1,1,0"]),
-        (2, "DFT", ["tiny_models:Fourier", "--method", "bias"]),
-        (2, "CumSum", ["tiny_models:RunningSum", "--method", "bias"]),
+        (2, "DFT", ["tiny_models:Fourier", "--train", "bias"]),
+        (2, "CumSum", ["tiny_models:RunningSum", "--train", "bias"]),
     ],
 )
 def test_a_model_that_cannot_be_prepared(code: int, words: str, arguments: list[str], tmp_path: Path) -> None:

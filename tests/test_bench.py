@@ -58,8 +58,8 @@ def test_every_runtime_takes_the_same_steps(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "missing"),
     [
-        (("--classes", 4, "--method", "full", "--optimizer", "momentum"), {ORT, PLAIN}),
-        (("--classes", 4, "--method", "bias", "--optimizer", "sgd", "--multi-label"), set(RUNTIMES) - set(HERE)),
+        (("--classes", 4, "--train", "full", "--optimizer", "momentum"), {ORT, PLAIN}),
+        (("--classes", 4, "--train", "bias", "--optimizer", "sgd", "--multi-label"), set(RUNTIMES) - set(HERE)),
     ],
     ids=["momentum", "multi-label"],
 )

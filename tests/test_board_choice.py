@@ -14,6 +14,7 @@ from tinytl_edge import board_choice
 from tinytl_edge.board_choice import choose_memory_limit, choose_threads, seconds_text, smaller_resolution
 from tinytl_edge.devices.board import GIB, MIB, Board, CoreCluster
 from tinytl_edge.devices.detect import find_board
+from tinytl_edge.options import PrepareOptions
 from tinytl_edge.preparation import Prepared
 from tinytl_edge.runtime.errors import UsageError
 
@@ -63,8 +64,8 @@ def prepared(tmp_path: Path) -> Callable[..., Prepared]:
     backbone = written(tmp_path / "network", description(), "net-r224.json")
 
     def prepare(name: str, **options: Any) -> Prepared:
-        what = {"model": backbone, "weights": "random", "classes": 3, "method": "bias", "optimizer": "sgd"}
-        return tinytl_edge.prepare(tmp_path / name, **what, batch_size=2, **options)
+        what = {"weights": "random", "classes": 3, "train": "bias", "optimizer": "sgd", "batch_size": 2}
+        return tinytl_edge.prepare(backbone, tmp_path / name, options=PrepareOptions(**what, **options))
 
     return prepare
 
@@ -100,17 +101,17 @@ def test_what_is_given_wins(prepared: Callable[..., Prepared]) -> None:
 
 
 def test_a_model_of_the_users_keeps_its_resolution(tmp_path: Path) -> None:
-    options = {"model": "tiny_models:Tiny", "classes": 10, "method": "bias", "device": "raspberry-pi-zero-2-w"}
-    result = tinytl_edge.prepare(tmp_path / "b", **options)
+    options = PrepareOptions(classes=10, train="bias", device="raspberry-pi-zero-2-w")
+    result = tinytl_edge.prepare("tiny_models:Tiny", tmp_path / "b", options=options)
     assert result.bundle.manifest.input.height == 224
     assert result.bundle.manifest.memory_limit == 32 * MIB
     assert not any(note.startswith("Resolution") for note in result.notes)
 
 
 def test_a_model_that_the_native_trainer_cannot_train_is_for_no_board(tmp_path: Path) -> None:
-    options = {"model": "tiny_models:RunningSum", "classes": 10, "method": "bias", "device": "raspberry-pi-4"}
+    options = PrepareOptions(classes=10, train="bias", device="raspberry-pi-4")
     with pytest.raises(UsageError, match=r"^--device is for the native trainer\. "):
-        tinytl_edge.prepare(tmp_path / "b", **options)
+        tinytl_edge.prepare("tiny_models:RunningSum", tmp_path / "b", options=options)
 
 
 def test_an_unknown_board_leaves_nothing_behind(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:

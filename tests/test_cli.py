@@ -35,7 +35,7 @@ def test_every_command_and_option_has_help_and_every_command_an_example(name: st
 
 
 def test_what_a_limit_made_prepare_choose_is_shown_with_its_price(tmp_path: Path) -> None:
-    how = ("--classes", 3, "--method", "full", "--batch-size", 1, "--resolution", 96, "mobilenet-v2-0.5")
+    how = ("--classes", 3, "--train", "full", "--batch-size", 1, "--resolution", 96, "mobilenet-v2-0.5")
     out = ok("prepare", *how, "--weights", "random", "--memory-limit", "6MB", "--out", tmp_path / "bundle")
     step = json.loads(ok("inspect", tmp_path / "bundle", "--json"))["native_step"]
     weighed = {choice["knob"]: choice for choice in step["choices"]}
@@ -119,7 +119,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_the_whole_way_by_commands(tmp_path: Path, workplace: Path) -> None:
     bundle, run, packed = tmp_path / "bundle", tmp_path / "run", tmp_path / "train.safetensors"
-    backbone = ("mobilenet-v2-0.1", "--weights", "random", "--resolution", 40, "--method", "bias")
+    backbone = ("mobilenet-v2-0.1", "--weights", "random", "--resolution", 40, "--train", "bias")
     prepared = json.loads(
         ok("prepare", *backbone, "--classes", ",".join(CLASSES), "--batch-size", 6, "--out", bundle, "--json")
     )
@@ -198,7 +198,7 @@ def test_boards_are_listed_and_described() -> None:
 
 def test_a_bundle_without_class_names_takes_them_from_the_images(tmp_path: Path, workplace: Path) -> None:
     bundle, run = tmp_path / "bundle", tmp_path / "run"
-    ok("prepare", *TINY, "--classes", 3, "--method", "bias", "--out", bundle)
+    ok("prepare", *TINY, "--classes", 3, "--train", "bias", "--out", bundle)
     image = workplace / "val/dog/0.png"
     (nameless,) = tinytl_edge.predict(bundle, [image])
     assert set(nameless["probabilities"]) == {"0", "1", "2"}
@@ -209,8 +209,8 @@ def test_a_bundle_without_class_names_takes_them_from_the_images(tmp_path: Path,
 def test_the_whole_way_in_python(tmp_path: Path, workplace: Path) -> None:
     notes: list[str] = []
     prepared = tinytl_edge.prepare(
-        tmp_path / "bundle", model="tiny_models:Tiny", data=workplace / "train", method="bias",
-        resolution=RESOLUTION, on_progress=notes.append,
+        "tiny_models:Tiny", tmp_path / "bundle", workplace / "train",
+        tinytl_edge.PrepareOptions(train="bias", resolution=RESOLUTION), on_progress=notes.append,
     )  # fmt: skip
     assert prepared.bundle.manifest.classes == CLASSES
     assert notes

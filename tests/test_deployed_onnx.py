@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(place / "model.onnx", [*CLASSIFIER, SOFTMAX], outputs=[output], properties=PROPERTIES)
     (place / "labels.txt").write_text(LINES)
     images = make_images(place / "images", dict.fromkeys((*CLASSES, "emu"), 6))
-    ok("prepare", place / "model.onnx", "--labels", place / "labels.txt", "--data", images, "--method", "full",
+    ok("prepare", place / "model.onnx", "--labels", place / "labels.txt", "--data", images, "--train", "full",
        "--fit", "squash", "--out", place / "bundle")  # fmt: skip
     ok("train", place / "bundle", "--data", images, "--epochs", 30, "--lr", 0.02, "--out", place / "run")
     (place / "model.engine").write_text("built")

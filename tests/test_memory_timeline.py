@@ -18,7 +18,7 @@ from small_net import CLASSES, SPEC, smooth_network
 from tinytl_edge.export.sources.backbones import InvertedResidualNetwork
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.plan import ALIGNMENT
-from tinytl_edge.export.tinytl.trainables import METHODS
+from tinytl_edge.export.tinytl.methods import METHODS
 from tinytl_edge.knob_words import KNOB_WORDS
 from tinytl_edge.pictures.arena_map import _cells, arena_map
 from tinytl_edge.pictures.memory_plot import _KIND_OF, _KINDS, draw

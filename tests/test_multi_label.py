@@ -21,7 +21,7 @@ from test_native import OPTIONS, adapter, losses, losses_in_torch
 from tinytl_edge import TrainOptions, evaluate, predict, train
 from tinytl_edge.export.eager_training import loss
 from tinytl_edge.export.step.compile import compile_step
-from tinytl_edge.export.tinytl.trainables import METHODS
+from tinytl_edge.export.tinytl.methods import METHODS
 from tinytl_edge.runtime.files.bundle import FORWARD, Bundle, open_bundle
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import open_dataset, pack

@@ -22,7 +22,7 @@ from torch import nn
 from tinytl_edge import TrainOptions, evaluate, predict, train
 from tinytl_edge.export.eager_training import loss, train_eager
 from tinytl_edge.export.step.compile import Knobs
-from tinytl_edge.export.tinytl.trainables import METHODS
+from tinytl_edge.export.tinytl.methods import METHODS
 from tinytl_edge.runtime import threads
 from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
 from tinytl_edge.runtime.files.bundle import STEP, Bundle

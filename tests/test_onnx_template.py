@@ -44,7 +44,7 @@ from tinytl_edge.export.targets.content import Content  # noqa: E402
 from tinytl_edge.export.targets.onnx_template import MODEL, onnx_template  # noqa: E402
 from tinytl_edge.export.targets.proof import fill  # noqa: E402
 from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, new_outputs, two_outputs  # noqa: E402
-from tinytl_edge.export.tinytl.trainables import METHODS  # noqa: E402
+from tinytl_edge.export.tinytl.methods import METHODS  # noqa: E402
 from tinytl_edge.export.tinytl.transform import transform  # noqa: E402
 from tinytl_edge.runtime.files.bundle import Input  # noqa: E402
 

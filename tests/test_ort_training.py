@@ -24,7 +24,7 @@ if not HAS_ORT:
 
 from tinytl_edge.export.eager import EagerNetwork
 from tinytl_edge.export.sources.onnx_file import read_onnx
-from tinytl_edge.export.tinytl.trainables import METHODS
+from tinytl_edge.export.tinytl.methods import METHODS
 from tinytl_edge.export.tinytl.transform import transform
 from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
 from tinytl_edge.runtime.files.bundle import ORT_FOLDER, Bundle

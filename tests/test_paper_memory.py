@@ -11,8 +11,9 @@ from tinytl_edge.export.sources.backbones import InvertedResidualNetwork, networ
 from tinytl_edge.export.sources.torch_module import from_module
 from tinytl_edge.export.tinytl.blocks import find_blocks
 from tinytl_edge.export.tinytl.lite_residual import attach_lite_residuals
+from tinytl_edge.export.tinytl.methods import METHODS
 from tinytl_edge.export.tinytl.paper_memory import PaperMemory, paper_memory
-from tinytl_edge.export.tinytl.trainables import METHODS, choose_trainables
+from tinytl_edge.export.tinytl.trainables import choose_trainables
 
 # The paper's figures ------------------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ def test_a_bundle_needs_a_place_of_its_own(bundle: Path, workplace: Path, tmp_pa
 def test_a_bundle_is_replaced_when_asked(tmp_path: Path) -> None:
     bundle = prepare(tmp_path / "bundle", "--classes", 3)
     before = content_of(bundle)
-    fails(2, "prepare", "tiny_models:Fourier", "--classes", 3, "--method", "bias", "--overwrite",
+    fails(2, "prepare", "tiny_models:Fourier", "--classes", 3, "--train", "bias", "--overwrite",
           "--resolution", 32, "--out", bundle)  # fmt: skip
     assert content_of(bundle) == before
     prepare(bundle, "--classes", 4, "--overwrite")

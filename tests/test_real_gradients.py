@@ -14,7 +14,7 @@ import torch
 from conftest import make_images
 from reference_step import ReferenceStep
 
-from tinytl_edge import prepare
+from tinytl_edge import PrepareOptions, prepare
 from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.ir import Graph
@@ -80,10 +80,8 @@ def test_gradients_against_float64_with_the_engines_masks(
 ) -> None:
     from tinytl_edge.export.step.program import write_program
 
-    bundle = prepare(
-        tmp_path / "bundle", backbone, weights="random", classes=CLASSES, method=method,
-        resolution=RESOLUTION, optimizer="sgd",
-    ).bundle  # fmt: skip
+    options = PrepareOptions(weights="random", classes=CLASSES, train=method, resolution=RESOLUTION, optimizer="sgd")
+    bundle = prepare(backbone, tmp_path / "bundle", options=options).bundle
     graph = import_network(
         ir.load(bundle.file(FORWARD)), bundle.manifest.trainable, bundle.manifest.input.framing.stored
     )

@@ -22,7 +22,7 @@ from tinytl_edge.export.step.plan import ALIGNMENT, plan
 from tinytl_edge.export.step.quantise import quantise
 from tinytl_edge.export.step.recompute import saved_values
 from tinytl_edge.export.step.verify import PlanError, verify
-from tinytl_edge.export.tinytl.trainables import METHODS
+from tinytl_edge.export.tinytl.methods import METHODS
 from tinytl_edge.runtime.errors import UsageError
 
 # The small network's wide maps take 64 kB and less: whole, in chunks, in strips.

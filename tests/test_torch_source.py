@@ -21,7 +21,7 @@ from tinytl_edge.export.sources.backbones import InvertedResidualNetwork
 from tinytl_edge.export.sources.factory import IMAGENET_MEAN, IMAGENET_STD, read_factory
 from tinytl_edge.export.sources.network import Network
 from tinytl_edge.export.sources.torch_module import from_module
-from tinytl_edge.export.tinytl.trainables import METHODS
+from tinytl_edge.export.tinytl.methods import METHODS
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 
 # The graph ----------------------------------------------------------------------------------------------

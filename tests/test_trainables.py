@@ -12,8 +12,9 @@ from tinytl_edge.export.sources.backbones import InvertedResidualNetwork, networ
 from tinytl_edge.export.sources.torch_module import from_module
 from tinytl_edge.export.tinytl.blocks import find_blocks
 from tinytl_edge.export.tinytl.lite_residual import attach_lite_residuals
+from tinytl_edge.export.tinytl.methods import METHODS, uses_lite_residuals
 from tinytl_edge.export.tinytl.parameters import find_parameters
-from tinytl_edge.export.tinytl.trainables import LITE_RESIDUAL, METHODS, choose_trainables, uses_lite_residuals
+from tinytl_edge.export.tinytl.trainables import LITE_RESIDUAL, choose_trainables
 from tinytl_edge.export.tinytl.transform import transform
 from tinytl_edge.runtime.errors import UsageError
 
@@ -119,5 +120,5 @@ def test_patterns_add_to_a_method() -> None:
 def test_unknown_methods_and_patterns() -> None:
     with pytest.raises(UsageError, match="'biases' is no method: choose one of last, bias, lite-residual,"):
         choose_trainables(plain(), "biases", CLASSIFIER)
-    with pytest.raises(UsageError, match=r"--train 'neck.\*' matches no parameter"):
+    with pytest.raises(UsageError, match=r"--train 'neck.\*' is neither a method"):
         choose_trainables(plain(), "last", CLASSIFIER, ("*.bias", "neck.*"))

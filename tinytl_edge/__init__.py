@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from . import export as export
     from .benchmark import bench as bench
     from .inspection import inspect as inspect
+    from .options import PrepareOptions as PrepareOptions
     from .preparation import prepare as prepare
 
 _HOMES = {
     "prepare": ".preparation",
+    "PrepareOptions": ".options",
     "pack": ".runtime.images.dataset",
     "Framing": ".runtime.images.framing",
     "train": ".runtime.train",

@@ -19,6 +19,7 @@ from tinytl_edge.runtime.report import ProgressReport
 from tinytl_edge.runtime.train import train
 
 from .export_run import export
+from .options import PrepareOptions
 from .preparation import DEFAULT_MODEL, prepare
 
 MEMORY_LIMIT = 16_000_000  # bytes of the native trainer's process: what the paper promises
@@ -71,15 +72,14 @@ def demo(
     for method in METHODS:
         say(f"\n{method}: preparing {model} at {resolution} px")
         bundle, run = folder / f"bundle-{method}", folder / f"run-{method}"
-        prepared = prepare(
-            bundle,
-            model,
+        how = PrepareOptions(
             classes=classes,
-            method=method,
+            train=method,
             resolution=resolution,
             memory_limit=MEMORY_LIMIT if data is None and runtime != "onnxruntime-training" else None,
             threads=options.threads,
         )
+        prepared = prepare(model, bundle, options=how)
         if not train_file.exists():  # the same for both methods
             framing = prepared.bundle.manifest.input.framing
             pack(images, train_file, framing, classes, say)

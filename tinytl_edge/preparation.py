@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from tinytl_edge.devices.prediction import predicted_step_seconds
 from tinytl_edge.export.matching.adaptable import Adaptable, make_adaptable, wanted_classes
 from tinytl_edge.export.matching.reproduced import compare_with_file
 from tinytl_edge.export.matching.trying import exchange_colours
-from tinytl_edge.export.ort.training import OPTIMIZERS as ORT_OPTIMIZERS
-from tinytl_edge.export.ort.training import export_ort_training
+from tinytl_edge.export.ort.training import OPTIMIZERS, export_ort_training
 from tinytl_edge.export.passes.origin import forget_all
 from tinytl_edge.export.sources import read_network
 from tinytl_edge.export.sources.network import Network
@@ -34,7 +32,6 @@ from tinytl_edge.export.step.work import count_work
 from tinytl_edge.export.targets import templates
 from tinytl_edge.export.tinytl.parameters import find_parameters
 from tinytl_edge.export.tinytl.rounding import round_frozen_weights
-from tinytl_edge.export.tinytl.trainables import METHODS
 from tinytl_edge.export.tinytl.transform import Transformed, transform
 from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
 from tinytl_edge.runtime.files.bundle import (
@@ -43,19 +40,17 @@ from tinytl_edge.runtime.files.bundle import (
     STEP,
     Bundle,
     Dropout,
-    Input,
     Manifest,
     new_bundle,
     open_bundle,
     write_manifest,
 )
 from tinytl_edge.runtime.images.dataset import MULTI, SINGLE
-from tinytl_edge.runtime.images.framing import FITS
 from tinytl_edge.runtime.model_files.label_file import LabelFile
 
 from .board_choice import choose_memory_limit, choose_threads, explain_resolution, explain_time, smaller_resolution
+from .options import PrepareOptions
 
-OPTIMIZERS = (*ORT_OPTIMIZERS, "momentum")
 DEFAULT_MODEL = "efficientnet-lite0"
 
 
@@ -68,29 +63,11 @@ class Prepared:
 
 
 def prepare(
+    model: str,
     out: str | os.PathLike[str],
-    model: str = DEFAULT_MODEL,
-    *,
-    weights: str | None = None,
-    classes: int | Sequence[str] | None = None,
     data: str | os.PathLike[str] | None = None,
-    labels: str | os.PathLike[str] | None = None,
-    multi_label: bool = False,
-    method: str = "lite-residual+bias",
-    resolution: int | tuple[int, int] | None = None,
-    fit: str | None = None,
-    colours: str | None = None,
-    batch_size: int = 8,
-    optimizer: str = "adam",
-    train: Sequence[str] = (),
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    frozen_weights: str | None = None,
-    memory_limit: int | None = None,
-    threads: int | None = None,
-    device: str | None = None,
-    raw_pixels: bool = False,
-    seed: int = 0,
+    options: PrepareOptions | None = None,
+    *,
     overwrite: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> Prepared:
@@ -99,100 +76,70 @@ def prepare(
     Args:
         model: a backbone's name or .json description, FILE.tflite, FILE.onnx, or 'package.module:factory' of a
             torch.nn.Module classifier ('torchvision.models:NAME' and 'timm:NAME' are such).
-        weights: of a backbone or module: 'imagenet', 'random', or a PyTorch weight file.
-        classes: how many, or their names; or
         data: a folder with one sub-folder of images a class, whose names are taken; or with labels.csv, which
-            tells which of the classes each image has (multi-label). The images also tell which range of pixels a file
-            was trained on.
-        labels: a file with the names of the model's own outputs, one a line, where the model does not bring them.
-        multi_label: with `classes`: an image may have any of them, or none.
-        method: one of `METHODS`.
-        resolution: the input's height and width in pixels, or one number for both; default: the model's own.
-        fit: how an image becomes the input: 'crop' (its centre), 'squash' (all of it, its aspect ignored), 'pad' (all
-            of it, on black); default: crop.
-        colours: 'rgb' or 'bgr': which of them the model's input has first, where it does not say it or says it wrong.
-        train: name patterns of further parameters to train.
-        mean, std: of the pixels in 0..255 by channel, for the input (pixel - mean) / std, where the model's are wrong.
-        frozen_weights: 'float32', or 'int8': rounded to 8 bits, a quarter of the size in the native trainer; default:
-            float32, unless `memory_limit` asks for less. Weights that a file has in 8 bits stay as they are.
-        memory_limit: bytes that the native trainer's process may take in all; what it gives up for that, it gives up
-            in the order of the time that it costs.
-        threads: how many of the native trainer's `memory_limit` has room for; default: 1.
-        device: a board's name, as `tinytl-edge devices` lists them: picks memory limit, threads and, of a backbone,
-            resolution to fit the board, where they are not given; notes say what and why.
-        raw_pixels: the model file that comes out takes uint8 [batch, H, W, C] as a camera gives it, instead of
-            normalised float32 [batch, C, H, W].
-        seed: of what is initialised at random (classifier, lite residual modules).
+            tells which of the classes each image has (multi-label). What a file does not tell about its input is found
+            by trying it on these images.
         on_progress: called with a few words before each part of the work.
 
     Raises:
         TinyTLError: of the kind that says what is wrong; nothing is left behind.
     """
     say = on_progress or (lambda text: None)
-    size = (resolution, resolution) if isinstance(resolution, int) else resolution
-    _check(method, optimizer, batch_size, threads, size, fit, mean, std, frozen_weights)
-    if colours not in (None, "rgb", "bgr"):
-        raise UsageError(f"'{colours}' is no order of colours: choose rgb or bgr.")
-    board = find_board(device) if device is not None else None
-    wanted = wanted_classes(classes, data, multi_label)
+    options = (options or PrepareOptions()).check()
+    board = find_board(options.device) if options.device is not None else None
+    wanted = wanted_classes(options.classes, data, options.multi_label)
     choices: list[str] = []
+    memory_limit, threads = options.memory_limit, options.threads
     if board is not None and memory_limit is None:
         memory_limit, why = choose_memory_limit(board)
         choices.append(why)
     if board is not None and threads is None:
         threads, why = choose_threads(board)
         choices.append(why)
-    limited_by = "--device" if choices else "--memory-limit"
-    options = _StepOptions(
-        method, tuple(train), optimizer, batch_size, frozen_weights, memory_limit, threads or 1, limited_by,
-        wanted.multi_label, seed,
+    step_options = _StepOptions(
+        options.method, options.patterns, options.optimizer, options.batch_size, options.frozen_weights, memory_limit,
+        threads or 1, "--device" if choices else "--memory-limit", wanted.multi_label, options.seed,
     )  # fmt: skip
 
     def at(size: tuple[int, int] | None) -> _Compiled:
         say("reading the model")
-        network = read_network(model, weights, size, wanted.count, seed)
+        network = read_network(model, options.weights, size, wanted.count, options.seed)
         _check_numbers(network)
-        if raw_pixels and network.source is not None and network.source.kind == "onnx":
+        if options.raw_pixels and network.source is not None and network.source.kind == "onnx":
             raise UsageError(f"{model} keeps its own input when it is written again: leave --raw-pixels out.")
         if network.source is not None:
             say("comparing it with the file")
             network.notes.append(compare_with_file(network, wanted.folders))
-        network.input = _told(network.input, fit, mean, std)
-        network.range_known |= mean is not None or std is not None
-        network.fit_known |= fit is not None
-        if colours is not None:
-            network.colours_known = True
-            if (colours == "bgr") != network.takes_bgr:
-                exchange_colours(network)
-        adaptable = make_adaptable(network, wanted, labels, seed, say)
-        return _compile(adaptable, options, say)
+        _tell(network, options)
+        adaptable = make_adaptable(network, wanted, options.labels, options.seed, say)
+        return _compile(adaptable, step_options, say)
 
     try:
         with new_bundle(Path(out), overwrite) as folder:
-            compiled = at(size)
+            compiled = at(options.size)
             is_backbone = compiled.network.source is None and ":" not in model
-            if board is not None and size is None and is_backbone:
-                compiled, why = _fast_enough(compiled, at, batch_size, board)
+            if board is not None and options.size is None and is_backbone:
+                compiled, why = _fast_enough(compiled, at, options.batch_size, board)
                 choices.append(why)
             if board is not None:
-                choices.append(explain_time(board, compiled.work, batch_size))
+                choices.append(explain_time(board, compiled.work, options.batch_size))
             step, refusal = compiled.step, list(compiled.refusal)
             say("writing the template of the model file")
             trainable = compiled.transformed.trainable
-            made, of_files = templates(compiled.network, trainable, wanted.multi_label, raw_pixels)
+            made, of_files = templates(compiled.network, trainable, wanted.multi_label, options.raw_pixels)
             for template in made:
                 template.write(folder, compiled.labels)
             forget_all(compiled.network.model)
             ir.save(compiled.network.model, folder / FORWARD)
             runtimes = ["native"] if step else []
-            said = _export_for_ort(compiled, options, folder / ORT_FOLDER, say)
+            said = _export_for_ort(compiled, step_options, folder / ORT_FOLDER, say)
             if said is None:
                 runtimes.append("onnxruntime-training")
             elif step is None:
                 raise UsageError(" ".join([*refusal, said]))
             else:
                 refusal.append(f"For the native trainer only. {said}")
-            manifest = _manifest(compiled, options, tuple(runtimes), board)
+            manifest = _manifest(compiled, step_options, tuple(runtimes), board)
             if step:
                 write_program(folder / STEP, step, manifest)
             write_manifest(folder, manifest)
@@ -280,7 +227,7 @@ def _with_step(compiled: _Compiled, options: _StepOptions) -> _Compiled:
 
 def _export_for_ort(compiled: _Compiled, options: _StepOptions, folder: Path, say: Callable[[str], None]) -> str | None:
     """Write onnxruntime-training's artifacts; or say why there are none."""
-    if options.optimizer not in ORT_OPTIMIZERS:
+    if options.optimizer not in OPTIMIZERS:
         return f"onnxruntime-training has no {options.optimizer}."
     if not _has_ort_training():
         return "onnxruntime-training is not installed here."
@@ -362,15 +309,25 @@ def _check_numbers(network: Network) -> None:
                 raise DamagedFileError(f"{network.name} has a negative variance in '{variance.name}': it is damaged.")
 
 
-def _told(taken: Input, fit: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Input:
-    """The input with what the user says of it."""
+def _tell(network: Network, options: PrepareOptions) -> None:
+    """Give the network's input what the user says of it."""
+    taken = network.input
 
     def each(values: tuple[float, ...]) -> tuple[float, ...]:
         return values[: taken.channels] if len(values) >= taken.channels else values * taken.channels
 
-    return replace(
-        taken, fit=fit or taken.fit, mean=each(mean) if mean else taken.mean, std=each(std) if std else taken.std
+    network.input = replace(
+        taken,
+        fit=options.fit or taken.fit,
+        mean=each(options.mean) if options.mean else taken.mean,
+        std=each(options.std) if options.std else taken.std,
     )
+    network.range_known |= options.mean is not None or options.std is not None
+    network.fit_known |= options.fit is not None
+    if options.colours is not None:
+        network.colours_known = True
+        if (options.colours == "bgr") != network.takes_bgr:
+            exchange_colours(network)
 
 
 def _fast_enough(
@@ -386,33 +343,3 @@ def _fast_enough(
     while resolution := smaller_resolution(compiled.network.input.height, seconds_an_image()):
         compiled = at((resolution, resolution))
     return compiled, explain_resolution(compiled.network.input.height, own, seconds_an_image(), own_seconds)
-
-
-def _check(
-    method: str,
-    optimizer: str,
-    batch_size: int,
-    threads: int | None,
-    size: tuple[int, int] | None,
-    fit: str | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    frozen_weights: str | None,
-) -> None:
-    if method not in METHODS:
-        raise UsageError(f"'{method}' is no method: choose one of {', '.join(METHODS)}.")
-    if optimizer not in OPTIMIZERS:
-        raise UsageError(f"'{optimizer}' is no optimizer: choose one of {', '.join(OPTIMIZERS)}.")
-    if frozen_weights not in (None, "float32", "int8"):
-        raise UsageError(f"'{frozen_weights}' is no kind of frozen weights: choose float32 or int8.")
-    if fit not in (None, *FITS):
-        raise UsageError(f"'{fit}' is no way to fit an image: choose one of {', '.join(FITS)}.")
-    if not 1 <= batch_size <= 4096:
-        raise UsageError(f"--batch-size {batch_size} is out of range: 1 to 4096.")
-    if threads is not None and not 1 <= threads <= 1024:
-        raise UsageError(f"--threads {threads} is out of range: 1 to 1024.")
-    for side in size or ():
-        if not 16 <= side <= 1024:
-            raise UsageError(f"--resolution {side} is out of range: 16 to 1024.")
-    if not all(map(math.isfinite, mean or ())) or not all(0 < value < math.inf for value in std or ()):
-        raise UsageError("--mean and --std are of pixels in 0..255, and --std is above zero.")

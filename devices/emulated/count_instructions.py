@@ -26,7 +26,7 @@ import onnx_ir as ir
 from scipy.optimize import lsq_linear
 from system import EMULATORS, boot, make_disk, make_system, trainer_of
 
-from tinytl_edge import prepare
+from tinytl_edge import PrepareOptions, prepare
 from tinytl_edge.devices.instructions import INSTRUCTIONS_PER_MULTIPLY_ADD, MULTIPLY_ADDS
 from tinytl_edge.export.step.compile import StepPlan, compile_step
 from tinytl_edge.export.step.importers import import_network
@@ -103,11 +103,12 @@ def prepared(workload: Workload, folder: Path) -> Path:
     out = folder / "-".join(map(str, workload)).replace("+", "-")
     if not out.exists():
         with contextlib.redirect_stderr(io.StringIO()):
-            prepare(
-                out, model=workload.backbone, weights="random", classes=10, method=workload.method,
-                optimizer=workload.optimizer, batch_size=workload.batch, resolution=workload.resolution,
+            options = PrepareOptions(
+                weights="random", classes=10, train=workload.method, optimizer=workload.optimizer,
+                batch_size=workload.batch, resolution=workload.resolution,
                 memory_limit=parse_size(workload.limit) if workload.limit else None,
             )  # fmt: skip
+            prepare(workload.backbone, out, options=options)
     return out
 
 

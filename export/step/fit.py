@@ -58,7 +58,7 @@ def fit(
         needed = -(-smallest // 100_000) / 10
         raise MemoryLimitError(
             f"This training does not fit {megabytes(limit)}: the smallest --memory-limit that would do is "
-            f"{needed:.1f}MB; or choose a smaller --resolution, another --method or --optimizer, or --batch-size 1."
+            f"{needed:.1f}MB; or choose a smaller --resolution, another --train or --optimizer, or --batch-size 1."
         )
     return best
 

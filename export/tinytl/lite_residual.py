@@ -67,7 +67,7 @@ def attach_lite_residuals(model: ir.Model, blocks: Sequence[Block], seed: int) -
     """
     if not blocks:
         raise UsageError(
-            "The model has no blocks that a lite residual module could stand beside: choose another --method."
+            "The model has no blocks that a lite residual module could stand beside: choose another --train."
         )
     image_size = sizes(model.graph.inputs[0])[1]
     random = np.random.default_rng(seed)

@@ -11,15 +11,10 @@ from tinytl_edge.export.onnx_graph import attribute, constant, eight_bits, set_i
 from tinytl_edge.export.passes.origin import record
 from tinytl_edge.runtime.errors import UsageError
 
+from .methods import METHODS, uses_lite_residuals
 from .parameters import BIAS, NORM_BIAS, NORM_SCALE, Use, find_parameters
 
-METHODS = ("last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "full")
 LITE_RESIDUAL = "lite_residual"  # the name under which a block owns its module
-
-
-def uses_lite_residuals(method: str) -> bool:
-    """Does this method give blocks lite residual modules?"""
-    return method.startswith("lite-residual")
 
 
 def choose_trainables(
@@ -39,7 +34,10 @@ def choose_trainables(
     parameters = find_parameters(model)
     for pattern in also:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in parameters):
-            raise UsageError(f"--train '{pattern}' matches no parameter of the model.")
+            raise UsageError(
+                f"--train '{pattern}' is neither a method ({', '.join(METHODS)}) nor the name of one of the model's "
+                "parameters."
+            )
     return {
         name: _group(name, use, classifier)
         for name, use in parameters.items()

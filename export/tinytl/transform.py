@@ -12,9 +12,10 @@ from .batchnorm import fold_batchnorm
 from .blocks import find_blocks
 from .classifier import find_classifier
 from .lite_residual import attach_lite_residuals
+from .methods import uses_lite_residuals
 from .paper_memory import PaperMemory, paper_memory
 from .parameters import find_parameters
-from .trainables import choose_trainables, uses_lite_residuals, widen
+from .trainables import choose_trainables, widen
 
 
 @dataclass(frozen=True)

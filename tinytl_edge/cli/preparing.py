@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
+from tinytl_edge.export.tinytl.methods import METHODS
+from tinytl_edge.options import COLOURS, FROZEN_WEIGHTS, PrepareOptions
+from tinytl_edge.runtime.images.framing import FITS
+from tinytl_edge.runtime.options import OPTIMIZERS
+
 from . import options
 from .command import PATH, command, json_option, need
-
-METHODS = ["last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "full"]
 
 
 @command("tinytl-edge prepare model.tflite --data images/train --out bundle")
@@ -25,17 +29,18 @@ METHODS = ["last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "
               help="Names of MODEL's own outputs, one a line, where it does not bring them.")  # fmt: skip
 @click.option("--multi-label", is_flag=True,
               help="With --classes: an image may have any of them.  [--data: where it has labels.csv]")  # fmt: skip
-@click.option("--method", type=click.Choice(METHODS), default="lite-residual+bias", show_default=True,
-              help="What trains.")  # fmt: skip
+@click.option("--train", multiple=True, metavar="METHOD|GLOB", default=(PrepareOptions.train,), show_default=True,
+              help=f"What trains: {', '.join(METHODS)}; or parameters by name, beside the classifier or, given twice, "
+              "a method.")  # fmt: skip
 @click.option("--resolution", metavar="PX|HxW", callback=options.pixels,
               help="Height and width of the input, where MODEL leaves them open.  [default: MODEL's own]")  # fmt: skip
-@click.option("--fit", type=click.Choice(["crop", "squash", "pad"]),
+@click.option("--fit", type=click.Choice(FITS),
               help="How an image becomes the input: its centre; all of it, squashed; all of it, on black.  "
               "[default: found by trying on --data, else crop]")  # fmt: skip
-@click.option("--colours", type=click.Choice(["rgb", "bgr"]),
+@click.option("--colours", type=click.Choice(COLOURS),
               help="Of MODEL's input, where it does not say it.  [default: found by trying, else rgb]")  # fmt: skip
-@click.option("--batch-size", type=int, default=8, show_default=True, help="Images a step.")
-@click.option("--optimizer", type=click.Choice(["adam", "sgd", "momentum"]), default="adam", show_default=True,
+@click.option("--batch-size", type=int, default=PrepareOptions.batch_size, show_default=True, help="Images a step.")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default=PrepareOptions.optimizer, show_default=True,
               help="How it trains.")  # fmt: skip
 @click.option(
     "--memory-limit",
@@ -46,21 +51,21 @@ METHODS = ["last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "
 @click.option("--device", metavar="NAME",
               help="Pick what fits this board: memory limit, threads, resolution, if not given.")  # fmt: skip
 @click.option("--threads", type=int, help="How many --memory-limit has room for.  [default: 1, or --device's cores]")
-@click.option("--frozen-weights", type=click.Choice(["float32", "int8"]),
+@click.option("--frozen-weights", type=click.Choice(FROZEN_WEIGHTS),
               help="int8: rounded to 8 bits, a quarter of the memory in the native trainer.  "
               "[default: as they are, or what --memory-limit needs]")  # fmt: skip
-@click.option("--train", "also_train", multiple=True, metavar="GLOB",
-              help="Further parameters to train, by name.")  # fmt: skip
 @click.option("--raw-pixels", is_flag=True,
               help="The model that comes out takes uint8 [batch, height, width, channels] of a camera.")  # fmt: skip
 @click.option("--mean", metavar="R,G,B", callback=options.triple,
               help="Mean of the pixels, 0..255, where MODEL's is wrong or not known.")  # fmt: skip
 @click.option("--std", metavar="R,G,B", callback=options.triple, help="Their standard deviation.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of what is initialised at random.")
+@click.option(
+    "--seed", type=int, default=PrepareOptions.seed, show_default=True, help="Of what is initialised at random."
+)
 @click.option("--out", type=PATH, required=True, help="The bundle's folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
 @json_option
-def prepare(as_json: bool, also_train: tuple[str, ...], **options: Any) -> None:
+def prepare(model: str, data: Path | None, out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Turn a classifier into a bundle that a board can train.
 
     MODEL is FILE.tflite, FILE.onnx, a PyTorch network (torchvision.models:NAME, timm:NAME, package.module:factory), or
@@ -71,9 +76,8 @@ def prepare(as_json: bool, also_train: tuple[str, ...], **options: Any) -> None:
     from tinytl_edge.inspection import describe, inspect
     from tinytl_edge.preparation import prepare as run_prepare
 
-    out = options.pop("out")
     say = None if as_json else lambda text: click.echo(f"... {text}", err=True)
-    prepared = run_prepare(out, train=also_train, on_progress=say, **options)
+    prepared = run_prepare(model, out, data, PrepareOptions(**options), overwrite=overwrite, on_progress=say)
     content = inspect(out)
     if as_json:
         click.echo(json.dumps({**content, "notes": list(prepared.notes)}, indent=1))

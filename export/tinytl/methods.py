@@ -1,0 +1,8 @@
+"""What can train beside the classifier, by name (Cai et al., NeurIPS 2020, section 4)."""
+
+METHODS = ("last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "full")
+
+
+def uses_lite_residuals(method: str) -> bool:
+    """Does this method give blocks lite residual modules?"""
+    return method.startswith("lite-residual")
