@@ -134,7 +134,12 @@ def test_inspecting_says_which_output_is_which_class(bundle: Path) -> None:
     assert "24 x 40 px, grey, squashed, without a margin" in text
     content = json.loads(ok("inspect", bundle, "--json"))
     assert content["classes"] == ["cat", "dög"]
-    assert content["input"] == {**dataclasses.asdict(MANIFEST_OF_ALL.input), "mean": [127.5], "std": [64.0]}
+    assert content["input"] == {
+        **dataclasses.asdict(MANIFEST_OF_ALL.input),
+        "mean": [127.5],
+        "std": [64.0],
+        "pixel_range": [],
+    }
     many = dataclasses.replace(MANIFEST_OF_ALL, classes=tuple(f"c{i}" for i in range(1000)), class_count=1000)
     written(bundle, many)
     assert "output 9 " in ok("inspect", bundle) and "... and 990 more" in ok("inspect", bundle)

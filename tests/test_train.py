@@ -175,9 +175,11 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
 def test_a_killed_worker_is_explained_and_its_run_goes_on_from_the_last_epoch(
     run: Path, bundle: Path, workplace: Path, tmp_path: Path
 ) -> None:
+    others = psutil.Process().children()  # of other tests, as multiprocessing keeps them
+
     def kill(event: dict[str, Any]) -> None:
         if event["event"] == "epoch" and event["epoch"] == 3:
-            (worker,) = psutil.Process().children()
+            (worker,) = (child for child in psutil.Process().children() if child not in others)
             worker.kill()
 
     data, val, out = workplace / "train", workplace / "val", tmp_path / "run"

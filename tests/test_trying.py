@@ -13,7 +13,7 @@ from graph_cases import graph
 from PIL import Image
 
 from tinytl_edge.export.eager import EagerNetwork
-from tinytl_edge.export.matching.area import area_note
+from tinytl_edge.export.matching.seen import area_note
 from tinytl_edge.export.matching.trying import Unknown, exchange_colours, try_out
 from tinytl_edge.export.sources.network import Network
 from tinytl_edge.runtime.files.bundle import Input

@@ -9,7 +9,7 @@ from os import PathLike
 
 from tinytl_edge.export.tinytl.methods import METHODS
 from tinytl_edge.runtime.errors import UsageError
-from tinytl_edge.runtime.images.framing import FITS
+from tinytl_edge.runtime.images.framing import FITS, range_text
 from tinytl_edge.runtime.options import OPTIMIZERS
 
 COLOURS = ("rgb", "bgr")
@@ -32,6 +32,8 @@ class PrepareOptions:
             of it, on black).
         colours: 'rgb' or 'bgr': which of them the model's input has first, where it does not say it or says it wrong.
         mean, std: of the pixels in 0..255 by channel, for the input (pixel - mean) / std, where the model's are wrong.
+        pixel_range: of images with more than 8 bits (16-bit grey, floating point): the numbers that become 0 and 255;
+            default: 0 and 65536.
         frozen_weights: 'float32', or 'int8': rounded to 8 bits, a quarter of the size in the native trainer; default:
             float32, unless `memory_limit` asks for less. Weights that a file has in 8 bits stay as they are.
         memory_limit: bytes that the native trainer's process may take in all; what it gives up for that, it gives up
@@ -54,6 +56,7 @@ class PrepareOptions:
     colours: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    pixel_range: tuple[float, ...] | None = None
     batch_size: int = 8
     optimizer: str = "adam"
     frozen_weights: str | None = None
@@ -110,4 +113,6 @@ class PrepareOptions:
                 raise UsageError(f"--{name} {number} is out of range: {low} to {high}.")
         if not all(map(math.isfinite, self.mean or ())) or not all(0 < value < math.inf for value in self.std or ()):
             raise UsageError("--mean and --std are of pixels in 0..255, and --std is above zero.")
+        if self.pixel_range and not self.pixel_range[0] < self.pixel_range[1]:
+            raise UsageError(f"--pixel-range {range_text(self.pixel_range)}: low goes before high.")
         return self

@@ -321,6 +321,7 @@ def _tell(network: Network, options: PrepareOptions) -> None:
         fit=options.fit or taken.fit,
         mean=each(options.mean) if options.mean else taken.mean,
         std=each(options.std) if options.std else taken.std,
+        pixel_range=options.pixel_range or taken.pixel_range,
     )
     network.range_known |= options.mean is not None or options.std is not None
     network.fit_known |= options.fit is not None

@@ -16,8 +16,8 @@ from tinytl_edge.runtime.images.label_table import TABLE, has_table, read_table
 from tinytl_edge.runtime.model_files.label_file import LabelFile, read_label_file
 from tinytl_edge.runtime.wording import list_names
 
-from .area import area_note
 from .class_names import EXTEND, REPLACE, listed, match, named_outputs
+from .seen import area_note, deep_note
 from .trying import Unknown, exchange_colours, looks_like_regression, try_out
 
 
@@ -142,7 +142,8 @@ def make_adaptable(
         if found.names != names[:outputs]:
             names, said = (*found.names, *names[outputs:]), ()
     cut = area_note(wanted.folders, network.input)
-    notes += [cut] if cut is not None else []
+    deep = deep_note(wanted.folders, network.input)
+    notes += [note for note in (cut, deep) if note is not None]
     if matched.change == REPLACE:
         new_outputs(model, classifier, matched.count, seed)
     elif matched.change == EXTEND:

@@ -34,6 +34,7 @@ from tinytl_edge.runtime.model_files.stored_numbers import Step
 
 ORIGIN = "tinytl-edge.origin"
 FILE_VALUE = "tinytl-edge.file_value"
+ADDED = "tinytl-edge.added"
 
 
 def steps(value: ir.Value) -> list[dict[str, Any]]:
@@ -68,6 +69,16 @@ def file_value(value: ir.Value) -> str:
     return value.metadata_props.get(FILE_VALUE) or value.name or ""
 
 
+def mark_added(part: ir.Value | ir.Node, to: str) -> None:
+    """A parameter or a node is no file's, but was added to the block `to`."""
+    part.metadata_props[ADDED] = to
+
+
+def added_to(part: ir.Value | ir.Node) -> str | None:
+    """The block that this was added to, or None for what the network had."""
+    return part.metadata_props.get(ADDED)
+
+
 def forget(value: ir.Value, step: str) -> None:
     """Take the steps of a kind out of what was done to `value`."""
     value.metadata_props[ORIGIN] = json.dumps([done for done in steps(value) if done["step"] != step])
@@ -75,10 +86,10 @@ def forget(value: ir.Value, step: str) -> None:
 
 def forget_all(model: ir.Model) -> None:
     """Nothing in the network graph tells any more where it came from."""
-    values = [*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]
-    for value in values:
-        for key in (ORIGIN, FILE_VALUE):
-            value.metadata_props.pop(key, None)
+    made = [value for node in model.graph for value in node.outputs]
+    for part in (*model.graph.inputs, *model.graph.initializers.values(), *made, *model.graph):
+        for key in (ORIGIN, FILE_VALUE, ADDED):
+            part.metadata_props.pop(key, None)
 
 
 @dataclass(frozen=True)

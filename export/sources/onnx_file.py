@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx_ir as ir
 
 from tinytl_edge.export.onnx_graph import set_initializer
 from tinytl_edge.export.passes.normalise import lift_constants, normalise, remove_unused
-from tinytl_edge.export.passes.origin import file_value, record
+from tinytl_edge.export.passes.origin import file_value, forget_all, record
 from tinytl_edge.export.passes.untie import untie_vectors
 from tinytl_edge.export.quiet import quiet
 from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
@@ -21,7 +22,7 @@ from .network import FileSource, Network
 from .onnx_ends import cut_end
 from .onnx_fused import split_fused
 from .onnx_input import Images, largest_constant, quantised_range, take_images
-from .onnx_metadata import class_names, colour_order, fit_of, image_size, normalisation, told
+from .onnx_metadata import class_names, colour_order, fit_of, image_size, normalisation, pixel_range_of, told
 from .onnx_quantised import undo_quantisation
 from .onnx_reader import read_model
 
@@ -61,6 +62,7 @@ def read_onnx(path: Path, size: tuple[int, int] | None = None) -> Network:
 def _read(path: Path, size: tuple[int, int] | None) -> Network:
     notes: list[str] = []
     model, content = read_model(path)
+    forget_all(model)  # what is written there is no note of ours
     lift_constants(model)
     untie_vectors(model)
     if not model.graph.outputs:
@@ -85,6 +87,7 @@ def _read(path: Path, size: tuple[int, int] | None) -> Network:
     fit, colours = fit_of(properties), colour_order(properties)
     margin = properties.get("take") == MIDDLE
     framing = Input(images.height, images.width, images.channels, mean, std, fit=fit or "crop", margin=margin)
+    framing = replace(framing, pixel_range=pixel_range_of(properties))
     return Network(
         path.stem, model, framing, known, classes, end.kind, notes=notes, takes_bgr=colours == "BGR",
         colours_known=colours is not None, fit_known=fit is not None, source=FileSource(path, content, "onnx"),

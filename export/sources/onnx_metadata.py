@@ -114,6 +114,12 @@ def fit_of(properties: Mapping[str, str]) -> str | None:
     return properties.get("fit") if properties.get("fit") in FITS else None
 
 
+def pixel_range_of(properties: Mapping[str, str]) -> _Numbers:
+    """Of images with more than 8 bits, as our own files say it, or nothing."""
+    found = _floats(properties.get("pixel_range", ""), 2)
+    return found if len(set(found)) == 2 else ()
+
+
 def _value(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:

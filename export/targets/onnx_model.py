@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from tinytl_edge.export.onnx_graph import add_initializer
+from tinytl_edge.export.passes.normalise import remove_unused
 from tinytl_edge.runtime.files.bundle import Input
 
 
@@ -25,11 +26,20 @@ def inference_model(network: ir.Model, taken: Input, masks: Iterable[str], raw_p
     _remove_dropout(network, set(masks))
     if raw_pixels:
         _take_raw_pixels(network, taken)
-    network.metadata_props.clear()
+    remove_unused(network)
+    _forget_notes(network)
     network.producer_name = "tinytl-edge"
     model = ir.to_proto(network)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _forget_notes(network: ir.Model) -> None:
+    """Ours, and the exporter's stack traces."""
+    graph = network.graph
+    made = [value for node in graph for value in node.outputs]
+    for part in (network, graph, *graph.inputs, *graph.initializers.values(), *graph, *made):
+        part.metadata_props.clear()
 
 
 def _remove_dropout(network: ir.Model, masks: set[str]) -> None:

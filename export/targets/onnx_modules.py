@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-from tinytl_edge.export.tinytl.trainables import LITE_RESIDUAL
+from tinytl_edge.export.passes.origin import added_to
 
 from .content import UnwritableError
 from .onnx_source import OnnxFile, Place
@@ -36,7 +36,7 @@ def _modules(model: ir.Model) -> Iterator[list[ir.Node]]:
     """The nodes of each module, in order; the last is its sum, whose first operand the block has made."""
     found: dict[str, list[ir.Node]] = {}
     for node in model.graph:
-        block, mark, _ = (node.name or "").partition(f".{LITE_RESIDUAL}/")
-        if mark:
+        block = added_to(node)
+        if block is not None:
             found.setdefault(block, []).append(node)
     yield from found.values()

@@ -11,10 +11,9 @@ import onnx_ir as ir
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from tinytl_edge.export.onnx_graph import Array, weight_source
-from tinytl_edge.export.passes.origin import Stored, stored
+from tinytl_edge.export.passes.origin import Stored, added_to, stored
 from tinytl_edge.export.tinytl.classifier import find_classifier
 from tinytl_edge.export.tinytl.parameters import find_parameters
-from tinytl_edge.export.tinytl.trainables import LITE_RESIDUAL
 from tinytl_edge.runtime.model_files.stored_numbers import Step, as_stored
 
 from .content import UnwritableError
@@ -164,9 +163,9 @@ def write_back(file: OnnxFile, model: ir.Model, trainable: Mapping[str, str], pl
     used, classifier = find_parameters(model), find_classifier(model)
     places = []
     for name in trainable:
-        if LITE_RESIDUAL in name.split(".") or name in placed:
-            continue
         value = model.graph.initializers[name]
+        if added_to(value) is not None or name in placed:
+            continue
         try:
             way = _without_constants(stored(value), model, trainable)
         except ValueError as error:

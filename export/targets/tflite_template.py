@@ -9,12 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import tflite
 
-from tinytl_edge.export.passes.origin import stored
+from tinytl_edge.export.passes.origin import added_to, stored
 from tinytl_edge.export.sources.network import FileSource, Network
 from tinytl_edge.export.sources.tflite_file import read_tflite
 from tinytl_edge.export.sources.tflite_reader import Tensor, TFLiteModel, parse
 from tinytl_edge.export.tinytl.classifier import find_classifier
-from tinytl_edge.export.tinytl.trainables import LITE_RESIDUAL
 from tinytl_edge.runtime.model_files.stored_numbers import DTYPES
 from tinytl_edge.runtime.model_files.template import Hole, Port, Template, layout_of
 
@@ -53,7 +52,7 @@ def _holes(source: FileSource, file: TFLiteModel, model: ir.Model, trainable: Ma
     readers = Counter(index for operator in file.operators for index in operator.inputs)
     users = Counter(tensor.buffer for tensor in file.tensors)
     for name in trainable:
-        if LITE_RESIDUAL in name.split("."):
+        if added_to(model.graph.initializers[name]) is not None:
             raise UnwritableError("lite residual modules cannot be put into it yet")
         value = model.graph.initializers[name]
         try:

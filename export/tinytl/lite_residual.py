@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from tinytl_edge.export.onnx_graph import Array, add_initializer, sizes
+from tinytl_edge.export.onnx_graph import Array, add_initializer, nodes_between, sizes, weight_source
+from tinytl_edge.export.passes.origin import mark_added
 from tinytl_edge.export.resizing import resize_scale
 from tinytl_edge.runtime.errors import UsageError
 
@@ -62,6 +63,8 @@ def convolution_groups(channels: int) -> int:
 def attach_lite_residuals(model: ir.Model, blocks: Sequence[Block], seed: int) -> None:
     """Give each block a lite residual module, whose parameters are named `BLOCK.lite_residual.LAYER.weight` (or bias).
 
+    A block that has one, from an earlier adaptation, keeps it.
+
     Raises:
         UsageError: there is no block.
     """
@@ -73,8 +76,20 @@ def attach_lite_residuals(model: ir.Model, blocks: Sequence[Block], seed: int) -
     random = np.random.default_rng(seed)
     sums: dict[ir.Value, ir.Value] = {}  # a block's own output, and with what its module adds
     for block in blocks:
+        if _has_module(block):
+            continue
         entering = sums.get(block.entering, block.entering)
         sums[block.leaving] = _Module(model, block, entering, image_size, random).attach()
+
+
+def _has_module(block: Block) -> bool:
+    inside = nodes_between(block.entering, block.leaving)
+    return any(_is_of_module(value) for node in inside for value in node.inputs)
+
+
+def _is_of_module(value: ir.Value | None) -> bool:
+    source = weight_source(value)
+    return source is not None and LITE_RESIDUAL in (source.name or "").split(".")
 
 
 class _Module:
@@ -125,6 +140,7 @@ class _Module:
         self, op: str, inputs: Sequence[ir.Value | None], name: str, shape: Sequence[int], **attributes: object
     ) -> ir.Value:
         node = ir.node(op, inputs, attributes or None, name=f"{self._name}/{name}")  # type: ignore[arg-type]
+        mark_added(node, self._block.name)
         value = node.outputs[0]
         value.name, value.shape, value.type = node.name, ir.Shape(["batch", *shape]), ir.TensorType(ir.DataType.FLOAT)
         self._nodes.append(node)
@@ -136,7 +152,9 @@ class _Module:
         return self._initializer(name, self._random.uniform(-bound, bound, shape).astype(np.float32))
 
     def _initializer(self, name: str, value: Array) -> ir.Value:
-        return add_initializer(self._model, f"{self._name}.{name}", value)
+        parameter = add_initializer(self._model, f"{self._name}.{name}", value)
+        mark_added(parameter, self._block.name)
+        return parameter
 
     def _group_norm(self, x: ir.Value, name: str, scale: float) -> ir.Value:
         """Groups of channels as the channels of an InstanceNormalization, then a scale and a shift for each channel."""
@@ -156,6 +174,7 @@ class _Module:
         for op, parameter, value in (("Mul", "weight", scale), ("Add", "bias", 0.0)):
             numbers = self._initializer(f"{name}.{parameter}", np.full(channels, value, np.float32))
             by_channel = ir.node("Unsqueeze", [numbers, axes], name=f"{self._name}/{name}.{parameter}_by_channel")
+            mark_added(by_channel, self._block.name)
             made = by_channel.outputs[0]
             made.name, made.shape, made.type = by_channel.name, ir.Shape([channels, 1, 1]), numbers.type
             self._nodes.append(by_channel)

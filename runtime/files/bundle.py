@@ -52,7 +52,8 @@ class Input:
     `height`, `width` in pixels; `channels` 3 (RGB) or 1 (grey); `mean` and `std` of pixels in 0..255, one a channel,
     for (pixel - mean) / std. `fit`: "crop" takes the centre of the input's aspect ratio, "squash" the whole image with
     its aspect ignored, "pad" the whole image on black. With a `margin` the image is stored 8/7 as large on each side,
-    and evaluation takes its centre; without, evaluation sees all that is stored.
+    and evaluation takes its centre; without, evaluation sees all that is stored. `pixel_range`: of images with more
+    than 8 bits (16-bit grey, floating point), the numbers that become 0 and 255; none: 0 and 65536.
 
     Raises:
         ValueError: a value that cannot be; says which.
@@ -65,6 +66,7 @@ class Input:
     std: tuple[float, ...]
     fit: str = "crop"
     margin: bool = True
+    pixel_range: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.framing.channels:
@@ -75,7 +77,7 @@ class Input:
     @property
     def framing(self) -> Framing:
         """What its images have to become before they are normalised."""
-        return Framing(self.height, self.width, self.channels, self.fit, self.margin)
+        return Framing(self.height, self.width, self.channels, self.fit, self.margin, self.pixel_range)
 
 
 @dataclass(frozen=True)

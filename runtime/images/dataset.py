@@ -2,7 +2,8 @@
 
 Tensors `images` U8 [N, stored height, stored width, channels] (RGB or grey, row by row) and `labels`. Metadata:
 `format`, `version`, `classes` (a JSON list of names); `height` and `width` of the model's input, `channels` (3 or 1),
-`fit` (crop, squash or pad) and `margin` (true or false), which say how images became what is stored, see `framing`; and
+`fit` (crop, squash or pad), `margin` (true or false) and `pixel_range` ("low:high", or nothing), which say how images
+became what is stored, see `framing`; and
 `labels`: "single" (or nothing) where `labels` is I32 [N], the number of a class, and "multi" where it is
 U8 [N, classes], 1 for each class that the image has. Unlabelled images have no classes and the label -1.
 """
@@ -24,8 +25,9 @@ from tinytl_edge.runtime.files.tensors import TensorFile, atomic_write, encode_h
 from tinytl_edge.runtime.wording import list_names, shown
 
 from .decoding import UnusableImageError, read_image
+from .depth import DeepPixels
 from .folders import composed, find_images
-from .framing import FITS, LARGEST, Framing
+from .framing import FITS, LARGEST, Framing, range_text
 from .label_table import TABLE, has_table, read_table
 
 FORMAT = "tinytl-edge-dataset"
@@ -174,7 +176,11 @@ def _read_framing(file: TensorFile, damaged: Callable[[str], DamagedFileError]) 
     if told.get("margin") not in ("true", "false"):
         raise damaged("its margin is neither true nor false")
     size = int(told["height"]), int(told["width"])
-    return Framing(*size, int(told["channels"]), told["fit"], told["margin"] == "true")
+    try:
+        deep = tuple(float(end) for end in told["pixel_range"].split(":")) if "pixel_range" in told else ()
+        return Framing(*size, int(told["channels"]), told["fit"], told["margin"] == "true", deep)
+    except ValueError:
+        raise damaged("its pixel range is no low and high") from None
 
 
 def _check_labels(
@@ -259,12 +265,13 @@ def pack(
     counts = [0] * len(names)
     packed = 0
     skipped: list[tuple[Path, str]] = []
+    deep = DeepPixels()
 
     def samples() -> Iterator[tuple[bytes, bytes]]:
         nonlocal packed
         for done, (path, label) in enumerate(files, start=1):
             try:
-                pixels = read_image(path, framing)
+                pixels = read_image(path, framing, deep)
             except UnusableImageError as error:
                 skipped.append((path, str(error)))
                 warn(f"{shown(path)} was skipped: {error}.")
@@ -282,6 +289,8 @@ def pack(
     without = [name for name, count in zip(names, counts) if not count]
     if without:
         warn(f"{shown(folder)} has no usable images of {list_names(without)}.")
+    if narrow := deep.warning(framing.pixel_range):
+        warn(narrow)
     return PackReport(Path(out), packed, dict(zip(names, counts)), skipped)
 
 
@@ -366,6 +375,8 @@ def _write(
         "margin": "true" if framing.margin else "false",
         "labels": kind,
     }
+    if framing.pixel_range:
+        metadata["pixel_range"] = range_text(framing.pixel_range)
 
     def header(count: int, length: int | None = None) -> bytes:
         labelled = ("U8", (count, len(classes))) if kind == MULTI else ("I32", (count,))

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinytl_edge.runtime.wording import shown
 
+from .depth import DeepPixels, is_deep
 from .framing import Framing
 
 if TYPE_CHECKING:
@@ -26,10 +28,10 @@ class UnusableImageError(Exception):
     """Why an image cannot be used, in words that go on after "it was skipped:"."""
 
 
-def read_image(path: Path, framing: Framing) -> bytes:
+def read_image(path: Path, framing: Framing, deep: DeepPixels | None = None) -> bytes:
     """What is stored of an image, upright and on white: U8 [height, width, channels] of `framing.stored`.
 
-    Grey is ITU-R 601's luma of RGB, as Pillow computes it.
+    Grey is ITU-R 601's luma of RGB, as Pillow computes it. `deep` is shown what has more than 8 bits.
 
     Raises:
         UnusableImageError: the file is missing or damaged, or in a format that is not read here.
@@ -45,7 +47,7 @@ def read_image(path: Path, framing: Framing) -> bytes:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
-                return _stored(image, framing)
+                return _stored(image, framing, deep)
     except UnusableImageError:
         raise
     except UnidentifiedImageError:
@@ -60,7 +62,20 @@ def read_image(path: Path, framing: Framing) -> bytes:
         raise UnusableImageError(f"it is damaged ({shown(error) or type(error).__name__})") from None
 
 
-def _stored(image: Image.Image, framing: Framing) -> bytes:
+def find_deep(paths: Iterable[Path]) -> DeepPixels:
+    """What those of the images that have more than 8 bits use of their range; of others the header alone is read."""
+    from PIL import Image
+
+    found = DeepPixels()
+    for path in paths:
+        # One that cannot be read is named by whoever needs its pixels.
+        with contextlib.suppress(Exception), Image.open(path, formats=_FORMATS) as image:
+            if is_deep(image):
+                found.see(image)
+    return found
+
+
+def _stored(image: Image.Image, framing: Framing, deep: DeepPixels | None) -> bytes:
     """What `read_image` does once the file is open."""
     from PIL import Image
 
@@ -70,10 +85,12 @@ def _stored(image: Image.Image, framing: Framing) -> bytes:
     least = 2 * max(height, width)
     image.draft("RGB", (least, least))
     image.load()
+    if deep is not None and is_deep(image):
+        deep.see(image)
     orientation = _orientation(image)
     wanted = (height, width) if orientation in _quarter_turns() else (width, height)
     box, size = _placed(image.size, wanted, framing.fit)
-    small: Image.Image = _in_bytes(image).resize(size, Image.Resampling.BICUBIC, box=box)
+    small: Image.Image = _in_bytes(image, framing.pixel_range).resize(size, Image.Resampling.BICUBIC, box=box)
     if small.mode == "RGBA":
         paper = Image.new("RGBA", small.size, "white")
         small = Image.alpha_composite(paper, small)
@@ -104,12 +121,17 @@ def _placed(
     return (0, 0, width, height), wanted
 
 
-def _in_bytes(image: Image.Image) -> Image.Image:
+def _in_bytes(image: Image.Image, pixel_range: Sequence[float]) -> Image.Image:
     """The image with 8 bits a channel in a mode that can be scaled: L, RGB or RGBA."""
-    if image.mode.startswith("I"):  # 16 bits, which some versions of Pillow clip instead of scaling
-        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if is_deep(image) and pixel_range:
+        low, high = pixel_range
+        scale = 255 / (high - low)
+        deep = image.convert("F")
+        return deep.point(lambda value: value * scale + (0.5 - low * scale)).convert("L")
     if image.mode == "F":
-        raise UnusableImageError("its pixels are floating-point numbers of unknown range")
+        raise UnusableImageError("its pixels are floating-point numbers of unknown range: --pixel-range tells it")
+    if is_deep(image):  # 16 bits, which some versions of Pillow clip instead of scaling
+        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         return image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")

@@ -48,6 +48,7 @@ def about(manifest: Manifest, template: Template, classes: Sequence[str]) -> dic
         "layout": template.layout,
         "mean": list(mean),
         "std": list(std),
+        "pixel_range": list(taken.pixel_range),
         "fit": taken.fit,
         "filter": FILTER,
         "take": MIDDLE if taken.margin else "all",
@@ -70,6 +71,9 @@ def sentences(manifest: Manifest, template: Template, classes: Sequence[str]) ->
     if not template.raw_pixels and (any(taken.mean) or set(taken.std) != {1.0}):
         mean, std = _listed(taken.mean), _listed(taken.std)
         numbers = f"Each pixel p of 0 to 255 becomes (p - mean) / std, with mean {mean} and std {std}."
+    if taken.pixel_range:
+        low, high = (f"{end:g}" for end in taken.pixel_range)
+        numbers = f"Of images with more than 8 bits, {low} becomes 0 and {high} becomes 255. {numbers}"
     outputs = len(classes) or manifest.class_count
     shown = [f"{index} {name}" for index, name in enumerate(classes[:_SHOWN])]
     shown += ["..."] * (len(classes) > _SHOWN)

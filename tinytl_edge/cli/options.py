@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 
@@ -36,6 +38,19 @@ def triple(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     if len(numbers) != 3:
         raise click.BadParameter(f"'{value}' is neither one number nor three, as in 123.7,116.3,103.5.")
     return numbers
+
+
+def pixel_range(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Two numbers: '50900:52000'."""
+    if value is None:
+        return None
+    try:
+        low, high = (float(end) for end in value.split(":"))
+    except ValueError:
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise click.BadParameter(f"'{value}' is no range, as in 50900:52000.")
+    return low, high
 
 
 def class_list(ctx: click.Context, param: click.Parameter, value: str | None) -> int | list[str] | None:

@@ -59,6 +59,8 @@ from .command import PATH, command, json_option, need
 @click.option("--mean", metavar="R,G,B", callback=options.triple,
               help="Mean of the pixels, 0..255, where MODEL's is wrong or not known.")  # fmt: skip
 @click.option("--std", metavar="R,G,B", callback=options.triple, help="Their standard deviation.")
+@click.option("--pixel-range", metavar="LOW:HIGH", callback=options.pixel_range,
+              help="What becomes black and white of images with more than 8 bits.  [default: 0:65536]")  # fmt: skip
 @click.option(
     "--seed", type=int, default=PrepareOptions.seed, show_default=True, help="Of what is initialised at random."
 )

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
               help="What of an image is taken: its centre; all of it, squashed; all of it, on black.  "
               "[default: crop]")  # fmt: skip
 @click.option("--margin/--no-margin", default=None, help="Store more than the input's size.  [default: margin]")
+@click.option("--pixel-range", metavar="LOW:HIGH", callback=options.pixel_range,
+              help="What becomes black and white of images with more than 8 bits.  [default: 0:65536]")  # fmt: skip
 @click.option("--out", type=PATH, required=True, help="The dataset's file.")
 @json_option
 def pack(
@@ -36,6 +38,7 @@ def pack(
     channels: str | None,
     fit: str | None,
     margin: bool | None,
+    pixel_range: tuple[float, ...] | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -53,7 +56,7 @@ def pack(
 
     classes = None
     if bundle is not None:
-        if both := given("resolution", "size", "channels", "fit", "margin"):
+        if both := given("resolution", "size", "channels", "fit", "margin", "pixel_range"):
             raise UsageError(f"{', '.join(both)}: the bundle says what its input is like; leave out either.")
         manifest = open_bundle(bundle).manifest
         check_exists(folder)
@@ -67,7 +70,7 @@ def pack(
             if not 16 <= side <= 4096:
                 name = "--size" if size else "--resolution"
                 raise UsageError(f"{name} {side} is out of range: 16 to 4096.")
-        framing = Framing(height, width, int(channels or 3), fit or "crop", margin is not False)
+        framing = Framing(height, width, int(channels or 3), fit or "crop", margin is not False, pixel_range or ())
     with CountProgress(sys.stderr) as progress:
         report = run_pack(folder, out, framing, classes, progress.warn, progress.show)
     if as_json:

@@ -1,10 +1,11 @@
-"""How much of the images the classifier will see, with the shape that it takes."""
+"""What of the images the classifier will see: how much of their area, and how many of their grey values."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tinytl_edge.runtime.files.bundle import Input
+from tinytl_edge.runtime.images.decoding import find_deep
 
 _IMAGES = 60
 _MOST_UNSEEN = 1 / 3
@@ -14,8 +15,7 @@ def area_note(folders: dict[str, list[Path]], taken: Input) -> str | None:
     """A sentence where more than a third of the images' area is cut off."""
     if taken.fit != "crop":
         return None
-    files = [file for each in folders.values() for file in each]
-    shares = [share for file in files[:: max(1, len(files) // _IMAGES)] if (share := _seen(file, taken)) is not None]
+    shares = [share for file in _some(folders) if (share := _seen(file, taken)) is not None]
     if not shares:
         return None
     seen = sum(shares) / len(shares)
@@ -25,6 +25,16 @@ def area_note(folders: dict[str, list[Path]], taken: Input) -> str | None:
         f"Of these images' area {1 - seen:.0%} is never seen, because their centre is cut out: what decides may lie at "
         "their edges. --fit squash or --fit pad shows all of them; it has to be what the app does."
     )
+
+
+def deep_note(folders: dict[str, list[Path]], taken: Input) -> str | None:
+    """A sentence where 16-bit images use little of the range of pixels that is taken of them."""
+    return find_deep(_some(folders)).warning(taken.pixel_range)
+
+
+def _some(folders: dict[str, list[Path]]) -> list[Path]:
+    files = [file for each in folders.values() for file in each]
+    return files[:: max(1, len(files) // _IMAGES)]
 
 
 def _seen(file: Path, taken: Input) -> float | None:
