@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,15 +55,9 @@ def evaluate(
     watch = on_event or (lambda event: None)
     opened = _open(model, bundle, runtime, threads)
 
-    def progress(done: int, total: int) -> None:
-        watch({"event": "pack", "done": done, "total": total})
-
-    def warn(message: str) -> None:
-        watch({"event": "warning", "message": message})
-
     with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
         packed = Path(folder) / "data.safetensors"
-        source = dataset_for(opened.manifest, opened.classes, Path(data), packed, warn, progress)
+        source = dataset_for(opened.manifest, opened.classes, Path(data), packed, _warning(watch), _progress(watch))
         with open_dataset(source) as dataset:
             names = list(dataset.classes)
         result = opened.evaluate(source, watch)
@@ -76,6 +70,14 @@ def evaluate(
         details = {"per_class": per_class, "confusion": confusion}
     peak = result.pop("peak_rss_bytes")
     return {**result, "classes": names, **details, "peak_rss_bytes": peak}
+
+
+def _warning(watch: OnEvent) -> Callable[[str], None]:
+    return lambda message: watch({"event": "warning", "message": message})
+
+
+def _progress(watch: OnEvent) -> Callable[[int, int], None]:
+    return lambda done, total: watch({"event": "pack", "done": done, "total": total})
 
 
 def predict(
@@ -115,6 +117,41 @@ def predict(
         prediction = likely if manifest.labels == MULTI else ranked[0][0]
         predictions.append({"image": os.fspath(image), "prediction": prediction, "probabilities": dict(ranked)})
     return predictions
+
+
+def compare(
+    model: str | os.PathLike[str],
+    file: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    bundle: str | os.PathLike[str] | None = None,
+    on_event: OnEvent | None = None,
+) -> dict[str, Any]:
+    """A run and the model file that was written of it, on the same images; arguments as in `evaluate`.
+
+    Returns:
+        images; accuracy of the file and trainer_accuracy; same_class (the share of images in which both see the same
+        class); largest_difference (of any probability).
+
+    Raises:
+        TinyTLError: of the kind that says what is wrong; without the file's interpreter, UsageError.
+    """
+    watch = on_event or (lambda event: None)
+    trained, written = _open(model, bundle, "auto", None), _open(file, None, "auto", None)
+
+    with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
+        packed = Path(folder) / "data.safetensors"
+        source = dataset_for(trained.manifest, trained.classes, Path(data), packed, _warning(watch), _progress(watch))
+        accuracies = [opened.evaluate(source, watch)["accuracy"] for opened in (written, trained)]
+        pairs = list(zip(written.predict(source), trained.predict(source)))
+    same = sum(ours.index(max(ours)) == theirs.index(max(theirs)) for ours, theirs in pairs)
+    return {
+        "images": len(pairs),
+        "accuracy": accuracies[0],
+        "trainer_accuracy": accuracies[1],
+        "same_class": same / len(pairs),
+        "largest_difference": max(abs(a - b) for ours, theirs in pairs for a, b in zip(ours, theirs)),
+    }
 
 
 class _Opened(Protocol):

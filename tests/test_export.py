@@ -14,6 +14,7 @@ from conftest import CLASSES, RESOLUTION, fails, make_image, ok, prepare, tinytl
 from PIL import Image
 
 import tinytl_edge
+from tinytl_edge.runtime.evaluate import compare
 from tinytl_edge.runtime.files.tensors import open_tensors
 
 # In a process of its own, and without torch, which onnxruntime-training imports where it can. Otherwise what a
@@ -214,3 +215,23 @@ def test_a_parameter_that_does_not_fit_is_damage(tmp_path: Path, workplace: Path
     table.write_text(json.dumps(content))
     assert "onnx.json" in fails(3, "export", bundle, "--out", tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_the_file_is_compared_with_the_run(tmp_path: Path, run: Path, workplace: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    how = ("export", run, "--out", tmp_path / "model.onnx", "--check", workplace / "val")
+    checked = json.loads(ok(*how, "--json"))["checked"]
+    assert checked["images"] == 9
+    assert (
+        checked["accuracy"] == checked["trainer_accuracy"] == tinytl_edge.evaluate(run, workplace / "val")["accuracy"]
+    )
+    assert checked["same_class"] == 1
+    assert 0 <= checked["largest_difference"] < 1e-5
+    assert "the same class in 100.0%" in ok(*how, "--overwrite")
+    # What is no longer the run's is seen.
+    other = onnx.load(tmp_path / "model.onnx")
+    for tensor in other.graph.initializer:
+        if tensor.name.endswith("bias"):
+            tensor.raw_data = bytes(len(tensor.raw_data))
+    onnx.save(other, tmp_path / "other.onnx")
+    assert compare(run, tmp_path / "other.onnx", workplace / "val")["largest_difference"] > 1e-3

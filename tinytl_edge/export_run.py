@@ -15,6 +15,7 @@ from tinytl_edge.runtime.files.run import open_model
 from tinytl_edge.runtime.model_files.about import about, onnx_metadata
 from tinytl_edge.runtime.model_files.deployed import BEFORE, beside, kind_of, replace_files, stale_builds
 from tinytl_edge.runtime.model_files.template import FOLDER, filled, read_template
+from tinytl_edge.runtime.workers.worker import OnEvent
 
 
 def export(
@@ -24,6 +25,8 @@ def export(
     bundle: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     keep: bool = True,
+    check: str | os.PathLike[str] | None = None,
+    on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
     """Write the classifier of a run (or of a bundle as prepared) to `out`, and what it says of itself to .json beside.
 
@@ -32,11 +35,12 @@ def export(
     Args:
         overwrite: replace a file that is there.
         keep: what was there stays beside it, as NAME.before.
+        check: labelled images on which the file, once written, is compared with the run; needs its interpreter.
 
     Returns:
         out, format, bytes, files (all that was written), classes, input (as the bundle's manifest has it), in_words
         (how to use it), kept (files that were there before), stale (files beside it that others built of what was
-        there before).
+        there before); with `check`, checked (as `compare` returns it).
 
     Raises:
         TinyTLError: of the kind that says what is wrong.
@@ -63,6 +67,11 @@ def export(
         raise UsageError(f"{existed[0]} already exists: add --overwrite, or choose another --out.")
     kept = [path for path in existed if not (path == page and _is_ours(path))] if keep else []
     sizes = replace_files(files, kept)
+    checked: dict[str, Any] = {}
+    if check is not None:
+        from tinytl_edge.runtime.evaluate import compare  # a worker, and the file's interpreter
+
+        checked["checked"] = compare(model, target, check, bundle=bundle, on_event=on_event)
     return {
         "out": os.fspath(target),
         "format": kind_of(target),
@@ -73,6 +82,7 @@ def export(
         "in_words": said["in words"],
         "kept": [f"{os.path.realpath(path)}{BEFORE}" for path in kept],
         "stale": [os.fspath(path) for path in stale_builds(target)] if target in existed else [],
+        **checked,
     }
 
 

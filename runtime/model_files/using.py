@@ -104,6 +104,7 @@ def _said(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
 def _manifest(path: Path, said: Mapping[str, Any]) -> Manifest:
     """As a bundle's: what measuring needs of it."""
     taken = {key: said.get(key) for key in ("height", "width", "channels", "mean", "std", "fit")}
+    taken["pixel_range"] = said.get("pixel_range", ())
     return read_record(
         Manifest,
         {

@@ -70,6 +70,8 @@ def predict(run: Path, images: tuple[Path, ...], top: int, as_json: bool, **opti
 @click.option("--out", type=PATH, required=True, help="The model's file; a link is followed.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is already there; it is kept as NAME.before.")
 @click.option("--keep", type=click.IntRange(0, 1), default=1, show_default=True, help="0: without NAME.before.")
+@click.option("--check", type=PATH, metavar="DATA",
+              help="Compare the file with the RUN on these images, by the file's own interpreter.")  # fmt: skip
 @json_option
 def export(run: Path, as_json: bool, keep: int, **options: Any) -> None:
     """Write a RUN's adapted classifier (or a bundle's) as a model file.
@@ -78,8 +80,10 @@ def export(run: Path, as_json: bool, keep: int, **options: Any) -> None:
     """
     from tinytl_edge.export_run import export as run_export
     from tinytl_edge.runtime.memory import megabytes
+    from tinytl_edge.runtime.report import CountProgress, counted
 
-    result = run_export(run, keep=bool(keep), **options)
+    with CountProgress(sys.stderr) as progress:
+        result = run_export(run, keep=bool(keep), on_event=progress, **options)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
         return
@@ -89,5 +93,11 @@ def export(run: Path, as_json: bool, keep: int, **options: Any) -> None:
         click.echo(f"  {sentence}")
     for path in result["kept"]:
         click.echo(f"What was there before is kept as {path}.")
+    if (checked := result.get("checked")) is not None:
+        click.echo(
+            f"On {counted(checked['images'], 'image')} it is right in {checked['accuracy']:.1%}, the run in "
+            f"{checked['trainer_accuracy']:.1%}; the same class in {checked['same_class']:.1%}, the largest difference "
+            f"of a probability is {checked['largest_difference']:.1g}."
+        )
     for path in result["stale"]:
         click.echo(f"{path} was built of the model before: build it again, or the app goes on using that.")
