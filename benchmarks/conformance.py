@@ -1,6 +1,6 @@
-"""How far the native trainer's losses are from onnxruntime-training's, step by step, on real backbones.
+"""How far the native trainer's losses are from onnxruntime-training's, step by step, on real backbones and files.
 
-    python benchmarks/conformance.py DATA [--backbones mobilenet-v2,...] [--methods bias,...] [--optimizers adam,sgd]
+    python benchmarks/conformance.py DATA [--models NAME,FILE,...] [--methods bias,...] [--optimizers adam,sgd]
                                      [--resolution 96] [--batch-size 4] [--steps 50] [--rates 1] [--out FOLDER]
 
 DATA is a folder of class folders. Both train the same bundle with the same images, seed and options; float32
@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from tinytl_edge.export.sources.backbones.pretrained import has_imagenet_weights
-from tinytl_edge.runtime.images.dataset import open_dataset
+from tinytl_edge.runtime.images.folders import find_images
 from tinytl_edge.runtime.options import TrainOptions
 
 RATES = {"--lr": "classifier", "--lr-bias": "bias", "--lr-lite-residual": "lite_residual", "--lr-weight": "weight"}
@@ -42,7 +42,7 @@ def main() -> None:
     """Compare and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--backbones", default="mobilenet-v2,proxylessnas-mobile,efficientnet-lite0")
+    parser.add_argument("--models", default="mobilenet-v2,proxylessnas-mobile,efficientnet-lite0")
     parser.add_argument("--methods", default="last,bias,lite-residual,lite-residual+bias,norm+last,full")
     parser.add_argument("--optimizers", default="sgd,adam")
     parser.add_argument("--resolution", type=int, default=96)
@@ -51,24 +51,25 @@ def main() -> None:
     parser.add_argument("--rates", type=float, default=1)
     parser.add_argument("--out", type=Path, default=Path("build/conformance"))
     options = parser.parse_args()
-    packed = options.out / f"data-{options.resolution}.safetensors"
-    if not packed.exists():
-        tinytl("pack", options.data, "--resolution", options.resolution, "--out", packed)
-    with open_dataset(packed) as dataset:
-        classes, count = ",".join(dataset.classes), dataset.count
-    epochs = math.ceil(options.steps / math.ceil(count / options.batch_size))
-    print(f"| backbone | method | optimizer | first {options.steps} steps | first 10 | onnxruntime's own |")
+    images = find_images(options.data)
+    steps_an_epoch = math.ceil(sum(map(len, images.values())) / options.batch_size)
+    epochs = math.ceil(options.steps / steps_an_epoch)
+    print(f"| model | method | optimizer | first {options.steps} steps | first 10 | onnxruntime's own |")
     print("|---|---|---|---|---|---|")
-    for backbone in options.backbones.split(","):
-        weights = "imagenet" if has_imagenet_weights(backbone) else "random"
+    for model in options.models.split(","):
+        weights = ["--weights", "imagenet" if has_imagenet_weights(model) else "random"]
+        if Path(model).exists():
+            weights = []
         for method in options.methods.split(","):
             for optimizer in options.optimizers.split(","):
-                name = f"{backbone}-{method}-{optimizer}"
+                name = f"{Path(model).stem}-{method}-{optimizer}"
                 bundle = options.out / name
                 size = ["--resolution", options.resolution, "--batch-size", options.batch_size]
-                what = [backbone, "--weights", weights, "--train", method]
-                tinytl("prepare", *what, *size, "--optimizer", optimizer, "--classes", classes, "--out", bundle,
-                       "--overwrite")  # fmt: skip
+                what = [model, *weights, "--train", method, "--optimizer", optimizer, "--classes", ",".join(images)]
+                tinytl("prepare", *what, *size, "--out", bundle, "--overwrite")
+                packed = options.out / f"{name}.safetensors"
+                packed.unlink(missing_ok=True)
+                tinytl("pack", options.data, "--bundle", bundle, "--out", packed)
                 rates = TrainOptions().learning_rates(optimizer, options.batch_size)
                 how = ["--epochs", epochs, "--log-every", 1]
                 for flag, group in RATES.items():
@@ -82,7 +83,7 @@ def main() -> None:
                     found.append(losses(run)[: options.steps])
                 ours, theirs, again = found
                 apart = [f"{gap(ours, theirs):.1e}", f"{gap(ours[:10], theirs[:10]):.1e}", f"{gap(again, theirs):.1e}"]
-                print("| " + " | ".join([backbone, method, optimizer, *apart]) + " |", flush=True)
+                print("| " + " | ".join([Path(model).name, method, optimizer, *apart]) + " |", flush=True)
 
 
 def gap(ours: list[float], theirs: list[float]) -> float:
