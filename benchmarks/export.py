@@ -47,7 +47,7 @@ def main() -> None:
             forward = ir.load(bundle.file(FORWARD)).graph.initializers
             arrays = {name: forward[name].const_value.numpy() for name in bundle.manifest.trainable}  # type: ignore[union-attr]
             tensors = {name: (array.shape, array.astype("<f4").tobytes()) for name, array in arrays.items()}
-            write_adapter(run / FILE, bundle, [str(i) for i in range(outputs)], 1, tensors)
+            write_adapter(run / FILE, bundle, [str(i) for i in range(outputs)], 1, tensors, (-10.0, 10.0))
             taken = []
             for number in range(5):
                 command = [sys.executable, "-c", PROCESS, str(run), str(Path(folder) / f"{number}" / "model.onnx")]

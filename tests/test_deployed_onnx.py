@@ -18,7 +18,7 @@ from conftest import CLASSES, fails, make_images, ok  # noqa: E402
 from onnx_files import CLASSIFIER, SOFTMAX, run_bytes, write  # noqa: E402
 
 import tinytl_edge  # noqa: E402
-from tinytl_edge.export.sources.onnx_metadata import class_text  # noqa: E402
+from tinytl_edge.export.sources.properties import class_text  # noqa: E402
 from tinytl_edge.runtime.images.decoding import read_image  # noqa: E402
 from tinytl_edge.runtime.images.framing import Framing  # noqa: E402
 

@@ -45,7 +45,7 @@ print(json.dumps(odds(model, image, normalised if kind == "normalised" else lamb
 # What a board has not.
 BARE = """
 import sys
-for module in ("torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "matplotlib", "flatbuffers", "tflite"):
+for module in ("torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "matplotlib", "flatbuffers", "ai_edge_litert"):
     sys.modules[module] = None
 from tinytl_edge.cli import main
 main()

@@ -56,6 +56,53 @@ def test_two_outputs_become_one() -> None:
     np.testing.assert_allclose(np.frombuffer(stored, "<f4"), numbers[1] - numbers[0], rtol=1e-6)
 
 
+def stored(steps: tuple[Step, ...], dtype: str, **parameters: Any) -> Any:
+    content = {name: array.astype("<f4").tobytes() for name, array in parameters.items()}
+    return np.frombuffer(as_stored("w", content.__getitem__, steps, dtype), np.dtype(dtype))
+
+
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 99))
+def test_codes_of_a_scale_of_their_own(rows: int, inner: int, seed: int) -> None:
+    numbers = floats(rows, inner, seed=seed)
+    scale = np.abs(numbers).max(1) / 127
+    found = stored((Step("scale", inner=inner),), "float32", w=numbers)
+    np.testing.assert_allclose(found, scale, rtol=1e-6)
+    codes = stored((Step("over_scale", numbers=(1.0,), inner=inner),), "int8", w=numbers).reshape(rows, inner)
+    assert (np.abs(codes).max(1) == 127).all()
+    assert np.abs(codes * scale[:, None] - numbers).max() <= 0.501 * scale.max()
+    # A bias is in codes of what it is added to.
+    bias = floats(rows, seed=seed + 1)
+    step = Step("over_scale", numbers=(0.02,), inner=inner, other="v")
+    np.testing.assert_allclose(stored((step,), "int32", w=bias, v=numbers), bias / (0.02 * scale), rtol=1e-5, atol=0.51)
+
+
+def test_codes_of_nothing_but_zeros() -> None:
+    zeros = np.zeros((2, 3), np.float32)
+    assert stored((Step("scale", inner=3),), "float32", w=zeros).tolist() == [1.0, 1.0]
+    assert not stored((Step("over_scale", numbers=(1.0,), inner=3),), "int8", w=zeros).any()
+
+
+def test_one_output_has_the_scale_of_the_difference() -> None:
+    weight, bias = floats(2, 5), floats(2, seed=1)
+    scale = np.abs(weight[1] - weight[0]).max() / 127
+    steps = (Step("difference"), Step("over_scale", numbers=(0.5,), inner=5, other="v", first="difference"))
+    np.testing.assert_allclose(
+        stored(steps, "float64", w=bias, v=weight), [(bias[1] - bias[0]) / (0.5 * scale)], rtol=1e-6
+    )
+
+
+@given(st.floats(-100, 100), st.floats(-100, 100), st.sampled_from([-128.0, 0.0]))
+def test_a_range_and_its_zero(one: float, other: float, lowest: float) -> None:
+    numbers = np.array([min(one, other), max(one, other)], np.float32)
+    scale = float(stored((Step("range_scale"),), "float32", w=numbers)[0])
+    zero = int(stored((Step("range_zero", numbers=(lowest,)),), "int64", w=numbers)[0])
+    assert scale > 0
+    assert lowest <= zero <= lowest + 255
+    low, high = (lowest - zero) * scale, (lowest + 255 - zero) * scale
+    assert low <= min(numbers[0], 0) + scale
+    assert high >= max(numbers[1], 0) - scale
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_types(dtype: str) -> None:
     numbers = np.array([0, 0.4, -0.6, 1.5, 2.5, 300.25, -300, 4e4, 1e-3], np.float32)

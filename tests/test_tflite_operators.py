@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-for module in ("tflite", "onnx_ir", "onnx", "onnxruntime", "ai_edge_litert"):
+for module in ("onnx_ir", "onnx", "onnxruntime", "ai_edge_litert"):
     pytest.importorskip(module)
 
 from test_tflite_source import computed, in_normal_form, probabilities, real_input  # noqa: E402

@@ -10,7 +10,7 @@ import flatbuffers
 import numpy as np
 import pytest
 
-for module in ("tflite", "onnx_ir", "ai_edge_litert"):
+for module in ("onnx_ir", "ai_edge_litert"):
     pytest.importorskip(module)
 
 from tflite_files import RELU, FileWriter  # noqa: E402

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tflite")
+pytest.importorskip("ai_edge_litert")
 ir = pytest.importorskip("onnx_ir")
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import chain
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tinytl_edge.runtime.errors import UsageError
+from tinytl_edge.runtime.files.adapter import Adapter
 from tinytl_edge.runtime.files.run import open_model
 from tinytl_edge.runtime.model_files.about import about, onnx_metadata
+from tinytl_edge.runtime.model_files.associated import described
 from tinytl_edge.runtime.model_files.deployed import BEFORE, beside, kind_of, replace_files, stale_builds
+from tinytl_edge.runtime.model_files.stored_numbers import LOGITS_RANGE, Read
 from tinytl_edge.runtime.model_files.template import FOLDER, filled, read_template
 from tinytl_edge.runtime.workers.worker import OnEvent
 
@@ -50,8 +54,12 @@ def export(
     classes = adapter.classes if adapter else opened.manifest.classes
     template, folder = read_template(opened, target), opened.file(FOLDER)
     said = about(opened.manifest, template, classes)
-    read = adapter.tensors.read if adapter else None
-    behind = onnx_metadata(said, template, classes) if kind_of(target) == "onnx" else b""
+    read = _reader(adapter) if adapter else None
+    size = (folder / template.files[0]).stat().st_size
+    if kind_of(target) == "onnx":
+        behind = onnx_metadata(said, template, classes)
+    else:
+        behind = described(folder, template, said, classes, size)
     files: dict[Path, Iterable[bytes]] = {target: chain(filled(folder, template, 0, read), [behind])}
     for index, name in enumerate(template.files[1:], 1):
         files[beside(target, name)] = filled(folder, template, index, read)
@@ -84,6 +92,15 @@ def export(
         "stale": [os.fspath(path) for path in stale_builds(target)] if target in existed else [],
         **checked,
     }
+
+
+def _reader(adapter: Adapter) -> Read:
+    """Gives the bytes of a parameter, or of what else a template asks for, by its name."""
+
+    def read(name: str) -> bytes:
+        return struct.pack("<2f", *adapter.logits) if name == LOGITS_RANGE else adapter.tensors.read(name)
+
+    return read
 
 
 def _is_ours(path: Path) -> bool:

@@ -108,8 +108,8 @@ class Stored:
     reader: tuple[str, int] | None = None
 
 
-def stored(value: ir.Value) -> Stored:
-    """The way back of what was recorded for an initializer.
+def stored(value: ir.Value, passing_over: str = "") -> Stored:
+    """The way back of what was recorded for an initializer; a kind of step may be passed over.
 
     Raises:
         ValueError: there is none: it was multiplied by zero, or is one of several outputs.
@@ -120,6 +120,8 @@ def stored(value: ir.Value) -> Stored:
     reader = None
     for step in reversed(steps(value)):
         kind, size = step["step"], math.prod(shape)
+        if kind == passing_over:
+            continue
         if kind == "computed":
             return Stored(step["of_value"], dtype, shape, tuple(back), True)
         if kind == "copy":

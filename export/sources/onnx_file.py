@@ -22,9 +22,9 @@ from .network import FileSource, Network
 from .onnx_ends import cut_end
 from .onnx_fused import split_fused
 from .onnx_input import Images, largest_constant, quantised_range, take_images
-from .onnx_metadata import class_names, colour_order, fit_of, image_size, normalisation, pixel_range_of, told
 from .onnx_quantised import undo_quantisation
 from .onnx_reader import read_model
+from .properties import class_names, colour_order, fit_of, image_size, normalisation, pixel_range_of, told
 
 _DETECTORS = ("NonMaxSuppression", "RoiAlign", "MaxRoiPool", "DetectionOutput")
 _IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

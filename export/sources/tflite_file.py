@@ -12,9 +12,11 @@ import onnx_ir as ir
 
 from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
 from tinytl_edge.runtime.files.bundle import Input
+from tinytl_edge.runtime.model_files.about import MIDDLE
 
 from . import tflite_arithmetic, tflite_layers, tflite_shapes
 from .network import FileSource, Network
+from .properties import class_names, colour_order, fit_of, pixel_range_of
 from .tflite_constants import FOLDS, fold
 from .tflite_graph import Constant, Feature, GraphBuilder
 from .tflite_input import first_guess, images_of
@@ -61,7 +63,7 @@ def _network(file: TFLiteModel, content: bytes, path: Path, ranges: str) -> Netw
     _refuse_what_is_no_classifier(file, name)
     images = images_of(file.tensors[file.inputs[0]], name)
     ending = _ending(file)
-    graph = GraphBuilder(file.tensors, file.operators, ending.free, ranges)
+    graph = GraphBuilder(file.tensors, file.operators, ending.free | _of_pixels(file), ranges)
     value = ir.Value(
         name="images",
         shape=ir.Shape(["batch", images.channels, images.height, images.width]),
@@ -74,11 +76,17 @@ def _network(file: TFLiteModel, content: bytes, path: Path, ranges: str) -> Netw
     model = _model(graph, value, logits)
     metadata = read_metadata(file.metadata.get("TFLITE_METADATA", b""), content, outputs)
     mean, std, known = first_guess(file, images, metadata)
+    own = metadata.own
+    labels = class_names(own, outputs, []) or (metadata.labels.names if metadata.labels is not None else ())
+    fit, colours = fit_of(own), colour_order(own)
     notes = [] if ending.kind else [f"{name} has no softmax at its end: its outputs are taken for scores of classes."]
-    framing = Input(images.height, images.width, images.channels, mean, std, fit="crop", margin=False)
+    framing = Input(
+        images.height, images.width, images.channels, mean, std, fit=fit or "crop", margin=own.get("take") == MIDDLE,
+        pixel_range=pixel_range_of(own),
+    )  # fmt: skip
     return Network(
-        path.stem, model, framing, known, metadata.labels, ending.kind, notes=notes, colours_known=False,
-        fit_known=False, source=FileSource(path, content, "tflite"),
+        path.stem, model, framing, known, labels, ending.kind, notes=notes, takes_bgr=colours == "BGR",
+        colours_known=colours is not None, fit_known=fit is not None, source=FileSource(path, content, "tflite"),
     )  # fmt: skip
 
 
@@ -117,6 +125,15 @@ def _ending(file: TFLiteModel) -> _Ending:
     beta = float(maker.options.get("Beta", 1.0)) if maker.kind == "SOFTMAX" else 1.0
     _, more = _behind_views(makers, maker.inputs[0])
     return _Ending(maker.inputs[0], _ENDS[maker.kind], beta, frozenset(free | more))
+
+
+def _of_pixels(file: TFLiteModel) -> frozenset[int]:
+    """What the input is quantised to: to which range is a question of the input."""
+    found = list(file.inputs)
+    for operator in file.operators:
+        if operator.kind == "QUANTIZE" and operator.inputs[0] in found:
+            found += operator.outputs
+    return frozenset(found)
 
 
 def _behind_views(makers: Mapping[int, Operator], tensor: int) -> tuple[list[int], set[int]]:

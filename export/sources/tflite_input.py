@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from tinytl_edge.runtime.errors import UsageError
 
+from .properties import normalisation
 from .tflite_graph import ANY, CODES, Feature, Shape
 from .tflite_metadata import Metadata
 from .tflite_reader import Operator, Quantisation, Tensor, TFLiteModel
@@ -74,6 +75,9 @@ def first_guess(
     The quantisation of an 8-bit input says what the network computes with, but not always what it was trained with.
     """
     tensor, channels = images.tensor, images.channels
+    own = normalisation(metadata.own, channels)
+    if own is not None:
+        return *own, True
     told = _a_channel(metadata.mean, channels), _a_channel(metadata.std, channels)
     if tensor.dtype in _FIRST_CODE:
         quantisation = tensor.quantisation or Quantisation(np.ones(1, np.float32), np.zeros(1, np.int64), 0)

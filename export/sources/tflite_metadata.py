@@ -5,16 +5,19 @@ The metadata is a flatbuffer of another schema inside the file; label files are 
 
 from __future__ import annotations
 
-import io
-import re
-import zipfile
-import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import flatbuffers.number_types
 import flatbuffers.table
 
+from tinytl_edge.runtime.errors import DataError
+from tinytl_edge.runtime.model_files.about import KEY
+from tinytl_edge.runtime.model_files.associated import OWN, read_archive
+from tinytl_edge.runtime.model_files.label_file import LabelFile, parse_label_file
+
+from .properties import told
 from .tflite_reader import BROKEN
 
 # Places in the tables of the metadata schema.
@@ -27,17 +30,21 @@ _MOST = 1 << 16  # entries of a list, and bytes of 64 a label file
 
 @dataclass(frozen=True)
 class Metadata:
-    """`mean` and `std` of the input, one or one a channel, or empty; `labels` of the output, or empty."""
+    """`mean` and `std` of the input, one or one a channel, or empty; `labels`, the file that names the outputs, or
+    None; `own`: what one of our files says of itself."""
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    labels: tuple[str, ...] = ()
+    labels: LabelFile | None = None
+    own: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_metadata(buffer: bytes, content: bytes, outputs: int) -> Metadata:
     """Of a file's bytes, whose metadata is `buffer` (may be empty); what cannot be read is left out."""
     mean, std, name = _described(buffer)
-    return Metadata(mean, std, _labels(content, name, outputs))
+    files = read_archive(content)
+    own = told({KEY: files[OWN].decode("utf-8", "replace")}) if OWN in files else {}
+    return Metadata(mean, std, _label_file(files, name, outputs), own)
 
 
 def _described(buffer: bytes) -> tuple[tuple[float, ...], tuple[float, ...], str]:
@@ -61,30 +68,17 @@ def _described(buffer: bytes) -> tuple[tuple[float, ...], tuple[float, ...], str
     return (mean, std, name) if fits else ((), (), name)
 
 
-def _labels(content: bytes, name: str, outputs: int) -> tuple[str, ...]:
-    """The lines of the label file `name`, or of the one text in the archive that has as many lines as outputs."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = [entry for entry in archive.infolist() if entry.file_size <= 64 * _MOST]
-            chosen = [entry for entry in entries if entry.filename == name]
-            chosen += [entry for entry in entries if entry.filename.endswith(".txt") and entry.filename != name]
-            for entry in chosen:
-                lines = archive.read(entry).decode("utf-8-sig").splitlines()
-                labels = tuple(line.strip() for line in lines if line.strip())
-                if len(labels) == outputs:
-                    return _without_numbers(labels)
-    except (*BROKEN, zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError):
-        pass
-    return ()
-
-
-def _without_numbers(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Labels of which each begins with its own place, without it."""
-    for first in (0, 1):
-        matches = [re.fullmatch(rf"{place}[\s:,;]+(.+)", label) for place, label in enumerate(labels, first)]
-        if all(matches):
-            return tuple(match[1].strip() for match in matches if match is not None)
-    return labels
+def _label_file(files: Mapping[str, bytes], name: str, outputs: int) -> LabelFile | None:
+    """The file `name`, or the one text in the archive that has as many names as there are outputs."""
+    wanted = 2 if outputs == 1 else outputs
+    for each in (name, *(other for other in files if other.endswith(".txt") and other != name)):
+        try:
+            found = parse_label_file(each, files[each])
+        except (DataError, KeyError, ValueError):
+            continue
+        if len(found.names) == wanted:
+            return found
+    return None
 
 
 def _field(table: Any, place: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
-import tflite
+from ai_edge_litert import schema_py_generated as schema
 
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 
@@ -23,10 +23,13 @@ _Item = TypeVar("_Item")
 BROKEN = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError, struct.error)
 
 _TYPES: dict[int, str] = {
-    value: name.lower() for name, value in vars(tflite.TensorType).items() if isinstance(value, int)
+    value: name.lower() for name, value in vars(schema.TensorType).items() if isinstance(value, int)
 }
 _OPTIONS: dict[int, str] = {
-    value: name for name, value in vars(tflite.BuiltinOptions).items() if isinstance(value, int)
+    value: name for name, value in vars(schema.BuiltinOptions).items() if isinstance(value, int)
+}
+_OPERATORS: dict[int, str] = {
+    value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)
 }
 _NUMPY = {
     "float32": "<f4", "float16": "<f2", "float64": "<f8", "int8": "i1", "uint8": "u1", "int16": "<i2", "uint16": "<u2",
@@ -131,7 +134,7 @@ def parse(content: bytes, name: str) -> TFLiteModel:
 
 
 def _parse(content: bytes, name: str) -> TFLiteModel:
-    model = tflite.Model.GetRootAs(content, 0)
+    model = schema.Model.GetRootAs(content, 0)
     if model.SubgraphsLength() != 1:
         raise UsageError(f"{name} has {model.SubgraphsLength()} graphs; tinytl-edge reads classifiers of one.")
     graph = model.Subgraphs(0)
@@ -230,9 +233,9 @@ def _quantisation(parameters: Any) -> Quantisation | None:
 
 def _kind(code: Any) -> str:
     number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-    if number == tflite.BuiltinOperator.CUSTOM:
+    if number == schema.BuiltinOperator.CUSTOM:
         return f"custom {_text(code.CustomCode())}"
-    return str(tflite.BUILTIN_OPCODE2NAME.get(number, f"operator {number}"))
+    return str(_OPERATORS.get(number, f"operator {number}"))
 
 
 def _operator(index: int, operator: Any, kinds: list[str]) -> Operator:
@@ -249,7 +252,7 @@ def _operator(index: int, operator: Any, kinds: list[str]) -> Operator:
 
 def _options(operator: Any) -> dict[str, Any]:
     table = operator.BuiltinOptions()
-    kind = getattr(tflite, _OPTIONS.get(operator.BuiltinOptionsType(), ""), None)
+    kind = getattr(schema, _OPTIONS.get(operator.BuiltinOptionsType(), ""), None)
     if table is None or kind is None:
         return {}
     options = kind()

@@ -24,7 +24,7 @@ def fold(graph: Graph) -> None:
             dx.writes["dx"] = op.writes["dx"]
             maker[op.writes["dx"]] = dx
             continue
-        if dx is not None and op.kind == "bias_gradient" and "db" not in dx.writes:
+        if dx is not None and op.kind == "bias_gradient" and "db" not in dx.writes and not _flattens(graph, dx):
             dx.writes["db"] = op.writes["db"]
             dx.adds_to = (*dx.adds_to, "db")
             continue
@@ -33,3 +33,9 @@ def fold(graph: Graph) -> None:
             maker[op.writes["dx"]] = op
         backward.append(op)
     graph.backward = backward
+
+
+def _flattens(graph: Graph, dx: Op) -> bool:
+    """Does a linear layer read a whole map, whose channels are fewer than its inputs?"""
+    made, read = graph.values[dx.writes["dx"]].shape, graph.values[dx.reads["dy"]].shape
+    return dx.kind == "pointwise_dx" and made[:-1] != read[:-1]

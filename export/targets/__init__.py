@@ -24,6 +24,7 @@ def templates(
 
         try:
             made.append(tflite_template(network, trainable, multi_label))
+            notes += made[-1].notes
         except UnwritableError as error:
             notes.append(f"`export` will write ONNX, and not the TFLite file again, because {error}.")
     return made, notes

@@ -25,11 +25,14 @@ class Content:
     table: Template
     files: dict[str, bytes]
     notes: tuple[str, ...] = ()
+    archive: bytes = b""  # of the files that it brings along
 
     def write(self, folder: Path, labels: LabelFile | None = None) -> None:
         """Into a bundle's folder; `labels` is what names the outputs beside the model."""
         (folder / FOLDER).mkdir(exist_ok=True)
         table = replace(self.table, labels=labels)
+        if self.archive:
+            (folder / FOLDER / self.table.archive).write_bytes(self.archive)
         for name, content in self.files.items():
             (folder / FOLDER / name).write_bytes(content)
         kind = kind_of(Path(self.table.files[0]))

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from tinytl_edge.export.sources.network import FileSource, Network
 from tinytl_edge.export.sources.onnx_file import read_onnx
-from tinytl_edge.export.sources.onnx_metadata import class_text
+from tinytl_edge.export.sources.properties import class_text
 from tinytl_edge.runtime.model_files.about import KEY
 from tinytl_edge.runtime.model_files.class_text import ClassText
 from tinytl_edge.runtime.model_files.template import Hole, Template, layout_of

@@ -13,6 +13,7 @@ from tinytl_edge.export.eager import EagerNetwork
 from tinytl_edge.export.onnx_graph import Array, set_initializer, sizes
 from tinytl_edge.export.sources.network import Network
 from tinytl_edge.runtime.errors import TinyTLError
+from tinytl_edge.runtime.model_files.stored_numbers import LOGITS_RANGE
 from tinytl_edge.runtime.model_files.template import filled
 
 from .content import Content, UnwritableError
@@ -32,6 +33,16 @@ def fill(made: Content, folder: Path, numbers: Mapping[str, Array]) -> Path:
     return folder / made.table.files[0]
 
 
+def as_codes(numbers: Array, name: str, made: Content) -> Array:
+    """A parameter as it is behind the rounding to codes of a scale of its own."""
+    for hole in made.table.holes:
+        if hole.parameter == name and hole.steps and hole.steps[0].kind == "over_scale" and not hole.steps[0].other:
+            rows = numbers.reshape(-1, hole.steps[0].inner)
+            scale = np.abs(rows).max(1, keepdims=True) / 127
+            return np.asarray(np.rint(rows / scale) * scale, np.float32).reshape(numbers.shape)
+    return numbers
+
+
 def prove(made: Content, network: Network, trainable: Mapping[str, str], read: Callable[[Path], Network]) -> None:
     """Fill the template with numbers near to the network's, read the file, and compare the logits, in float64.
 
@@ -47,16 +58,18 @@ def prove(made: Content, network: Network, trainable: Mapping[str, str], read: C
         numbers = value.const_value.numpy()
         step = 0.1 * np.abs(numbers).mean() + 0.03
         filling[name] = (numbers + step * random.standard_normal(numbers.shape)).astype("<f4")
-        set_initializer(value, filling[name])
+        set_initializer(value, as_codes(filling[name], name, made))
+    images = torch.from_numpy(random.uniform(-1, 1, (2, *sizes(model.graph.inputs[0]))))
+    with torch.no_grad():
+        wanted = EagerNetwork(model).double()(images).numpy()
+    filling[LOGITS_RANGE] = np.array([wanted.min(), wanted.max()], "<f4")
     with tempfile.TemporaryDirectory() as folder:
         try:
             again = read(fill(made, Path(folder), filling))
         except TinyTLError as error:
             raise UnwritableError(f"what would be written cannot be read again ({error})") from error
-    images = torch.from_numpy(random.uniform(-1, 1, (2, *sizes(model.graph.inputs[0]))))
     as_file = images.flip(1) if network.takes_bgr != again.takes_bgr else images
     with torch.no_grad():
-        wanted = EagerNetwork(model).double()(images).numpy()
         found = EagerNetwork(again.model).double()(as_file).numpy()
     if made.table.one_output:
         wanted = wanted[:, 1:] - wanted[:, :1]

@@ -1,12 +1,13 @@
 """adapter.safetensors: the trained parameters alone, named as in the prepared PyTorch model.
 
-Its metadata name the bundle it belongs to, by the SHA-256 of the bundle's manifest, and the classes; `crc32`
-is of all tensors' bytes in the order of the file.
+Its metadata name the bundle it belongs to, by the SHA-256 of the bundle's manifest, and the classes; `logits` is the
+range of the logits over the last epoch; `crc32` is of all tensors' bytes in the order of the file.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ FILE = "adapter.safetensors"
 
 @dataclass(frozen=True)
 class Adapter:
-    """An opened adapter: its tensors, the names of its classes, and how many steps it has seen."""
+    """An opened adapter: its tensors, the names of its classes, how many steps it has seen, and the lowest and highest
+    logit over the last epoch."""
 
     tensors: TensorFile
     classes: tuple[str, ...]
     steps: int
+    logits: tuple[float, float]
 
 
 def write_adapter(
@@ -37,6 +40,7 @@ def write_adapter(
     classes: list[str],
     steps: int,
     tensors: Mapping[str, tuple[tuple[int, ...], bytes]],
+    logits: tuple[float, float],
 ) -> None:
     """Write float32 parameters (name to shape and bytes), atomically.
 
@@ -54,6 +58,7 @@ def write_adapter(
         "method": bundle.manifest.method,
         "classes": json.dumps(classes, ensure_ascii=False),
         "steps": str(steps),
+        "logits": json.dumps(logits),
         "crc32": f"{crc:08x}",
     }
     write_tensors(path, [(name, "F32", shape, content) for name, (shape, content) in tensors.items()], metadata)
@@ -82,6 +87,9 @@ def open_adapter(path: Path, bundle: Bundle) -> Adapter:
         raise DamagedFileError(f"{path} is damaged (its CRC-32 differs): take an earlier copy of it.")
     try:
         classes = tuple(str(name) for name in json.loads(metadata["classes"]))
-        return Adapter(tensors, classes, int(metadata["steps"]))
+        low, high = (float(end) for end in json.loads(metadata["logits"]))
+        if not -math.inf < low <= high < math.inf:
+            raise ValueError("no range")
+        return Adapter(tensors, classes, int(metadata["steps"]), (low, high))
     except (KeyError, TypeError, ValueError):
         raise DamagedFileError(f"{path} has damaged metadata.") from None

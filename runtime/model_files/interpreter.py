@@ -10,6 +10,8 @@ import numpy as np
 
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 
+from .about import KEY
+from .associated import own_words
 from .template import layout_of
 
 Array = np.ndarray[Any, Any]
@@ -80,8 +82,6 @@ class LiteRtInterpreter:
         DamagedFileError: it does not take the file.
     """
 
-    metadata: Mapping[str, str] = {}
-
     def __init__(self, path: Path, output: str | None = None) -> None:
         try:
             from ai_edge_litert import interpreter
@@ -96,6 +96,7 @@ class LiteRtInterpreter:
             self._interpreter.allocate_tensors()
         except Exception as error:  # ValueError, RuntimeError
             raise DamagedFileError(f"{path} is not taken by LiteRT: {str(error).splitlines()[0][:200]}") from error
+        self.metadata: Mapping[str, str] = {KEY: own_words(path)}
         (self._input, *_), outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         self.shape = tuple(int(n) for n in self._input["shape"])
         self._output = next((each for each in outputs if each["name"] == output), outputs[0])

@@ -67,6 +67,17 @@ def read_label_file(path: Path) -> LabelFile:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    return parse_label_file(path, content)
+
+
+def parse_label_file(path: str | Path, content: bytes) -> LabelFile:
+    """The same of its content.
+
+    Raises:
+        DataError: it is no text, or its numbers are not those of outputs.
+        ValueError: it has no name of its own folder.
+    """
+    path = Path(path)
     try:
         utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         text = content.decode("utf-16" if utf16 else "utf-8-sig")

@@ -60,7 +60,8 @@ class Template:
     "RGB", "BGR" or "grey". `raw_pixels`: the input takes pixels of 0..255 as they are. `one_output`: a sigmoid, the
     share of the second of two classes. `source`: the name of the file that this is, where it came from one.
     `class_texts`: entries of its metadata that name the classes, beside our own; `labels`: the file beside it that
-    does.
+    does. `archive`: a zip of the files that it brings along behind it (TFLite); `labels_inside`: the one of them that
+    names the classes.
     """
 
     files: tuple[str, ...]
@@ -75,11 +76,18 @@ class Template:
     source: str | None = None
     class_texts: tuple[ClassText, ...] = ()
     labels: LabelFile | None = None
+    archive: str = ""
+    labels_inside: LabelFile | None = None
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers it gives."""
+        return self.output.shape[-1] if self.output.shape else 0
 
     def __post_init__(self) -> None:
         if not self.files or any(hole.file >= len(self.files) for hole in self.holes):
             raise ValueError("a hole in a file that is not there")
-        if any(Path(name).name != name for name in self.files):
+        if any(Path(name).name != name for name in (*self.files, self.archive)):
             raise ValueError(f"a file outside of its folder: {list(self.files)}")
 
 

@@ -40,6 +40,13 @@ void put_rows(const Program& program, const Parameter& parameter, const Sink& pu
   }
 }
 
+// As text that reads as the same number again.
+std::string precise(double value) {
+  char digits[32];
+  std::snprintf(digits, sizeof digits, "%.17g", value);
+  return digits;
+}
+
 // A parameter's arrays as they lie in memory: its values, and each moment of its optimizer.
 struct StoredArray {
   std::string name;
@@ -79,7 +86,7 @@ void for_each_array(const Program& program, Visit visit) {
 }  // namespace
 
 void write_adapter(const std::string& path, const Program& program, const std::string& bundle,
-                   const std::vector<std::string>& classes, int64_t steps) {
+                   const std::vector<std::string>& classes, int64_t steps, const EpochSums& sums) {
   std::vector<TensorToWrite> tensors;
   uint32_t crc = 0;
   for (const Parameter& parameter : program.parameters) {
@@ -103,6 +110,7 @@ void write_adapter(const std::string& path, const Program& program, const std::s
                  {"method", program.method},
                  {"classes", names.str()},
                  {"steps", std::to_string(steps)},
+                 {"logits", "[" + precise(sums.low) + ", " + precise(sums.high) + "]"},
                  {"crc32", digits}});
 }
 
@@ -135,15 +143,15 @@ void write_checkpoint(const std::string& path, const Program& program, int64_t s
   std::stable_sort(tensors.begin(), tensors.end(), [](const TensorToWrite& a, const TensorToWrite& b) {
     return item_size(a.dtype) > item_size(b.dtype);
   });
-  char losses[32];
-  std::snprintf(losses, sizeof losses, "%.17g", sums.losses);
   write_tensors(path, tensors,
                 {{"format", kCheckpointFormat},
                  {"version", "2"},
                  {"step", std::to_string(step)},
-                 {"losses", losses},
+                 {"losses", precise(sums.losses)},
                  {"correct", std::to_string(sums.correct)},
                  {"seen", std::to_string(sums.seen)},
+                 {"low", precise(sums.low)},
+                 {"high", precise(sums.high)},
                  {"crc32", std::to_string(crc)}});
 }
 
@@ -159,6 +167,8 @@ int64_t read_checkpoint(const std::string& path, Program& program, EpochSums& su
     fail(kDamaged, "%s is damaged: its contents have changed since it was written.", path.c_str());
   sums.losses = std::strtod(metadata(file, "losses").c_str(), nullptr);
   sums.correct = std::strtoll(metadata(file, "correct").c_str(), nullptr, 10);
+  sums.low = std::strtod(metadata(file, "low").c_str(), nullptr);
+  sums.high = std::strtod(metadata(file, "high").c_str(), nullptr);
   sums.seen = std::strtoll(metadata(file, "seen").c_str(), nullptr, 10);
   return std::strtoll(metadata(file, "step").c_str(), nullptr, 10);
 }

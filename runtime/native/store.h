@@ -14,11 +14,12 @@ struct EpochSums {
   double losses = 0;
   int64_t correct = 0;
   int64_t seen = 0;
+  double low = 0, high = 0;  // of all logits
 };
 
 // Writes the trainables as PyTorch has them; `bundle` is the bundle's identity.
 void write_adapter(const std::string& path, const Program& program, const std::string& bundle,
-                   const std::vector<std::string>& classes, int64_t steps);
+                   const std::vector<std::string>& classes, int64_t steps, const EpochSums& sums);
 // Fills the trainables from an adapter.
 void read_adapter(const std::string& path, Program& program);
 

@@ -145,6 +145,10 @@ class Training {
       };
       execution_.forward(&masks);
       sums_.correct += samples_.right_answers(index, execution_.logits());
+      for (int32_t i = 0; i < program_->classes; ++i) {
+        sums_.low = std::min(sums_.low, static_cast<double>(execution_.logits()[i]));
+        sums_.high = std::max(sums_.high, static_cast<double>(execution_.logits()[i]));
+      }
       sample.ends_batch = position + 1 == last;
       sample.seed = key({seed_, e, p});
       loss += execution_.backward(sample);
@@ -194,7 +198,7 @@ class Training {
   void save() {
     give_back_unused();
     if (!all_finite(*program_)) diverged("a parameter is no longer a number");
-    write_adapter(adapter_path(), *program_, bundle_, classes_, step_);
+    write_adapter(adapter_path(), *program_, bundle_, classes_, step_, sums_);
     write_checkpoint(checkpoint_path(), *program_, step_, sums_);
     events_.begin("checkpoint").integer("step", step_);
     send();

@@ -87,8 +87,8 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
     resuming = bool(job["resume"]) and checkpoint.is_file()
     session = OrtSession(bundle, options.threads or 1, checkpoint if resuming else None)
     step = int(session.get_property("step", 0))
-    # Of the epoch under way: the sum of losses, right guesses, images seen.
-    losses, correct, seen = json.loads(session.get_property("epoch_sums", "[0.0, 0, 0]"))
+    # Of the epoch under way: the sum of losses, right guesses, images seen, lowest and highest logit.
+    losses, correct, seen, low, high = json.loads(session.get_property("epoch_sums", "[0.0, 0, 0, 0.0, 0.0]"))
 
     batch_size = options.batch_size or manifest.batch_size
     rates = options.learning_rates(manifest.optimizer, batch_size)
@@ -111,8 +111,8 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
         if not all(np.isfinite(array).all() for array in session.trainable.values()):
             raise diverged("a parameter is no longer a number")
         content = {name: (array.shape, array.tobytes()) for name, array in session.trainable.items()}
-        write_adapter(run / ADAPTER, bundle, classes, step, content)
-        session.save(checkpoint, step=step, epoch_sums=json.dumps([losses, correct, seen]))
+        write_adapter(run / ADAPTER, bundle, classes, step, content, (low, high))
+        session.save(checkpoint, step=step, epoch_sums=json.dumps([losses, correct, seen, low, high]))
         emit("checkpoint", step=step)
 
     def diverged(how: str) -> DivergedError:
@@ -132,7 +132,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
     first_loss = math.nan  # a loss that was high from the start, as with random weights, has not grown
     for epoch in range(step // steps_an_epoch, options.epochs):
         if step % steps_an_epoch == 0:
-            losses, correct, seen = 0.0, 0, 0
+            losses, correct, seen, low, high = 0.0, 0, 0, 0.0, 0.0
         for batch in batches.training(options, batch_size, epoch, step % steps_an_epoch):
             begin = time.perf_counter()
             share = schedule(step, total)
@@ -146,6 +146,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             losses += loss * len(batch.labels)
             correct += int(right(batch, logits).sum())
             seen += len(batch.labels)
+            low, high = min(low, float(logits.min())), max(high, float(logits.max()))
             if step % (options.log_every or LOG_EVERY) == 0 or step in (1, total):
                 emit(
                     "step",
