@@ -18,7 +18,7 @@ for module in ("onnx_ir", "torch", "ai_edge_litert"):
 from conftest import ok  # noqa: E402
 from onnx_files import probabilities, run_graph  # noqa: E402
 from test_tflite_template import differences, trained  # noqa: E402
-from tflite_files import RELU6, FileWriter, litert_output  # noqa: E402
+from tflite_files import Layers, litert_output  # noqa: E402
 
 from tinytl_edge.export.sources.network import Network  # noqa: E402
 from tinytl_edge.export.sources.tflite_file import read_tflite  # noqa: E402
@@ -28,51 +28,22 @@ from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, 
 from tinytl_edge.export.tinytl.transform import transform  # noqa: E402
 
 NUMBERS = np.random.default_rng(7)
-LOWEST = {"int8": -128, "uint8": 0}
 
 
 def quantised(
     folder: Path, dtype: str = "int8", outputs: int = 4, end: str = "SOFTMAX", bias: bool = True,
-    by_channel: bool = True, range_of_input: tuple[float, float] = (-1.0, 1.0), float_input: bool = False,
-    labels: str = "",
+    range_of_input: tuple[float, float] = (-1.0, 1.0), float_input: bool = False, labels: str = "",
 ) -> Path:  # fmt: skip
     """Two convolutions, one of them depthwise, and a linear layer, all in codes of `dtype`."""
-    writer, low = FileWriter(), LOWEST[dtype]
-    zero_weight = 0 if dtype == "int8" else 128
-    scale_in = (range_of_input[1] - range_of_input[0]) / 255
-    zero_in = round(low - range_of_input[0] / scale_in)
-    x = y = writer.tensor((1, 8, 8, 3), dtype, scale_in, zero_in, name="image")
+    layers = Layers(dtype, seed=7)
+    x = y = layers.input((1, 8, 8, 3), *range_of_input)
     if float_input:
-        x = writer.tensor((1, 8, 8, 3), name="pixels")
-        writer.operator("QUANTIZE", [x], [y], "QuantizeOptions")
-
-    def weights(shape: tuple[int, ...], axis: int, size: float) -> tuple[int, Any]:
-        real = NUMBERS.standard_normal(shape) * size
-        axes = tuple(other for other in range(len(shape)) if other != axis)
-        scale = np.abs(real).max(axes if by_channel else None) / 127
-        wide = scale.reshape([-1 if other == axis else 1 for other in range(len(shape))]) if by_channel else scale
-        codes = (np.rint(real / wide) + zero_weight).astype(dtype)
-        return writer.constant(codes, scale, zero_weight, axis), scale
-
-    def biases(count: int, scale: Any) -> int:
-        codes = np.rint(NUMBERS.standard_normal(count) * 0.2 / scale).astype(np.int32)
-        return writer.constant(codes, scale)
-
-    made: dict[str, Any] = {"dtype": dtype, "scale": 6 / 255, "zero": low}
-    w, scale = weights((6, 3, 3, 3), 0, 0.4)
-    y = writer.conv(y, w, biases(6, scale_in * scale), (1, 4, 4, 6), stride=2, activation=RELU6, **made)
-    w, scale = weights((1, 3, 3, 6), 3, 0.3)
-    y = writer.conv(y, w, biases(6, 6 / 255 * scale), (1, 4, 4, 6), depthwise=True, **made)  # a rectifier as a range
-    w, scale = weights((outputs, 96), 0, 0.15)
-    of = biases(outputs, 6 / 255 * scale) if bias else None
-    y = writer.linear(y, w, of, (1, outputs), dtype=dtype, scale=0.06, zero=low + 128)
-    if end:
-        z = writer.tensor((1, outputs), dtype, 1 / 256, low)
-        writer.operator(end, [y], [z], *(["SoftmaxOptions"] if end == "SOFTMAX" else []),
-                        **({"beta": 1.0} if end == "SOFTMAX" else {}))  # fmt: skip
-        writer.version(2)
-        y = z
-    return writer.write(folder / "source.tflite", [x], [y], {"labels.txt": labels} if labels else None)
+        x = layers.writer.tensor((1, 8, 8, 3), name="pixels")
+        layers.writer.operator("QUANTIZE", [x], [y], "QuantizeOptions")
+    y = layers.conv(y, 6, stride=2, relu6=True)
+    y = layers.conv(y, 6, depthwise=True, relu6_range=True)
+    y = layers.end(layers.linear(y, outputs, bias), end)
+    return layers.writer.write(folder / "source.tflite", [x], [y], {"labels.txt": labels} if labels else None)
 
 
 def images(network: Network, count: int = 24) -> Any:
@@ -103,7 +74,7 @@ def compare(network: Network, file: Path, most: float = 0.08) -> None:
 @pytest.mark.parametrize("method", ["last", "bias", "full"])
 @pytest.mark.parametrize("end", ["SOFTMAX", ""])
 def test_what_trained_is_in_it_and_nothing_else_is_another(dtype: str, method: str, end: str, tmp_path: Path) -> None:
-    source = quantised(tmp_path, dtype, end=end, by_channel=dtype == "int8")
+    source = quantised(tmp_path, dtype, end=end)
     network = read_tflite(source)
     trainable = transform(network.model, method).trainable
     file = trained(network, tflite_template(network, trainable, False), tmp_path)
@@ -134,7 +105,7 @@ def test_a_layer_without_a_bias_gets_one(bias: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ["SOFTMAX", ""])
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_other_classes_change_shapes_alone(dtype: str, end: str, tmp_path: Path) -> None:
-    source = quantised(tmp_path, dtype, end=end, by_channel=dtype == "int8")
+    source = quantised(tmp_path, dtype, end=end)
     network = read_tflite(source)
     more_outputs(network.model, find_classifier(network.model), 3)
     content = tflite_template(network, transform(network.model, "bias").trainable, False)
@@ -167,7 +138,7 @@ def test_one_sigmoid_stays_one_sigmoid(tmp_path: Path) -> None:
 @pytest.mark.parametrize("float_input", [False, True])
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_an_input_that_says_the_wrong_range_is_mended(dtype: str, float_input: bool, tmp_path: Path) -> None:
-    source = quantised(tmp_path, dtype, range_of_input=(0.0, 1.0), float_input=float_input, by_channel=dtype == "int8")
+    source = quantised(tmp_path, dtype, range_of_input=(0.0, 1.0), float_input=float_input)
     network = read_tflite(source)
     network.input = replace(network.input, mean=(127.5,) * 3, std=(127.5,) * 3)
     content = tflite_template(network, transform(network.model, "bias").trainable, False)

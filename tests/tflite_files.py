@@ -171,3 +171,99 @@ def litert_output(path: Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     scale, zero = output["quantization"]
     found = interpreter.get_tensor(output["index"])
     return (found.astype(np.float64) - zero) * scale if scale else found.astype(np.float64)
+
+
+LOWEST = {"int8": -128, "uint8": 0}
+
+
+class Layers:
+    """Layers with random weights, one behind the other: float32, or in codes with all that belongs to them.
+
+    `dtype`: "float32", "int8" (weights scaled by channel) or "uint8" (by tensor). Tensors of codes are read and written
+    by index; each has the range 0 to 6, or -6 to 6.
+    """
+
+    def __init__(self, dtype: str = "float32", seed: int = 0) -> None:
+        self.writer, self.dtype, self.random = FileWriter(), dtype, np.random.default_rng(seed)
+
+    def input(self, shape: Sequence[int], low: float = -1.0, high: float = 1.0, name: str = "image") -> int:
+        return self._map(shape, low, high, name)
+
+    def conv(
+        self, x: int, channels: int, kernel: int = 3, stride: int = 1, depthwise: bool = False, relu6: bool = False,
+        relu6_range: bool = False,
+    ) -> int:  # fmt: skip
+        """`relu6_range`: the activation is there as the range of the output's codes alone."""
+        _, height, width, inputs = self.writer.graph.tensors[x].shape
+        shape = (1, kernel, kernel, channels) if depthwise else (channels, kernel, kernel, inputs)
+        taps = kernel * kernel * (1 if depthwise else inputs)
+        weight, bias = self.weights(x, shape, 3 if depthwise else 0, 1.5 / np.sqrt(taps))
+        size = (1, -(-height // stride), -(-width // stride), channels)
+        y = self._map(size, 0.0 if relu6 or relu6_range else -6.0, 6.0)
+        options: dict[str, Any] = {"depthMultiplier": channels // inputs} if depthwise else {}
+        kind, of = ("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions") if depthwise else ("CONV_2D", "Conv2DOptions")
+        self.writer.operator(
+            kind, [x, weight, bias], [y], of, padding=SAME, strideW=stride, strideH=stride, dilationWFactor=1,
+            dilationHFactor=1, fusedActivationFunction=RELU6 if relu6 else 0, **options,
+        )  # fmt: skip
+        self.writer.version(3 if self.dtype == "int8" else 1)
+        return y
+
+    def add(self, x: int, y: int, relu6: bool = False) -> int:
+        z = self._map(self.writer.graph.tensors[x].shape, 0.0 if relu6 else -6.0, 6.0)
+        self.writer.operator("ADD", [x, y], [z], "AddOptions", fusedActivationFunction=RELU6 if relu6 else 0)
+        self.writer.version(2 if self.dtype == "int8" else 1)
+        return z
+
+    def mean(self, x: int) -> int:
+        """Over the pixels."""
+        y = self._map((1, self.writer.graph.tensors[x].shape[3]), -6.0, 6.0)
+        axes = self.writer.constant(np.array([1, 2], np.int32))
+        self.writer.operator("MEAN", [x, axes], [y], "ReducerOptions", keepDims=False)
+        self.writer.version(2 if self.dtype == "int8" else 1)
+        return y
+
+    def linear(self, x: int, outputs: int, bias: bool = True) -> int:
+        width = int(np.prod(self.writer.graph.tensors[x].shape))
+        weight, of = self.weights(x, (outputs, width), 0, 1.5 / np.sqrt(width))
+        y = self._map((1, outputs), -7.68, 7.68)
+        self.writer.operator(
+            "FULLY_CONNECTED", [x, weight, of if bias else -1], [y], "FullyConnectedOptions", fusedActivationFunction=0
+        )
+        self.writer.version(4 if self.dtype == "int8" else 1 if bias else 6)
+        return y
+
+    def end(self, x: int, kind: str) -> int:
+        """SOFTMAX or LOGISTIC; nothing for ''."""
+        if not kind:
+            return x
+        shape = self.writer.graph.tensors[x].shape
+        coded = self.dtype != "float32"
+        y = self.writer.tensor(shape, self.dtype, 1 / 256 if coded else None, LOWEST.get(self.dtype, 0))
+        if kind == "SOFTMAX":
+            self.writer.operator(kind, [x], [y], "SoftmaxOptions", beta=1.0)
+        else:
+            self.writer.operator(kind, [x], [y])
+        self.writer.version(2 if coded else 1)
+        return y
+
+    def weights(self, x: int, shape: tuple[int, ...], axis: int, size: float) -> tuple[int, int]:
+        """A weight and its bias, for a layer that reads `x`."""
+        real, shift = self.random.standard_normal(shape) * size, self.random.standard_normal(shape[axis]) * 0.2
+        if self.dtype == "float32":
+            return self.writer.constant(real.astype(np.float32)), self.writer.constant(shift.astype(np.float32))
+        axes = tuple(other for other in range(len(shape)) if other != axis)
+        scale, zero = np.abs(real).max() / 127, 128
+        wide = scale
+        if self.dtype == "int8":
+            scale, zero = np.abs(real).max(axes) / 127, 0
+            wide = scale.reshape([-1 if other == axis else 1 for other in range(len(shape))])
+        weight = self.writer.constant((np.rint(real / wide) + zero).astype(self.dtype), scale, zero, axis)
+        sums = float(self.writer.graph.tensors[x].quantization.scale[0]) * scale
+        return weight, self.writer.constant(np.rint(shift / sums).astype(np.int32), sums)
+
+    def _map(self, shape: Sequence[int], low: float, high: float, name: str = "") -> int:
+        if self.dtype == "float32":
+            return self.writer.tensor(shape, name=name)
+        scale = (high - low) / 255
+        return self.writer.tensor(shape, self.dtype, scale, round(LOWEST[self.dtype] - low / scale), name=name)

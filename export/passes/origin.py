@@ -35,6 +35,9 @@ from tinytl_edge.runtime.model_files.stored_numbers import Step
 ORIGIN = "tinytl-edge.origin"
 FILE_VALUE = "tinytl-edge.file_value"
 ADDED = "tinytl-edge.added"
+# Of a model whose file fuses operators: the values that it has, by its names of them, as JSON; each with the range of
+# its 8-bit codes, or null.
+FILE_MAPS = "tinytl-edge.maps"
 
 
 def steps(value: ir.Value) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from tinytl_edge.export.passes.origin import FILE_MAPS
 from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
 from tinytl_edge.runtime.files.bundle import Input
 from tinytl_edge.runtime.model_files.about import MIDDLE
@@ -19,9 +21,10 @@ from .network import FileSource, Network
 from .properties import class_names, colour_order, fit_of, pixel_range_of
 from .tflite_constants import FOLDS, fold
 from .tflite_graph import Constant, Feature, GraphBuilder
+from .tflite_group_norm import convert_group_norm, find_group_norms
 from .tflite_input import first_guess, images_of
 from .tflite_metadata import read_metadata
-from .tflite_reader import BROKEN, Operator, TFLiteModel, parse
+from .tflite_reader import BROKEN, Operator, Tensor, TFLiteModel, parse
 
 _CONVERTERS = {**tflite_layers.CONVERTERS, **tflite_arithmetic.CONVERTERS, **tflite_shapes.CONVERTERS}
 _ENDS = {"SOFTMAX": "softmax", "LOG_SOFTMAX": "log_softmax", "LOGISTIC": "sigmoid"}
@@ -70,10 +73,17 @@ def _network(file: TFLiteModel, content: bytes, path: Path, ranges: str) -> Netw
         type=ir.TensorType(ir.DataType.FLOAT),
     )
     graph.keep(file.inputs[0], images.feature(value))
+    norms = find_group_norms(file)
+    inside = {operator.index for norm in norms.values() for operator in norm.operators}
     for operator in _needed(file, ending.logits):
-        _convert(graph, operator, file, name)
+        if operator.index in norms:
+            convert_group_norm(graph, norms[operator.index])
+        elif operator.index not in inside:
+            _convert(graph, operator, file, name)
     logits, outputs = _logits(graph, ending, name)
     model = _model(graph, value, logits)
+    maps = {f"tensor {each.index}": _range_of_codes(graph, each) for each in file.tensors if each.data is None}
+    model.metadata_props[FILE_MAPS] = json.dumps(maps)
     metadata = read_metadata(file.metadata.get("TFLITE_METADATA", b""), content, outputs)
     mean, std, known = first_guess(file, images, metadata)
     own = metadata.own
@@ -125,6 +135,11 @@ def _ending(file: TFLiteModel) -> _Ending:
     beta = float(maker.options.get("Beta", 1.0)) if maker.kind == "SOFTMAX" else 1.0
     _, more = _behind_views(makers, maker.inputs[0])
     return _Ending(maker.inputs[0], _ENDS[maker.kind], beta, frozenset(free | more))
+
+
+def _range_of_codes(graph: GraphBuilder, tensor: Tensor) -> tuple[float, float] | None:
+    found = graph.code_range(tensor.index) if tensor.dtype in ("int8", "uint8") else None
+    return None if found is None else found[:2]
 
 
 def _of_pixels(file: TFLiteModel) -> frozenset[int]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from tinytl_edge.export.passes.origin import begin
+from tinytl_edge.export.passes.origin import begin, file_value, note_file_value
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 
 from .tflite_reader import Array, Operator, Quantisation, Tensor
@@ -394,8 +394,15 @@ class GraphBuilder:
         producer = held.value.producer() if isinstance(held, Feature) else None
         if not isinstance(held, Feature) or producer is None:
             return
+        self._note(held.value, index)
         if (held.value.name or "").startswith(f"{producer.name}/"):  # still without a name of its own
             held.value.name = self.unique(self.tensor(index).name.split(";")[0])
+
+    def _note(self, value: ir.Value, index: int) -> None:
+        """Of several tensors that are the same numbers the first stands for them, or one of 8 bits."""
+        known = file_value(value).removeprefix("tensor ")
+        if not known.isdigit() or self.tensor(int(known)).quantisation is None:
+            note_file_value(value, f"tensor {index}")
 
     def code_range(self, index: int) -> tuple[float, float, float] | None:
         """What a quantised tensor can hold, and the step between two of its codes."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from tinytl_edge.export.passes.origin import added_to
+from tinytl_edge.export.tinytl.lite_residual import added_modules
 
 from .content import UnwritableError
 from .onnx_source import OnnxFile, Place
@@ -20,7 +20,7 @@ def insert_modules(file: OnnxFile, model: ir.Model, trainable: Mapping[str, str]
         UnwritableError: the file has no such value as the one that a block begins or ends with.
     """
     transplant = Transplant(file, model, trainable)
-    for nodes in _modules(model):
+    for nodes in added_modules(model).values():
         leaving = transplant.of(nodes[-1].inputs[0])
         maker = file.makers.get(leaving)
         if maker is None or any(output.name == leaving for output in file.graph.output):
@@ -30,13 +30,3 @@ def insert_modules(file: OnnxFile, model: ir.Model, trainable: Mapping[str, str]
         for reader, index in readers:
             reader.input[index] = total
     return transplant.places
-
-
-def _modules(model: ir.Model) -> Iterator[list[ir.Node]]:
-    """The nodes of each module, in order; the last is its sum, whose first operand the block has made."""
-    found: dict[str, list[ir.Node]] = {}
-    for node in model.graph:
-        block = added_to(node)
-        if block is not None:
-            found.setdefault(block, []).append(node)
-    yield from found.values()

@@ -79,6 +79,10 @@ class TFLiteEditor:
             if buffer.offset > 1:  # behind the flatbuffer, as large files have it
                 data = np.frombuffer(self._content, np.uint8, int(buffer.size), int(buffer.offset))
             self.model.buffers[index] = _Buffer(data)
+        for tensor in self.graph.tensors:  # some converters write the weight's axis into a bias, which LiteRT refuses
+            shape = [] if tensor.shape is None else list(tensor.shape)
+            if tensor.quantization is not None and tensor.quantization.quantizedDimension >= max(len(shape), 1):
+                tensor.quantization.quantizedDimension = 0
 
     def add_tensor(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tinytl_edge.export.passes.origin import added_to, stored
+from tinytl_edge.export.passes.origin import stored
 from tinytl_edge.export.sources.network import Network
 from tinytl_edge.export.sources.tflite_file import read_tflite
 from tinytl_edge.export.sources.tflite_metadata import read_metadata
@@ -21,6 +21,7 @@ from .tflite_editor import Places, TFLiteEditor, dtype_of
 from .tflite_ends import TFLiteEnd
 from .tflite_input import mend_input
 from .tflite_metadata import NAME, add_metadata
+from .tflite_modules import insert_modules
 from .tflite_source import SourceWriter
 
 MODEL, ARCHIVE = "model.tflite", "associated.zip"
@@ -34,8 +35,6 @@ def tflite_template(network: Network, trainable: Mapping[str, str], multi_label:
     """
     source = network.source
     assert source is not None and source.kind == "tflite"
-    if any(added_to(network.model.graph.initializers[name]) is not None for name in trainable):
-        raise UnwritableError("lite residual modules cannot be put into it yet")
     file = TFLiteEditor(source.content)
     mended = mend_input(file, network.input)
     weight = stored(find_classifier(network.model).weight, passing_over="dequantise").name
@@ -47,7 +46,8 @@ def tflite_template(network: Network, trainable: Mapping[str, str], multi_label:
     if end != network.end:
         ending.change_to(end)
     one_output = is_one_output(network)
-    places = [*SourceWriter(file, network.model, trainable).places(), *ending.ranges()]
+    modules = insert_modules(file, network.model, trainable)
+    places = [*SourceWriter(file, network.model, trainable).places(), *modules, *ending.ranges()]
     ending.give_outputs(outputs, 1 if one_output else find_classifier(network.model).outputs)
     files = read_archive(source.content)
     metadata = parse(source.content, source.path.name).metadata.get(NAME, b"")

@@ -6,14 +6,16 @@ scale starts at zero, so that a fresh module adds nothing.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from tinytl_edge.export.onnx_graph import Array, add_initializer, nodes_between, sizes, weight_source
-from tinytl_edge.export.passes.origin import mark_added
+from tinytl_edge.export.onnx_graph import Array, add_initializer, nodes_between, only_reader, sizes, weight_source
+from tinytl_edge.export.passes.origin import FILE_MAPS, added_to, file_value, mark_added
 from tinytl_edge.export.resizing import resize_scale
 from tinytl_edge.runtime.errors import UsageError
 
@@ -24,7 +26,8 @@ CHANNELS_PER_GROUP = 8
 MAX_KERNEL = 5
 WIDEST_GROUP = 160  # channels of a group of the first convolution: two groups up to 320, the most that the paper has
 NOMINAL_INPUT = 256  # the kernel rule reckons with a map of 128 behind the stem, whatever the resolution
-_EPSILON = 1e-5
+EPSILON = 1e-5
+_BEYOND = 0.25  # of a block's range, that the sum with its module may leave it on either side
 
 
 def kernel_size(map_size: int, image_size: int) -> int:
@@ -75,11 +78,19 @@ def attach_lite_residuals(model: ir.Model, blocks: Sequence[Block], seed: int) -
     image_size = sizes(model.graph.inputs[0])[1]
     random = np.random.default_rng(seed)
     sums: dict[ir.Value, ir.Value] = {}  # a block's own output, and with what its module adds
-    for block in blocks:
-        if _has_module(block):
-            continue
+    for block in [_in_file(model, block) for block in blocks if not _has_module(block)]:
         entering = sums.get(block.entering, block.entering)
         sums[block.leaving] = _Module(model, block, entering, image_size, random).attach()
+
+
+def added_modules(model: ir.Model) -> dict[str, list[ir.Node]]:
+    """The nodes of each module that was attached, in order, by its block; the last makes what the block gives now."""
+    found: dict[str, list[ir.Node]] = {}
+    for node in model.graph:
+        block = added_to(node)
+        if block is not None:
+            found.setdefault(block, []).append(node)
+    return found
 
 
 def _has_module(block: Block) -> bool:
@@ -90,6 +101,26 @@ def _has_module(block: Block) -> bool:
 def _is_of_module(value: ir.Value | None) -> bool:
     source = weight_source(value)
     return source is not None and LITE_RESIDUAL in (source.name or "").split(".")
+
+
+def _in_file(model: ir.Model, block: Block) -> Block:
+    """The block between values that its file has: behind the activations that are fused into what it begins and ends
+    with."""
+    maps = json.loads(model.metadata_props.get(FILE_MAPS, "null"))
+
+    def behind(value: ir.Value) -> ir.Value:
+        reader = only_reader(value)
+        fused = maps is not None and file_value(value) not in maps
+        return reader.outputs[0] if fused and reader is not None and reader.op_type in ("Relu", "Clip") else value
+
+    return replace(block, entering=behind(block.entering), leaving=behind(block.leaving))
+
+
+def _range_of(model: ir.Model, value: ir.Value) -> tuple[float, float] | None:
+    """Of the 8-bit codes that a value is in its file, if it is."""
+    ranges = json.loads(model.metadata_props.get(FILE_MAPS, "{}"))
+    found = ranges.get(file_value(value))
+    return None if found is None else (found[0], found[1])
 
 
 class _Module:
@@ -129,12 +160,23 @@ class _Module:
         x = self._upsample(x, size, out_size)
         readers = list(leaving.uses())
         total = self._add("Add", [leaving, x], "sum", [out_channels, *out_size])
+        if (within := _range_of(self._model, leaving)) is not None:
+            total = self._within_range(total, *within)
         maker = leaving.producer()
         assert maker is not None
         self._model.graph.insert_after(maker, self._nodes)
         for reader, index in readers:
             reader.replace_input_with(index, total)
         return total
+
+    def _within_range(self, total: ir.Value, low: float, high: float) -> ir.Value:
+        """The sum will be of 8-bit codes, as the block's own output is: within that range, and somewhat beyond."""
+        beyond = _BEYOND * (high - low)
+        limits = [
+            self._initializer(name, np.array(limit, np.float32))
+            for name, limit in (("low", low - beyond), ("high", high + beyond))
+        ]
+        return self._add("Clip", [total, *limits], "range", sizes(total))
 
     def _add(
         self, op: str, inputs: Sequence[ir.Value | None], name: str, shape: Sequence[int], **attributes: object
@@ -166,9 +208,7 @@ class _Module:
         ones = self._initializer(f"{name}.ones", np.ones(groups, np.float32))
         zeros = self._initializer(f"{name}.zeros", np.zeros(groups, np.float32))
         y = self._add("Reshape", [x, to_groups], f"{name}.grouped", [groups, per_group])
-        y = self._add(
-            "InstanceNormalization", [y, ones, zeros], f"{name}.normal", [groups, per_group], epsilon=_EPSILON
-        )
+        y = self._add("InstanceNormalization", [y, ones, zeros], f"{name}.normal", [groups, per_group], epsilon=EPSILON)
         y = self._add("Reshape", [y, back], f"{name}.whole", [channels, height, width])
         axes = self._initializer(f"{name}.axes", np.array([1, 2], np.int64))
         for op, parameter, value in (("Mul", "weight", scale), ("Add", "bias", 0.0)):

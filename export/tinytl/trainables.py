@@ -15,6 +15,7 @@ from .methods import METHODS, uses_lite_residuals
 from .parameters import BIAS, NORM_BIAS, NORM_SCALE, Use, find_parameters
 
 LITE_RESIDUAL = "lite_residual"  # the name under which a block owns its module
+ZEROS = ".zeros"  # ends the name of a bias that a TFLite convolution of a module has; the norm behind it takes it out
 
 
 def choose_trainables(
@@ -48,6 +49,8 @@ def choose_trainables(
 
 
 def _trains(method: str, name: str, use: Use) -> bool:
+    if LITE_RESIDUAL in name.split(".") and name.endswith(ZEROS):
+        return False
     if LITE_RESIDUAL in name.split(".") and uses_lite_residuals(method):
         # With biases trained too, norm2's bias is redundant: the block's last bias does the same.
         return not (method == "lite-residual+bias" and name.endswith(".norm2.bias"))
