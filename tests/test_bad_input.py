@@ -373,7 +373,7 @@ def test_training_that_diverges_leaves_the_last_good_adapter(
         (2, "nothing.tflite does not exist", ["nothing.tflite"]),
         (2, "nothing.onnx does not exist", ["nothing.onnx"]),
         (2, "does not exist", ["--weights", "nothing.pth"]),
-        (3, "is not a usable PyTorch weight file", ["--weights", __file__]),
+        (3, "holds no PyTorch weights: it is a text", ["--weights", __file__]),
         (2, "not of the form", ["tiny_models:"]),
         (2, "No module named 'nothing_like_it'", ["nothing_like_it:Tiny"]),
         (2, "RuntimeError: a message of two lines", ["tiny_models:broken"]),

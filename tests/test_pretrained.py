@@ -194,7 +194,7 @@ class _Writes:
 def test_unusable_weight_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"gone.pth does not exist: --weights takes 'imagenet'"):
         read_state(tmp_path / "gone.pth")
-    with pytest.raises(UsageError, match="does not exist"):
+    with pytest.raises(DamagedFileError, match="it is a folder"):
         read_state(tmp_path)
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "empty.pth").touch()
@@ -202,8 +202,15 @@ def test_unusable_weight_files(tmp_path: Path) -> None:
     (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:-200])
     torch.save({"w": _Writes(tmp_path / "made")}, tmp_path / "code.pth")
     torch.save(build("mobilenet-v2-0.1", 2, 32), tmp_path / "model.pth")
-    for name in ("text.pth", "empty.pth", "cut.pth", "code.pth", "model.pth"):
-        with pytest.raises(DamagedFileError, match=f"{name} is not a usable PyTorch weight file"):
+    said = {
+        "text.pth": "holds no PyTorch weights: it is a text",
+        "empty.pth": "holds no PyTorch weights: it is empty",
+        "cut.pth": "holds no PyTorch weights: it is a damaged zip archive",
+        "code.pth": "is no usable PyTorch weight file",
+        "model.pth": "is no usable PyTorch weight file",
+    }
+    for name, words in said.items():
+        with pytest.raises(DamagedFileError, match=f"{name} {words}"):
             read_state(tmp_path / name)
     assert not (tmp_path / "made").exists()
     for content in ([torch.ones(2)], {}, {"epoch": 3}, torch.ones(2)):

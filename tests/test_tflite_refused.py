@@ -47,10 +47,10 @@ def sentence(path: Path, kind: type[TinyTLError]) -> str:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
         (b"PK\x03\x04rest of an archive", "zip archive"),
         (b"\x08\x0a\x12\x04onnx" + b"\x00" * 50, "ONNX"),
-        (b"<!DOCTYPE html><html></html>", "page of text"),
-        (b"cat\ndog\nfox\n", "a text"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"cat\ndog\nfox\n", "it is a text"),
         (b"\x00" * 100, "zeros"),
-        (b"\x9c\x81\xff\x03\x99\x12\x00\xab\xcd\xef", "not a TFLite file"),
+        (b"\x9c\x81\xff\x03\x99\x12\x00\xab\xcd\xef", "is not a TFLite file"),
         (b"\x1c\x00\x00\x00TFL3", "damaged"),
     ],
 )

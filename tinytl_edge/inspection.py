@@ -11,6 +11,7 @@ from tinytl_edge.devices.prediction import predicted_step_seconds
 from tinytl_edge.devices.profiles import BOARDS
 from tinytl_edge.runtime.errors import DamagedFileError
 from tinytl_edge.runtime.files.bundle import Bundle, Input, Manifest, is_bundle, open_bundle
+from tinytl_edge.runtime.files.kinds import kind_in_words
 from tinytl_edge.runtime.files.run import is_run, open_run
 from tinytl_edge.runtime.files.tensors import open_tensors
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
@@ -44,7 +45,8 @@ def inspect(path: str | os.PathLike[str], *, bundle: str | os.PathLike[str] | No
         }
     if is_bundle(path):
         return _describe_bundle(open_bundle(path))
-    if path.is_file():
+    kind = kind_in_words(path)
+    if path.is_file() and (kind is None or _has_header(path)):
         tensors = open_tensors(path)
         kind = tensors.metadata.get("format", "tensors").removeprefix("tinytl-edge-")
         content: dict[str, Any] = {"kind": kind, "metadata": tensors.metadata}
@@ -60,7 +62,14 @@ def inspect(path: str | os.PathLike[str], *, bundle: str | os.PathLike[str] | No
                 }
         content["tensors"] = {n: [e.dtype, list(e.shape)] for n, e in tensors.entries.items()}
         return content
-    raise DamagedFileError(f"{path} is neither a bundle nor a run, dataset or adapter of tinytl-edge.")
+    it_is = "" if kind in (None, "a folder") else f": it is {kind}"
+    raise DamagedFileError(f"{path} is neither a bundle nor a run, dataset or adapter of tinytl-edge{it_is}.")
+
+
+def _has_header(path: Path) -> bool:
+    """Does a file begin as safetensors do, whatever else it may look like?"""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _describe_bundle(bundle: Bundle) -> dict[str, Any]:

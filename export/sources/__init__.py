@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tinytl_edge.runtime.errors import UsageError
+from tinytl_edge.runtime.errors import DamagedFileError, UsageError
+from tinytl_edge.runtime.files.kinds import kind_in_words
 
 from .network import Network
 
@@ -23,7 +24,7 @@ def read_network(model: str, weights: str | None, size: tuple[int, int] | None, 
         DamagedFileError: a file of it is damaged.
     """
     path, ending = Path(model), Path(model).suffix.lower()
-    if ending in (".tflite", ".lite", ".onnx") or (path.is_file() and ending != ".json"):
+    if ending in (".tflite", ".lite", ".onnx") or (path.exists() and ending != ".json"):
         return _read_file(path, weights, size)
     if ":" in model:
         from .factory import read_factory
@@ -37,6 +38,8 @@ def read_network(model: str, weights: str | None, size: tuple[int, int] | None, 
 
 
 def _read_file(path: Path, weights: str | None, size: tuple[int, int] | None) -> Network:
+    if path.is_dir():
+        raise DamagedFileError(f"{path} is no model: it is {kind_in_words(path)}.")
     if not path.is_file():
         raise UsageError(f"{path} does not exist: name a .tflite or .onnx file, a backbone, or package.module:factory.")
     if weights is not None:

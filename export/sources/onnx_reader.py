@@ -11,10 +11,10 @@ import onnx_ir as ir
 from onnx import TensorProto
 
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
+from tinytl_edge.runtime.files.kinds import kind_in_words
 
 _HALF_BYTES = (TensorProto.UINT4, TensorProto.INT4)
 OLDEST, NEWEST = 7, 26  # opsets of the default domain
-_GIT_LFS = b"version https://git-lfs"
 
 
 def read_model(path: Path) -> tuple[ir.Model, bytes]:
@@ -28,7 +28,9 @@ def read_model(path: Path) -> tuple[ir.Model, bytes]:
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
-    _refuse_other_kinds(path, content)
+    kind = kind_in_words(path)
+    if kind not in (None, "an ONNX file"):
+        raise DamagedFileError(f"{path} is no ONNX file: it is {kind}.")
     try:
         proto = onnx.ModelProto.FromString(content)
     except Exception as error:  # protobuf's DecodeError has no public home
@@ -45,28 +47,6 @@ def read_model(path: Path) -> tuple[ir.Model, bytes]:
         if tensor.data_location == TensorProto.EXTERNAL:
             _load_external(path, tensor)
     return ir.serde.deserialize_model(proto), content
-
-
-def _refuse_other_kinds(path: Path, content: bytes) -> None:
-    if not content:
-        raise DamagedFileError(f"{path} is empty.")
-    if content.startswith(_GIT_LFS):
-        raise DamagedFileError(f"{path} is a Git LFS pointer, not the file itself: fetch that with 'git lfs pull'.")
-    other = None
-    if content[4:8] == b"TFL3":
-        other = "a TFLite file: name it .tflite"
-    elif content.startswith(b"PK\x03\x04"):
-        other = "a zip archive (a PyTorch checkpoint or Keras file is one)"
-    elif content.startswith(b"\x89HDF"):
-        other = "an HDF5 file (Keras)"
-    elif content.startswith(b"ORTM", 4):
-        other = "an ORT-format file of onnxruntime: give the ONNX file that it was made from"
-    elif content.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        other = "a Python pickle"
-    elif all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in content[:512]):
-        other = "a text"
-    if other is not None:
-        raise UsageError(f"{path} is no ONNX file but {other}.")
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:

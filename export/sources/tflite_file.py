@@ -14,6 +14,7 @@ import onnx_ir as ir
 from tinytl_edge.export.passes.origin import FILE_MAPS
 from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
 from tinytl_edge.runtime.files.bundle import Input
+from tinytl_edge.runtime.files.kinds import kind_in_words
 from tinytl_edge.runtime.model_files.about import MIDDLE
 
 from . import tflite_arithmetic, tflite_layers, tflite_shapes
@@ -54,6 +55,9 @@ def read_tflite(path: str | os.PathLike[str], ranges: str = "all") -> Network:
         content = Path(path).read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
+    kind = kind_in_words(Path(path))
+    if kind not in (None, "a TFLite file"):
+        raise DamagedFileError(f"{name} is no TFLite file: it is {kind}.")
     file = parse(content, name)
     try:
         return _network(file, content, Path(path), ranges)

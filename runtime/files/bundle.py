@@ -21,6 +21,7 @@ from tinytl_edge.runtime.images.framing import Framing
 from tinytl_edge.runtime.knobs import Choice, Knobs
 from tinytl_edge.runtime.options import GROUPS, OPTIMIZERS
 
+from .kinds import kind_in_words
 from .records import read_record
 from .tensors import atomic_write, make_folder
 
@@ -223,8 +224,10 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     path = Path(path)
     if not is_bundle(path):
+        kind = kind_in_words(path)
+        it_is = "it is not" if kind in (None, "a folder") else f"it is {kind}, not"
         raise DamagedFileError(
-            f"{path} is no bundle: it is not a folder that `tinytl-edge prepare` has written (no {MANIFEST})."
+            f"{path} is no bundle: {it_is} a folder that `tinytl-edge prepare` has written (no {MANIFEST})."
         )
     manifest = _read_manifest(path / MANIFEST)
     for name, expected in manifest.files.items():

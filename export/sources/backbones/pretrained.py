@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
+from tinytl_edge.runtime.files.kinds import kind_in_words
 
 from .inverted_residual import InvertedResidualNetwork, NetworkSpec
 
@@ -53,12 +54,15 @@ def read_state(path: str | Path) -> State:
         DamagedFileError: it holds no state dict of tensors.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"{path} does not exist: --weights takes 'imagenet', 'random' or a .pth file.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds, all meaning that the file is not usable
-        raise DamagedFileError(f"{path} is not a usable PyTorch weight file ({type(error).__name__}).") from error
+        kind = kind_in_words(path)
+        if kind is not None and "PyTorch" not in kind:
+            raise DamagedFileError(f"{path} holds no PyTorch weights: it is {kind}.") from error
+        raise DamagedFileError(f"{path} is no usable PyTorch weight file: cut short, or with code in it.") from error
     if isinstance(content, dict):
         for key in ("state_dict", "model_state_dict", "model"):
             if isinstance(content.get(key), dict):
