@@ -37,9 +37,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         z = layers.conv(z, channels, kernel=1)
         y = layers.add(y, z) if stride == 1 else z
     y = layers.end(layers.linear(layers.mean(y), len(CLASSES)), "SOFTMAX")
-    layers.writer.write(
-        folder / "v1.tflite", [x], [y], {"labels.txt": INSIDE, "notes.txt": "not\nthe\nclasses\nat all\n"}
-    )
+    layers.writer.write(folder / "v1.tflite", [x], [y], {"labels.txt": INSIDE, "notes.txt": NOTES})
     (folder / "model.tflite").symlink_to("v1.tflite")
     (folder / "labels.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(CLASSES)))
     images = make_images(folder / "images", dict.fromkeys((*CLASSES, "emu"), 6))
