@@ -62,7 +62,7 @@ def compare(network: Network, file: Path, most: float = 0.08) -> None:
             limits = np.iinfo(taken.dtype)
             codes = np.rint(x / taken.quantisation.scale[0] + taken.quantisation.zero_point[0])
             codes = np.clip(codes, limits.min, limits.max).astype(taken.dtype)
-        found.append(litert_output(file, codes)[0])
+        found.append(litert_output(file, codes).ravel())
         logits = run_graph(network.model, np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
         wanted.append(probabilities(logits, network.end)[0])
     off = np.abs(np.array(found) - np.array(wanted)).max(1)
@@ -114,6 +114,26 @@ def test_other_classes_change_shapes_alone(dtype: str, end: str, tmp_path: Path)
     compare(network, file)
     _, _, shapes = differences(parse(source.read_bytes(), "m"), parse(file.read_bytes(), "m"))
     assert len(shapes) == (4 if end else 3)
+
+
+@pytest.mark.parametrize("pool", ["mean", "average"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_scores_that_are_pooled_stay_in_the_range_of_their_map(dtype: str, pool: str, tmp_path: Path) -> None:
+    layers = Layers(dtype, seed=2)
+    x = layers.input((1, 8, 8, 3))
+    y = layers.conv(layers.conv(x, 8, stride=2, relu6=True), 4, kernel=1)
+    y = layers.mean(y) if pool == "mean" else layers.average_pool(y, 4)
+    source = layers.writer.write(tmp_path / "source.tflite", [x], [layers.end(y, "SOFTMAX")])
+    network = read_tflite(source)
+    content = tflite_template(network, transform(network.model, "bias").trainable, False)
+    file = trained(network, content, tmp_path)
+    compare(network, file)
+    before, after = (parse(path.read_bytes(), "m") for path in (source, file))
+    _, ranges, _ = differences(before, after)
+    conv = after.tensors[
+        next(o for o in after.operators if o.kind == "CONV_2D" and o.inputs[0] != after.inputs[0]).outputs[0]
+    ]
+    assert conv.name not in ranges
 
 
 def test_multi_label_makes_sigmoids_of_a_softmax(tmp_path: Path) -> None:

@@ -136,6 +136,19 @@ def test_other_classes_and_multi_label(tmp_path: Path) -> None:
     compare(network, trained(network, content, tmp_path))
 
 
+def test_layers_that_share_a_constant_of_zeros_get_biases_of_their_own(tmp_path: Path) -> None:
+    writer = FileWriter()
+    zeros = writer.constant(np.zeros(6, np.float32))
+    x = writer.tensor((1, 8, 8, 3))
+    y = writer.conv(x, writer.constant(normal(6, 3, 3, 3)), zeros, (1, 4, 4, 6), stride=2, activation=RELU)
+    y = writer.conv(y, writer.constant(normal(6, 1, 1, 6)), zeros, (1, 4, 4, 6), activation=RELU)
+    y = writer.linear(y, writer.constant(normal(4, 96)), writer.constant(normal(4)), (1, 4))
+    network = read_tflite(writer.write(tmp_path / "source.tflite", [x], [y]))
+    trainable = transform(network.model, "bias").trainable
+    assert sorted(trainable.values()) == ["bias", "bias", "classifier", "classifier"]
+    compare(network, trained(network, tflite_template(network, trainable, False), tmp_path))
+
+
 def test_it_says_its_ports(tmp_path: Path) -> None:
     network = read_tflite(small(tmp_path))
     table = tflite_template(network, transform(network.model, "last").trainable, False).table

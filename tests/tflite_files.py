@@ -223,6 +223,18 @@ class Layers:
         self.writer.version(2 if self.dtype == "int8" else 1)
         return y
 
+    def average_pool(self, x: int, side: int) -> int:
+        """Over windows that do not overlap, to one pixel where `side` is the map's."""
+        read = self.writer.graph.tensors[x]
+        _, height, width, channels = read.shape
+        y = self._map((1, height // side, width // side, channels), -6.0, 6.0)
+        self.writer.operator(
+            "AVERAGE_POOL_2D", [x], [y], "Pool2DOptions", padding=VALID, strideW=side, strideH=side, filterWidth=side,
+            filterHeight=side, fusedActivationFunction=0,
+        )  # fmt: skip
+        self.writer.version(2 if self.dtype == "int8" else 1)
+        return y
+
     def linear(self, x: int, outputs: int, bias: bool = True) -> int:
         width = int(np.prod(self.writer.graph.tensors[x].shape))
         weight, of = self.weights(x, (outputs, width), 0, 1.5 / np.sqrt(width))

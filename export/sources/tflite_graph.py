@@ -21,6 +21,7 @@ from .tflite_reader import Array, Operator, Quantisation, Tensor
 
 Shape = tuple[int, ...]
 Bounds = tuple[float, float]
+_BIAS = 2  # the input of a layer
 ANY: Bounds = (-math.inf, math.inf)
 TO_MAP, TO_PLAIN = (0, 3, 1, 2), (0, 2, 3, 1)
 FUSED: dict[str, Bounds] = {
@@ -296,8 +297,12 @@ class GraphBuilder:
         value.shape = ir.Shape(shape)
         return value
 
-    def bias(self, constant: Constant, outputs: int, scale: Array | None) -> ir.Value:
-        """Of a layer with so many outputs; whole numbers without a scale of their own have that of the sums."""
+    def bias(self, operator: Operator, outputs: int, scale: Array | None) -> ir.Value:
+        """Of a layer with so many outputs; whole numbers without a scale of their own have that of the sums.
+
+        Each layer has its own, also where converters let several read one constant of zeros.
+        """
+        constant = self.constant(operator, _BIAS, "a bias")
         if constant.codes.size != outputs:
             raise DamagedFileError(f"the bias {constant.name!r} holds {constant.codes.size} numbers, not {outputs}")
         if constant.quantisation is None and constant.codes.dtype.kind in "iu":
@@ -306,16 +311,22 @@ class GraphBuilder:
             constant = replace(constant, quantisation=Quantisation(scale, np.zeros(scale.shape, np.int64), 0))
         if constant.codes.ndim != 1:
             constant = replace(constant, codes=constant.codes.reshape(-1))
-        return self.parameter(constant, (0,))
+        value = self.initializer(constant.real().astype(np.float32), constant.name)
+        if constant.source is not None:
+            self._remember(value, constant, (0,), reader=operator)
+        return value
 
     def _remember(
         self, value: ir.Value, constant: Constant, layout: tuple[int, ...], shape: Shape | None = None,
-        real: bool = True,
+        real: bool = True, reader: Operator | None = None,
     ) -> None:  # fmt: skip
-        """Note how a tensor's array became an initializer; not `real`: of codes, which stay what they are."""
+        """Note how a tensor's array became an initializer; not `real`: of codes, which stay what they are; `reader`:
+        whose bias it is."""
         source, quantisation = constant.source, constant.quantisation
         assert source is not None and value.const_value is not None
         steps: list[dict[str, Any]] = []
+        if reader is not None:
+            steps.append({"step": "reader", "makes": f"tensor {reader.outputs[0]}", "input": _BIAS})
         if quantisation is not None and real:
             scale, zero = quantisation.scale.tolist(), quantisation.zero_point.tolist()
             axis = constant.axis if len(scale) > 1 else 0

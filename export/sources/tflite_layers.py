@@ -75,7 +75,7 @@ def _convolution(
         raise ValueError(f"{channels} channels in groups of {inputs}, {outputs} outputs")
     values = [x.value, graph.weight(graph.constant(operator, 1, "weights"), layout)]
     if graph.has(operator, 2):
-        values.append(graph.bias(graph.constant(operator, 2, "a bias"), outputs, _sum_scale(graph, operator)))
+        values.append(graph.bias(operator, outputs, _sum_scale(graph, operator)))
     attributes = {
         "kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilation, "group": groups
     }  # fmt: skip
@@ -162,11 +162,7 @@ def fully_connected(graph: GraphBuilder, operator: Operator) -> None:
     keep = operator.options.get("KeepNumDims", False) and x.shape[-1] == width
     shape: Shape = (*x.shape[:-1], outputs) if keep else (rows, outputs)
     matrix = graph.weight(weight, (0, 1))
-    bias = (
-        graph.bias(graph.constant(operator, 2, "a bias"), outputs, _sum_scale(graph, operator))
-        if graph.has(operator, 2)
-        else None
-    )
+    bias = graph.bias(operator, outputs, _sum_scale(graph, operator)) if graph.has(operator, 2) else None
     if rows == 1:
         flat = graph.reshaped(x, (1, width))
         values = [flat.value, matrix] if bias is None else [flat.value, matrix, bias]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -103,6 +104,14 @@ class TFLiteEditor:
         if len(scale):
             tensor.quantization = quantisation(scale, zero, axis)
         self.graph.tensors.append(tensor)
+        return len(self.graph.tensors) - 1
+
+    def copy_tensor(self, tensor: int, name: str) -> int:
+        """Another tensor with the same numbers, which it shares until it gets its own; its index."""
+        self.change()
+        made = copy.deepcopy(self.graph.tensors[tensor])
+        made.name = name.encode()
+        self.graph.tensors.append(made)
         return len(self.graph.tensors) - 1
 
     def set_data(self, tensor: int, data: Array) -> None:

@@ -37,6 +37,7 @@ class TFLiteEnd:
         self._file = file
         self.layer = _layer_of(file, weight)
         self._scores = [int(self.layer.outputs[0])]  # in front of the activation
+        self._pooled = 0  # so many of them stand in front of a mean over pixels
         self._behind: list[int] = []  # and behind it
         self._activation: Any = None
         tensor = self._scores[0]
@@ -47,6 +48,8 @@ class TFLiteEnd:
                 self._activation = readers[0][0]
             elif kind not in _VIEWS | _POOLS:
                 raise UnwritableError("what stands behind its classifier is not known")
+            if kind in _POOLS:
+                self._pooled = len(self._scores)
             tensor = int(readers[0][0].outputs[0])
             (self._behind if self._activation is not None else self._scores).append(tensor)
 
@@ -94,12 +97,16 @@ class TFLiteEnd:
             made.quantization = quantisation([_OF_SHARES], [LOWEST[dtype_of(made)]])
 
     def ranges(self) -> list[Place]:
-        """Where the range of the scores goes, which training moves: scale and zero point of all that hold them."""
+        """Where the range of the scores goes, which training moves: scale and zero point of all that hold them.
+
+        Nowhere, where a pool has to have one range in front and behind: then scores were trained within it.
+        """
         places = []
-        tensors = [tensor for tensor in self._scores if dtype_of(self._file.graph.tensors[tensor]) in EIGHT_BITS]
+        scores = self._scores[self._pooled :]
+        tensors = [tensor for tensor in scores if dtype_of(self._file.graph.tensors[tensor]) in EIGHT_BITS]
         of_one = {each for tensor in tensors for each in of_one_range(self._file, tensor)}
         if of_one - set(tensors):
-            raise UnwritableError("the range of its scores is that of what goes into its classifier")
+            return []
         for tensor in tensors:
             found = self._file.graph.tensors[tensor]
             self._file.change()

@@ -52,6 +52,7 @@ class SourceWriter:
     def __init__(self, file: TFLiteEditor, model: ir.Model, trainable: Mapping[str, str]) -> None:
         self._file, self._model, self._trainable = file, model, trainable
         self._used = find_parameters(model)
+        self._owners: dict[int, str] = {}  # of tensors that are copies, the parameter
         classifier = find_classifier(model)
         self._resizable = {_way(value).name for value in (classifier.weight, classifier.bias) if value is not None}
 
@@ -77,7 +78,7 @@ class SourceWriter:
         if not way.name.startswith("tensor "):
             tensor = self._new_bias(self._used[name], value)
         else:
-            tensor = int(way.name.removeprefix("tensor "))
+            tensor = self._own(name, int(way.name.removeprefix("tensor ")), way)
         dtype = dtype_of(self._file.graph.tensors[tensor])
         if dtype in EIGHT_BITS:
             return self._eight_bits(name, value, way, tensor, dtype)
@@ -158,6 +159,8 @@ class SourceWriter:
 
     def _parameter_of(self, tensor: int) -> str | None:
         """The trained parameter whose numbers a tensor holds."""
+        if tensor in self._owners:
+            return self._owners[tensor]
         for name in self._trainable:
             if _way(self._model.graph.initializers[name]).name == f"tensor {tensor}":
                 return name
@@ -169,15 +172,27 @@ class SourceWriter:
         """Give a tensor's constant the shape that it needs, and a buffer of its own."""
         found, shape = self._file.graph.tensors[tensor], way.shape
         readers = self._file.readers(tensor)
-        if way.reader is not None or len(readers) != 1:
+        if len(readers) != 1:
             raise UnwritableError(f"'{self._name(tensor)}' is read in {len(readers)} places")
         old = tuple(int(size) for size in found.shape)
         if old != shape:
-            if f"tensor {tensor}" not in self._resizable or len(old) != len(shape):
+            if way.name not in self._resizable or len(old) != len(shape):
                 raise UnwritableError(f"'{self._name(tensor)}' has the shape {list(old)}, not {list(shape)}")
             self._file.set_data(tensor, array.reshape(shape))
         elif self._file.is_shared(tensor):
             self._file.set_data(tensor, array.reshape(shape))
+
+    def _own(self, name: str, tensor: int, way: Stored) -> int:
+        """The tensor that holds a parameter, or a copy for its layer where others read it too."""
+        readers = self._file.readers(tensor)
+        if way.reader is None or len(readers) < 2:
+            return tensor
+        makes, slot = way.reader
+        layer = self._file.maker(int(makes.removeprefix("tensor ")))
+        copy = self._file.copy_tensor(tensor, f"{self._name(tensor)}/{len(self._file.graph.tensors)}")
+        layer.inputs = [copy if place == slot else read for place, read in enumerate(layer.inputs)]
+        self._owners[copy] = name
+        return copy
 
     def _new_bias(self, use: Use, value: ir.Value) -> int:
         """The file's layer has no bias: it gets one."""
