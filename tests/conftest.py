@@ -131,6 +131,18 @@ def reproducible() -> None:
     torch.manual_seed(0)
 
 
+def answer_of_the_docs(number: int, place: Path, image: Path) -> str:
+    """What the `number`-th example of docs/model-file.md prints of an image, for the model file in `place`."""
+    page = (Path(__file__).parent.parent / "docs" / "model-file.md").read_text()
+    example = page.split("```python\n")[number].split("```")[0]
+    new = place / "new.jpg"
+    new.write_bytes(image.read_bytes())
+    command = [sys.executable, "-W", "ignore", "-c", example]
+    out = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True).stdout
+    new.unlink()
+    return out.splitlines()[-1]
+
+
 def content_of(folder: Path) -> dict[str, bytes]:
     """Of all files in a folder, by path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

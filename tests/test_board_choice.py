@@ -114,6 +114,12 @@ def test_a_model_that_the_native_trainer_cannot_train_is_for_no_board(tmp_path: 
         tinytl_edge.prepare("tiny_models:RunningSum", tmp_path / "b", options=options)
 
 
+def test_a_limit_that_was_given_is_not_the_boards(tmp_path: Path) -> None:
+    options = PrepareOptions(classes=10, train="bias", device="raspberry-pi-4", memory_limit=50_000_000)
+    with pytest.raises(UsageError, match=r"^--memory-limit is for the native trainer\. "):
+        tinytl_edge.prepare("tiny_models:RunningSum", tmp_path / "b", options=options)
+
+
 def test_an_unknown_board_leaves_nothing_behind(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
     with pytest.raises(UsageError, match="No board is called 'toaster'"):
         prepared("b", device="toaster")

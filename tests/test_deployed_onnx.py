@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ import pytest
 for module in ("onnx_ir", "onnxruntime", "torch"):
     pytest.importorskip(module)
 
-from conftest import CLASSES, fails, make_images, ok  # noqa: E402
+from conftest import CLASSES, answer_of_the_docs, fails, make_images, ok  # noqa: E402
 from onnx_files import CLASSIFIER, SOFTMAX, run_bytes, write  # noqa: E402
 
 import tinytl_edge  # noqa: E402
@@ -98,14 +96,9 @@ def test_the_files_themselves_are_measured_before_and_after(place: Path) -> None
 
 
 def test_the_example_of_the_docs(place: Path) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "model-file.md").read_text()
-    example = page.split("```python\n")[1].split("```")[0]
-    (place / "new.jpg").write_bytes((place / "images" / CLASSES[0] / "0.png").read_bytes())
-    command = [sys.executable, "-W", "ignore", "-c", example]
-    answer = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-    (expected,) = tinytl_edge.predict(place / "run", [place / "new.jpg"])
-    (place / "new.jpg").unlink()
-    assert answer == expected["prediction"]
+    image = place / "images" / CLASSES[0] / "0.png"
+    (expected,) = tinytl_edge.predict(place / "run", [image])
+    assert answer_of_the_docs(1, place, image) == expected["prediction"]
 
 
 def test_its_input_stays_what_it_is(place: Path) -> None:

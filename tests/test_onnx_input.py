@@ -110,7 +110,8 @@ def test_codes_as_input(tmp_path: Path) -> None:
     constants = {"scale": np.array(1 / 128, np.float32), "zero": np.array(128, np.uint8)}
     x = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3))
     path = write(tmp_path / "m.onnx", [*head, *WHOLE], constants, x=("u", UINT8, [1, 16, 16, 3]))
-    compare(path, x.transpose(0, 3, 1, 2), x.astype(np.uint8))
+    network = compare(path, x.transpose(0, 3, 1, 2), x.astype(np.uint8))
+    assert network.range_known and network.input.mean == (0.0,) * 3 and network.input.std == (1.0,) * 3
 
 
 def test_grey_images(tmp_path: Path) -> None:
@@ -129,7 +130,8 @@ def test_half_precision(tmp_path: Path) -> None:
     half = {name: array.astype(np.float16) for name, array in WEIGHTS.items()}
     path = write(tmp_path / "m.onnx", WHOLE, half, x=("x", FLOAT16, [1, 3, 16, 16]), outputs=[("y", FLOAT16)])
     x = images(2, size=16)
-    compare(path, x, x.astype(np.float16), atol=2e-3)
+    network = compare(path, x, x.astype(np.float16), atol=2e-3)
+    assert {str(value.dtype) for value in network.model.graph.initializers.values()} <= {"FLOAT", "INT64"}
     inside = [node("Cast", ["i"], ["x"], to=FLOAT16), *CLASSIFIER, node("Cast", ["l"], ["y"], to=FLOAT)]
     compare(write(tmp_path / "inside.onnx", inside, half, x=("i", FLOAT, [1, 3, 16, 16])), x, x, atol=5e-3)
 
@@ -176,8 +178,10 @@ def external(tmp_path: Path, **changes: str) -> Path:
 
 
 def test_external_data(tmp_path: Path) -> None:
-    x = images(2, size=16)
-    compare(external(tmp_path), x, x)
+    x, path = images(2, size=16), external(tmp_path)
+    network = compare(path, x, x)
+    assert (tmp_path / "m.data").stat().st_size > path.stat().st_size / 2
+    assert all(value.const_value is not None for value in network.model.graph.initializers.values())
 
 
 @pytest.mark.parametrize(

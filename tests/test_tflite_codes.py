@@ -94,12 +94,19 @@ def test_what_trained_is_in_it_and_nothing_else_is_another(dtype: str, method: s
         assert (data, ranges) == ({*weights, *biases}, {*weights, *biases, logits})
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_layer_without_a_bias_gets_one(bias: bool, tmp_path: Path) -> None:
-    network = read_tflite(quantised(tmp_path, bias=bias))
+@pytest.mark.parametrize("dtype", ["float32", "int8", "uint8"])
+def test_a_layer_without_a_bias_gets_one(dtype: str, tmp_path: Path) -> None:
+    source = quantised(tmp_path, dtype, bias=False)
+    network = read_tflite(source)
     new_outputs(network.model, find_classifier(network.model), 4, 0)
     file = trained(network, tflite_template(network, transform(network.model, "bias").trainable, False), tmp_path)
     compare(network, file)
+    before, after = (parse(path.read_bytes(), "m") for path in (source, file))
+    (without,), (layer,) = ([o for o in m.operators if o.kind == "FULLY_CONNECTED"] for m in (before, after))
+    assert without.inputs[2] == -1
+    bias = after.tensors[layer.inputs[2]]
+    assert (bias.shape, bias.dtype) == ((4,), "float32" if dtype == "float32" else "int32")
+    assert bias.codes().any()
 
 
 @pytest.mark.parametrize("end", ["SOFTMAX", ""])

@@ -18,6 +18,7 @@ from tinytl_edge.export.onnx_graph import constant, set_initializer  # noqa: E40
 from tinytl_edge.export.sources.network import Network  # noqa: E402
 from tinytl_edge.export.sources.tflite_file import read_tflite  # noqa: E402
 from tinytl_edge.export.sources.tflite_reader import TFLiteModel, parse  # noqa: E402
+from tinytl_edge.export.targets import templates  # noqa: E402
 from tinytl_edge.export.targets.content import Content  # noqa: E402
 from tinytl_edge.export.targets.proof import as_codes, fill  # noqa: E402
 from tinytl_edge.export.targets.tflite_template import tflite_template  # noqa: E402
@@ -147,6 +148,20 @@ def test_layers_that_share_a_constant_of_zeros_get_biases_of_their_own(tmp_path:
     trainable = transform(network.model, "bias").trainable
     assert sorted(trainable.values()) == ["bias", "bias", "classifier", "classifier"]
     compare(network, trained(network, tflite_template(network, trainable, False), tmp_path))
+
+
+def test_a_file_that_cannot_be_written_comes_out_as_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise AttributeError("a table that is not there")
+
+    network = read_tflite(small(tmp_path))
+    trainable = transform(network.model, "last").trainable
+    made, notes = templates(network, trainable, False, False)
+    assert [content.table.files[0] for content in made] == ["model.onnx", "model.tflite"]
+    monkeypatch.setattr("tinytl_edge.export.targets.tflite_template.mend_input", fails)
+    made, notes = templates(network, trainable, False, False)
+    assert [content.table.files[0] for content in made] == ["model.onnx"]
+    assert "a table that is not there" in notes[-1]
 
 
 def test_it_says_its_ports(tmp_path: Path) -> None:

@@ -88,18 +88,17 @@ def prepare(
     options = (options or PrepareOptions()).check()
     board = find_board(options.device) if options.device is not None else None
     wanted = wanted_classes(options.classes, data, options.multi_label)
+    limited_by = "--device" if board is not None and options.memory_limit is None else "--memory-limit"
     choices: list[str] = []
-    memory_limit, threads = options.memory_limit, options.threads
-    if board is not None and memory_limit is None:
+    if board is not None and options.memory_limit is None:
         memory_limit, why = choose_memory_limit(board)
+        options = replace(options, memory_limit=memory_limit)
         choices.append(why)
-    if board is not None and threads is None:
+    if board is not None and options.threads is None:
         threads, why = choose_threads(board)
+        options = replace(options, threads=threads)
         choices.append(why)
-    step_options = _StepOptions(
-        options.method, options.patterns, options.optimizer, options.batch_size, options.frozen_weights, memory_limit,
-        threads or 1, "--device" if choices else "--memory-limit", wanted.multi_label, options.seed,
-    )  # fmt: skip
+    options = replace(options, multi_label=wanted.multi_label)
 
     def at(size: tuple[int, int] | None) -> _Compiled:
         say("reading the model")
@@ -112,7 +111,7 @@ def prepare(
             network.notes.append(compare_with_file(network, wanted.folders))
         _tell(network, options)
         adaptable = make_adaptable(network, wanted, options.labels, options.seed, say)
-        return _compile(adaptable, step_options, say)
+        return _compile(adaptable, options, limited_by, say)
 
     try:
         with new_bundle(Path(out), overwrite) as folder:
@@ -126,42 +125,26 @@ def prepare(
             step, refusal = compiled.step, list(compiled.refusal)
             say("writing the template of the model file")
             trainable = compiled.transformed.trainable
-            made, of_files = templates(compiled.network, trainable, wanted.multi_label, options.raw_pixels)
+            made, of_files = templates(compiled.network, trainable, options.multi_label, options.raw_pixels)
             for template in made:
                 template.write(folder, compiled.labels)
             forget_all(compiled.network.model)
             ir.save(compiled.network.model, folder / FORWARD)
             runtimes = ["native"] if step else []
-            said = _export_for_ort(compiled, step_options, folder / ORT_FOLDER, say)
+            said = _export_for_ort(compiled, options, folder / ORT_FOLDER, say)
             if said is None:
                 runtimes.append("onnxruntime-training")
             elif step is None:
                 raise UsageError(" ".join([*refusal, said]))
             else:
                 refusal.append(f"For the native trainer only. {said}")
-            manifest = _manifest(compiled, step_options, tuple(runtimes), board)
+            manifest = _manifest(compiled, options, tuple(runtimes), board)
             if step:
                 write_program(folder / STEP, step, manifest)
             write_manifest(folder, manifest)
     except MemoryError:
         raise StorageError("There is not enough memory to prepare this model: use a smaller --resolution.") from None
     return Prepared(open_bundle(out), (*compiled.notes, *of_files, *choices, *refusal))
-
-
-@dataclass(frozen=True)
-class _StepOptions:
-    """What of `prepare`'s arguments its step depends on, besides the classifier."""
-
-    method: str
-    also_train: tuple[str, ...]
-    optimizer: str
-    batch_size: int
-    frozen_weights: str | None
-    memory_limit: int | None
-    threads: int
-    limited_by: str  # the option that set it
-    multi_label: bool
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -181,9 +164,10 @@ class _Compiled:
     refusal: tuple[str, ...] = ()
 
 
-def _compile(adaptable: Adaptable, options: _StepOptions, say: Callable[[str], None]) -> _Compiled:
+def _compile(adaptable: Adaptable, options: PrepareOptions, limited_by: str, say: Callable[[str], None]) -> _Compiled:
+    """`limited_by`: the option that set the memory limit."""
     network, model = adaptable.network, adaptable.network.model
-    transformed = transform(model, options.method, options.also_train, options.seed)
+    transformed = transform(model, options.method, options.patterns, options.seed)
     if options.frozen_weights == "int8":
         round_frozen_weights(model, transformed.trainable)
     compiled = _Compiled(network, transformed, adaptable.classes, adaptable.count, adaptable.notes, adaptable.labels)
@@ -195,17 +179,17 @@ def _compile(adaptable: Adaptable, options: _StepOptions, say: Callable[[str], N
     except UsageError as error:
         refusal = str(error)
     if options.memory_limit is not None:
-        raise UsageError(f"{options.limited_by} is for the native trainer. {refusal}")
+        raise UsageError(f"{limited_by} is for the native trainer. {refusal}")
     return replace(compiled, refusal=(f"For onnxruntime-training only. {refusal}",))
 
 
-def _with_step(compiled: _Compiled, options: _StepOptions) -> _Compiled:
+def _with_step(compiled: _Compiled, options: PrepareOptions) -> _Compiled:
     model, trainable = compiled.network.model, compiled.transformed.trainable
     stored = compiled.network.input.framing.stored
     graph = import_network(model, trainable, stored)
     step = fit(
-        graph, options.optimizer, options.batch_size, options.frozen_weights, options.memory_limit, options.threads,
-        options.multi_label,
+        graph, options.optimizer, options.batch_size, options.frozen_weights, options.memory_limit,
+        options.threads or 1, options.multi_label,
     )  # fmt: skip
     if step.knobs.frozen_weights == "int8" and options.frozen_weights != "int8":
         # Both runtimes compute the same function.
@@ -225,7 +209,9 @@ def _with_step(compiled: _Compiled, options: _StepOptions) -> _Compiled:
     )
 
 
-def _export_for_ort(compiled: _Compiled, options: _StepOptions, folder: Path, say: Callable[[str], None]) -> str | None:
+def _export_for_ort(
+    compiled: _Compiled, options: PrepareOptions, folder: Path, say: Callable[[str], None]
+) -> str | None:
     """Write onnxruntime-training's artifacts; or say why there are none."""
     if options.optimizer not in OPTIMIZERS:
         return f"onnxruntime-training has no {options.optimizer}."
@@ -254,7 +240,7 @@ def _has_ort_training() -> bool:
         return False
 
 
-def _manifest(compiled: _Compiled, options: _StepOptions, runtimes: tuple[str, ...], board: Board | None) -> Manifest:
+def _manifest(compiled: _Compiled, options: PrepareOptions, runtimes: tuple[str, ...], board: Board | None) -> Manifest:
     network, transformed, step = compiled.network, compiled.transformed, compiled.step
     return Manifest(
         backbone=network.name,

@@ -37,14 +37,11 @@ _COMPILED = {
 }
 
 
-def read_tflite(path: str | os.PathLike[str], ranges: str = "all") -> Network:
+def read_tflite(path: str | os.PathLike[str]) -> Network:
     """The network of a TFLite file.
 
     The graph computes what the file does in real numbers: its quantised weights as they are, the ranges of its
     quantised tensors as clamps, without rounding in between.
-
-    Args:
-        ranges: which quantised ranges become clamps: "all"; "rectifiers", those that begin at 0; "none".
 
     Raises:
         DamagedFileError: not a TFLite file, or damaged.
@@ -60,17 +57,17 @@ def read_tflite(path: str | os.PathLike[str], ranges: str = "all") -> Network:
         raise DamagedFileError(f"{name} is no TFLite file: it is {kind}.")
     file = parse(content, name)
     try:
-        return _network(file, content, Path(path), ranges)
+        return _network(file, content, Path(path))
     except BROKEN as error:
         raise DamagedFileError(f"{name} is damaged: {error}.") from error
 
 
-def _network(file: TFLiteModel, content: bytes, path: Path, ranges: str) -> Network:
+def _network(file: TFLiteModel, content: bytes, path: Path) -> Network:
     name = path.name
     _refuse_what_is_no_classifier(file, name)
     images = images_of(file.tensors[file.inputs[0]], name)
     ending = _ending(file)
-    graph = GraphBuilder(file.tensors, file.operators, ending.free | _of_pixels(file), ranges)
+    graph = GraphBuilder(file.tensors, file.operators, ending.free | _of_pixels(file))
     value = ir.Value(
         name="images",
         shape=ir.Shape(["batch", images.channels, images.height, images.width]),

@@ -117,16 +117,13 @@ Held = Constant | Feature | Spread
 class GraphBuilder:
     """Collects nodes and initializers. `free` tensors are not clamped to their quantised range: the logits."""
 
-    def __init__(
-        self, tensors: Sequence[Tensor], operators: Sequence[Operator], free: Iterable[int], ranges: str
-    ) -> None:
+    def __init__(self, tensors: Sequence[Tensor], operators: Sequence[Operator], free: Iterable[int]) -> None:
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
         self.paddings: dict[ir.Value, tuple[Feature, tuple[int, int, int, int]]] = {}  # PADs that a convolution may do
         self._tensors = tensors
         self._operators = operators
         self._free = frozenset(free)
-        self._ranges = ranges
         self._held: dict[int, Held] = {}
         self._names: set[str] = {"images", "logits"}
         self._parameters: dict[tuple[int, tuple[int, ...], bool], ir.Value] = {}
@@ -419,12 +416,10 @@ class GraphBuilder:
         """What a quantised tensor can hold, and the step between two of its codes."""
         tensor = self.tensor(index)
         quantisation = tensor.quantisation
-        if quantisation is None or tensor.dtype not in CODES or index in self._free or self._ranges == "none":
+        if quantisation is None or tensor.dtype not in CODES or index in self._free:
             return None
         scale, zero = float(quantisation.scale[0]), int(quantisation.zero_point[0])
         least, most = CODES[tensor.dtype]
-        if self._ranges == "rectifiers" and zero != least:
-            return None
         return (least - zero) * scale, (most - zero) * scale, scale
 
     def clamped(

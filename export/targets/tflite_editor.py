@@ -14,6 +14,7 @@ from tinytl_edge.runtime.model_files.associated import archive_start
 
 _ALIGNMENT = 16  # of a buffer's data, as the schema asks for
 _OLD_CODES = 127  # operators up to here have their number in a second, older field too
+_DATA, _SCALE, _ZERO_POINT = 4, 8, 10  # fields of the tables Buffer and QuantizationParameters, as flatbuffers counts
 _NUMBERS = {name.lower(): number for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 
@@ -179,6 +180,11 @@ def quantisation(scale: Iterable[float], zero: Iterable[int], axis: int = 0) -> 
     return found
 
 
+def name_of(tensor: Any) -> str:
+    """Whatever its bytes are."""
+    return tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else str(tensor.name or "")
+
+
 def dtype_of(tensor: Any) -> str:
     """Such as 'int8'."""
     return str(_NAMES[tensor.type])
@@ -200,20 +206,18 @@ class Places:
         buffer = self._model.Buffers(self._graph.Tensors(tensor).Buffer())
         if buffer.Offset() > 1:
             return int(buffer.Offset())
-        return self._vector(buffer, schema.Buffer.Data, "data of a constant")
+        return self._vector(buffer, _DATA)
 
     def scale(self, tensor: int) -> int:
         """Of its scales, float32."""
-        return self._vector(self._graph.Tensors(tensor).Quantization(), schema.QuantizationParameters.Scale, "scale")
+        return self._vector(self._graph.Tensors(tensor).Quantization(), _SCALE)
 
     def zero(self, tensor: int) -> int:
         """Of its zero points, int64."""
-        return self._vector(self._graph.Tensors(tensor).Quantization(), schema.QuantizationParameters.ZeroPoint, "zero")
+        return self._vector(self._graph.Tensors(tensor).Quantization(), _ZERO_POINT)
 
     @staticmethod
-    def _vector(table: Any, field: Any, what: str) -> int:
-        slot = {"Data": 4, "Scale": 8, "ZeroPoint": 10}[field.__name__]
-        found = table._tab.Offset(slot)
-        if not found:
-            raise KeyError(what)
+    def _vector(table: Any, field: int) -> int:
+        found = table._tab.Offset(field)
+        assert found, "a constant without data, or a scale that is not there"
         return int(table._tab.Vector(found))

@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tinytl_edge.runtime.model_files.stored_numbers import LOGITS_RANGE, Step
 
 from .content import UnwritableError
-from .tflite_editor import TFLiteEditor, dtype_of, quantisation
+from .tflite_editor import TFLiteEditor, dtype_of, name_of, quantisation
 from .tflite_ranges import LOWEST, of_one_range
 from .tflite_source import EIGHT_BITS, LAYERS, Place
 
@@ -78,7 +78,7 @@ class TFLiteEnd:
                 raise UnwritableError("the shape of its scores is computed in it")
             shape = np.frombuffer(np.asarray(data, np.uint8).tobytes(), "<i4")
             operator.inputs = list(operator.inputs)
-            name = f"{old.name.decode(errors='replace')}/classes"
+            name = f"{name_of(old)}/classes"
             resized = np.array(_resized(shape, before, after), np.int32)
             operator.inputs[1] = self._file.add_tensor(name, resized.shape, "int32", resized)
 

@@ -8,8 +8,7 @@ from tinytl_edge.runtime.files.bundle import Input
 
 from .content import UnwritableError
 from .tflite_editor import TFLiteEditor, dtype_of
-from .tflite_ranges import LOWEST, range_of, set_range
-from .tflite_source import EIGHT_BITS
+from .tflite_ranges import LOWEST, is_eight_bit_map, range_of, set_range
 
 _NEAR = 3.0  # codes: so far apart two ranges are one that was rounded
 
@@ -22,8 +21,8 @@ def mend_input(file: TFLiteEditor, taken: Input) -> str | None:
     Raises:
         UnwritableError: it takes colours of several ranges.
     """
-    tensors = [index for index in _of_pixels(file) if dtype_of(file.graph.tensors[index]) in EIGHT_BITS]
-    if not tensors or file.graph.tensors[tensors[-1]].quantization is None:
+    tensors = [index for index in _of_pixels(file) if is_eight_bit_map(file.graph.tensors[index])]
+    if not tensors:
         return None
     black, white = range_of(file.graph.tensors[tensors[-1]])
     wanted = {((0 - mean) / std, (255 - mean) / std) for mean, std in zip(taken.mean, taken.std)}

@@ -39,7 +39,7 @@ def of_one_range(file: TFLiteEditor, tensor: int) -> list[int]:
     found = [tensor]
     for index in found:
         for neighbour in _neighbours(file, index):
-            if neighbour not in found and _is_eight_bit_map(file.graph.tensors[neighbour]):
+            if neighbour not in found and is_eight_bit_map(file.graph.tensors[neighbour]):
                 found.append(neighbour)
     return found
 
@@ -50,7 +50,8 @@ def _neighbours(file: TFLiteEditor, tensor: int) -> Iterator[int]:
             yield from (int(index) for index in (*operator.inputs, *operator.outputs) if index >= 0)
 
 
-def _is_eight_bit_map(tensor: Any) -> bool:
+def is_eight_bit_map(tensor: Any) -> bool:
+    """Does it hold codes whose meaning is told?"""
     return dtype_of(tensor) in EIGHT_BITS and tensor.quantization is not None and tensor.quantization.scale is not None
 
 

@@ -22,7 +22,7 @@ from tinytl_edge.runtime.model_files.stored_numbers import Step, as_stored
 from tinytl_edge.runtime.model_files.template import Hole
 
 from .content import UnwritableError
-from .tflite_editor import Places, TFLiteEditor, dtype_of, quantisation
+from .tflite_editor import Places, TFLiteEditor, dtype_of, name_of, quantisation
 
 _LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 LAYERS = frozenset(getattr(schema.BuiltinOperator, kind) for kind in _LAYERS)
@@ -216,8 +216,7 @@ class SourceWriter:
         return tensor
 
     def _name(self, tensor: int) -> str:
-        name = self._file.graph.tensors[tensor].name
-        return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        return name_of(self._file.graph.tensors[tensor])
 
     def _stored(self, name: str, value: ir.Value, steps: tuple[Step, ...], dtype: str) -> Array:
         """What a board would write of the parameter as it is."""

@@ -17,7 +17,7 @@ from tinytl_edge.runtime.model_files.template import Port, Template, layout_of
 
 from .content import Content, UnwritableError, colours_of, end_of, is_one_output
 from .proof import prove
-from .tflite_editor import Places, TFLiteEditor, dtype_of
+from .tflite_editor import Places, TFLiteEditor, dtype_of, name_of
 from .tflite_ends import TFLiteEnd
 from .tflite_input import mend_input
 from .tflite_metadata import NAME, add_metadata
@@ -69,5 +69,4 @@ def tflite_template(network: Network, trainable: Mapping[str, str], multi_label:
 
 
 def _port(tensor: Any) -> Port:
-    name = tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else str(tensor.name)
-    return Port(name, tuple(int(size) for size in tensor.shape), dtype_of(tensor))
+    return Port(name_of(tensor), tuple(int(size) for size in tensor.shape), dtype_of(tensor))
