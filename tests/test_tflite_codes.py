@@ -143,6 +143,22 @@ def test_scores_that_are_pooled_stay_in_the_range_of_their_map(dtype: str, pool:
     assert conv.name not in ranges
 
 
+@pytest.mark.parametrize("more", [0, 2])
+@pytest.mark.parametrize("dtype", ["float32", "int8", "uint8"])
+def test_scores_whose_shape_is_computed(dtype: str, more: int, tmp_path: Path) -> None:
+    """MobileNetV3 of Keras: a 1x1 convolution of one pixel, flattened to a shape that is made of the batch."""
+    layers = Layers(dtype, seed=2)
+    x = layers.input((1, 8, 8, 3))
+    y = layers.conv(layers.conv(layers.conv(x, 8, stride=2, relu6=True), 8, stride=4, relu6=True), 4, kernel=1)
+    source = layers.writer.write(tmp_path / "source.tflite", [x], [layers.end(layers.flat(y), "SOFTMAX")])
+    network = read_tflite(source)
+    if more:
+        more_outputs(network.model, find_classifier(network.model), more)
+    content = tflite_template(network, transform(network.model, "bias").trainable, False)
+    assert content.table.output.shape == (1, 4 + more)
+    compare(network, trained(network, content, tmp_path))
+
+
 def test_multi_label_makes_sigmoids_of_a_softmax(tmp_path: Path) -> None:
     network = read_tflite(quantised(tmp_path))
     content = tflite_template(network, transform(network.model, "bias").trainable, True)

@@ -245,6 +245,25 @@ class Layers:
         self.writer.version(4 if self.dtype == "int8" else 1 if bias else 6)
         return y
 
+    def flat(self, x: int) -> int:
+        """As Keras flattens: to a shape that is computed from the batch."""
+        writer, read = self.writer, self.writer.graph.tensors[x]
+        width = int(np.prod(read.shape[1:]))
+
+        def number(*values: int) -> int:
+            return writer.constant(np.array(values, np.int32))
+
+        shape, batch, whole = writer.tensor((4,), "int32"), writer.tensor((), "int32"), writer.tensor((2,), "int32")
+        writer.operator("SHAPE", [x], [shape], "ShapeOptions", outType=_TYPES["int32"])
+        writer.operator(
+            "STRIDED_SLICE", [shape, number(0), number(1), number(1)], [batch], "StridedSliceOptions", shrinkAxisMask=1
+        )
+        of_one = writer.constant(np.array(width, np.int32))
+        writer.operator("PACK", [batch, of_one], [whole], "PackOptions", valuesCount=2, axis=0)
+        y = self._map((1, width), -6.0, 6.0)
+        writer.operator("RESHAPE", [x, whole], [y])
+        return y
+
     def end(self, x: int, kind: str) -> int:
         """SOFTMAX or LOGISTIC; nothing for ''."""
         if not kind:

@@ -42,7 +42,7 @@ class TFLiteEnd:
         self._activation: Any = None
         tensor = self._scores[0]
         while tensor not in list(file.graph.outputs):
-            readers = file.readers(tensor)
+            readers = [(op, slot) for op, slot in file.readers(tensor) if file.kind(op) != schema.BuiltinOperator.SHAPE]
             kind = file.kind(readers[0][0]) if len(readers) == 1 and readers[0][1] == 0 else None
             if kind in _ENDS and self._activation is None:
                 self._activation = readers[0][0]
@@ -74,9 +74,9 @@ class TFLiteEnd:
         if len(operator.inputs) > 1 and operator.inputs[1] >= 0:
             old = self._file.graph.tensors[operator.inputs[1]]
             data = self._file.model.buffers[old.buffer].data
-            if data is None:
-                raise UnwritableError("the shape of its scores is computed in it")
-            shape = np.frombuffer(np.asarray(data, np.uint8).tobytes(), "<i4")
+            made = self._file.graph.tensors[operator.outputs[0]].shape
+            # One that is computed from the batch is that of one image.
+            shape = made if data is None else np.frombuffer(np.asarray(data, np.uint8).tobytes(), "<i4")
             operator.inputs = list(operator.inputs)
             name = f"{name_of(old)}/classes"
             resized = np.array(_resized(shape, before, after), np.int32)
