@@ -24,6 +24,7 @@ from tinytl_edge.export.targets.proof import as_codes, fill  # noqa: E402
 from tinytl_edge.export.targets.tflite_template import tflite_template  # noqa: E402
 from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, two_outputs  # noqa: E402
 from tinytl_edge.export.tinytl.transform import transform  # noqa: E402
+from tinytl_edge.runtime.errors import UsageError  # noqa: E402
 from tinytl_edge.runtime.model_files.stored_numbers import LOGITS_RANGE  # noqa: E402
 
 NUMBERS = np.random.default_rng(4)
@@ -115,6 +116,14 @@ def test_only_what_trains_is_another(method: str, half: bool, tmp_path: Path) ->
     *inner, weight, bias = constants
     wanted = {"last": {weight, bias}, "bias": {weight, bias, *inner[1::2]}, "full": {*constants}}
     assert (data, ranges, shapes) == (wanted[method], set(), set())
+
+
+def test_a_number_that_16_bits_cannot_hold_is_refused(tmp_path: Path) -> None:
+    network = read_tflite(small(tmp_path, half=True))
+    content = tflite_template(network, transform(network.model, "last").trainable, False)
+    numbers = {hole.parameter: np.full(hole.count, 7e4, "<f4") for hole in content.table.holes}
+    with pytest.raises(UsageError, match="grew beyond"):
+        fill(content, tmp_path, numbers)
 
 
 def test_one_sigmoid_stays_one_sigmoid(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def filled(folder: Path, template: Template, file: int, read: Read | None) -> It
 
     Raises:
         DamagedFileError: a parameter is missing, or has another size.
+        UsageError: one grew beyond what the file's 16 bits hold.
     """
     with (folder / template.files[file]).open("rb") as source:
         at = 0
@@ -133,7 +134,13 @@ def filled(folder: Path, template: Template, file: int, read: Read | None) -> It
             if read is None or hole.file != file:
                 continue
             yield from _pieces(source, hole.offset - at)
-            content = as_stored(hole.parameter, read, hole.steps, hole.dtype)
+            try:
+                content = as_stored(hole.parameter, read, hole.steps, hole.dtype)
+            except OverflowError:  # of float16: codes end at their limits
+                raise UsageError(
+                    f"'{hole.parameter}' grew beyond what {template.files[file]} can hold, which has it in 16 bits "
+                    "(65,504 at most): train with a lower --lr, or prepare the same network with 32 bits."
+                ) from None
             if len(content) != hole.count * DTYPES[hole.dtype]:
                 raise DamagedFileError(f"'{hole.parameter}' does not fit its place in {template.files[file]}.")
             yield content
