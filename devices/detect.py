@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -11,7 +10,8 @@ from typing import Any, NamedTuple
 
 from ..runtime.errors import UsageError
 from .board import GIB, KIB, MIB, Board, CoreCluster
-from .linux import ROOT, fields, read_fields, read_int, read_text
+from .cores import performance_cores, processors, usable_cores
+from .linux import ROOT, read_fields, read_int, read_text
 from .profiles import BOARDS, core_cluster, profile_of
 from .thermal import read_temperature, throttled
 
@@ -48,9 +48,6 @@ _FEATURES = {
     "avx512f": {"avx512f"},
 }
 
-# Cores of one kind may differ a little in their highest clock; two kinds differ by more.
-_ALIKE = 0.9
-
 
 class _ControlGroupFiles(NamedTuple):
     """Where control groups lie, and what they call the limit, the use, and the cached file pages in it."""
@@ -79,6 +76,8 @@ def find_board(name: str, root: Path = ROOT) -> Board:
     profiles = {board.name: board for board in BOARDS}
     if slug in profiles:
         return profiles[slug]
+    import difflib
+
     nearest = difflib.get_close_matches(slug, [*profiles, THIS_MACHINE], n=1, cutoff=0.3)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
     raise UsageError(f"No board is called '{name}': {hint}`tinytl-edge devices` lists those there are.")
@@ -91,67 +90,26 @@ def this_machine(root: Path = ROOT) -> Board:
     """
     model = read_text(root / "proc/device-tree/model") or ""
     profile = profile_of(model) or Board(name=THIS_MACHINE, title="This machine")
-    processors = _processors(root)
+    found = processors(root)
     total = _meminfo_bytes(root, "MemTotal")
     seen = {
         "title": model,
         "soc": profile.soc or _soc(root),
-        "architectures": _architectures(processors),
-        "cores": _clusters(root, processors),
+        "architectures": _architectures(found),
+        "cores": _clusters(root, found),
         "ram_bytes": (total,) if total else (),
         "l1d_bytes": _cache_bytes(root, 1),
         "l2_bytes": _cache_bytes(root, 2),
         "l3_bytes": _cache_bytes(root, 3),
-        "features": _features(processors),
+        "features": _features(found),
         "usable_cores": usable_cores(root),
         "available_memory_bytes": available_memory_bytes(root),
-        "performance_cores": performance_cores(root) if processors else None,
+        "performance_cores": performance_cores(root) if found else None,
         "temperature_celsius": read_temperature(root),
         "throttled": throttled(root),
     }
     known: dict[str, Any] = {name: fact for name, fact in seen.items() if fact not in (None, (), "")}
     return replace(profile, **known)
-
-
-def usable_cores(root: Path = ROOT) -> int | None:
-    """How many cores this process may run on: those online that its affinity allows. None: not known."""
-    return len(_usable(root)) or None
-
-
-def performance_cores(root: Path = ROOT) -> int:
-    """How many threads are worth computing in: one for each of the fastest cores that this process may run on.
-
-    Of a board with two kinds of cores the fast ones: a step would wait for its slowest thread. Of a core's hardware
-    threads one: they share its multipliers. Where all cores are alike, or nothing is known, all there are; at least 1.
-    """
-    cores = {_siblings(root, number): _speed(root, number) for number in sorted(_usable(root))}
-    kinds = {kind for kind, _ in cores.values()}
-    if len(kinds) > 1 or kinds == {None}:
-        return max(1, len(cores))
-    fastest = max((speed for _, speed in cores.values()), default=0)
-    return max(1, sum(speed >= _ALIKE * fastest for _, speed in cores.values()))
-
-
-def _usable(root: Path) -> set[int]:
-    online = {int(processor["processor"]) for processor in _processors(root)}
-    allowed = read_fields(root / "proc/self/status").get("Cpus_allowed_list")
-    # That list also has processors that could be plugged in: alone it counts too many.
-    return online & set(_numbers(allowed)) if allowed else online
-
-
-def _speed(root: Path, number: int) -> tuple[str | None, int]:
-    """What tells a fast core from a slow one, and its number: on Arm a capacity, which knows more than the clock."""
-    core = root / f"sys/devices/system/cpu/cpu{number}"
-    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
-        speed = read_int(core / name)
-        if speed:
-            return name, speed
-    return None, 0
-
-
-def _siblings(root: Path, number: int) -> str:
-    """The hardware threads of a core, which share this text; its own number where the kernel does not say."""
-    return read_text(root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list") or str(number)
 
 
 def available_memory_bytes(root: Path = ROOT) -> int | None:
@@ -162,20 +120,6 @@ def available_memory_bytes(root: Path = ROOT) -> int | None:
     available = _meminfo_bytes(root, "MemAvailable")
     left = list(_control_group_bytes_left(root))
     return min(left if available is None else [available, *left], default=None)
-
-
-def _numbers(ranges: str) -> Iterator[int]:
-    """0, 1, 2 and 5 of "0-2,5"."""
-    for item in ranges.split(","):
-        first, _, last = item.strip().partition("-")
-        if first.isdecimal() and (last or first).isdecimal():
-            yield from range(int(first), int(last or first) + 1)
-
-
-def _processors(root: Path) -> list[dict[str, str]]:
-    """What /proc/cpuinfo says of each processor that is online."""
-    blocks = map(fields, (read_text(root / "proc/cpuinfo") or "").split("\n\n"))
-    return [block for block in blocks if block.get("processor", "").isdecimal()]
 
 
 def _soc(root: Path) -> str | None:

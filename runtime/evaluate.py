@@ -13,8 +13,9 @@ from tinytl_edge.runtime.files.bundle import STEP, Bundle, Manifest, open_bundle
 from tinytl_edge.runtime.files.run import open_model
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset, pack_files
 from tinytl_edge.runtime.images.source import dataset_for
-from tinytl_edge.runtime.workers.events import Event
-from tinytl_edge.runtime.workers.worker import Measured, OnEvent, choose_runtime, run_worker, worker_command
+from tinytl_edge.runtime.workers.events import Event, OnEvent
+from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
+from tinytl_edge.runtime.workers.worker import Measured, run_worker
 
 from .errors import DataError, UsageError
 from .memory import peak_rss

@@ -1,73 +1,31 @@
-"""Memory of a process, in bytes: psutil samples for the curve, the kernel's high-water mark for the peak.
-
-psutil has no peak field on Linux, and sampling alone misses peaks; VmHWM misses none. (ru_maxrss is not
-used: it survives exec, so a small child started by a larger parent reports the parent.)
-"""
+"""Memory of a process, in bytes, as the kernel counts it."""
 
 from __future__ import annotations
 
-import threading
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
-
-import psutil
 
 
 def peak_rss(pid: int | None = None) -> int | None:
     """The kernel's VmHWM of a process (default: this one), or None where there is none to read."""
+    return _counter(pid, "status", "VmHWM:")  # a zombie has none any more
+
+
+def resident(pid: int | None = None) -> int | None:
+    """The RSS of a process (default: this one), or None."""
+    return _counter(pid, "status", "VmRSS:")
+
+
+def proportional(pid: int | None = None) -> int | None:
+    """The PSS of a process (default: this one): a page that n processes share counts 1/n. None: not to be had."""
+    return _counter(pid, "smaps_rollup", "Pss:")
+
+
+def _counter(pid: int | None, file: str, name: str) -> int | None:
     try:
-        status = Path(f"/proc/{pid or 'self'}/status").read_text()
+        lines = Path(f"/proc/{pid or 'self'}/{file}").read_text().splitlines()
     except OSError:
         return None
-    for line in status.splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return None  # a zombie has none any more
-
-
-@dataclass
-class MemoryWatch:
-    """Watches another process until it ends: `curve` holds (seconds, RSS bytes), `peak` the highest VmHWM.
-
-    The curve keeps at most `points` samples: when full, every second one is dropped and the pace halved.
-    """
-
-    pid: int
-    interval: float = 0.05
-    points: int = 512
-    curve: list[tuple[float, int]] = field(default_factory=list)
-    peak: int = 0
-    rss: int = 0
-
-    def __post_init__(self) -> None:
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the watch."""
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        begin, keep_each, count = time.monotonic(), 1, 0
-        try:
-            process = psutil.Process(self.pid)
-            while not self._over.is_set():
-                rss = int(process.memory_info().rss)
-                self.peak = max(self.peak, rss)  # at once: the process may end before its VmHWM is read
-                self.rss = rss
-                self.peak = max(self.peak, peak_rss(self.pid) or 0)
-                if count % keep_each == 0:
-                    self.curve.append((round(time.monotonic() - begin, 3), self.rss))
-                    if len(self.curve) >= self.points:
-                        del self.curve[1::2]
-                        keep_each *= 2
-                count += 1
-                self._over.wait(self.interval)
-        except psutil.Error:
-            return  # the process has ended
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)
 
 
 def parse_size(text: str) -> int:

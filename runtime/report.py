@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import os
+import sys
 import threading
 import time
 from types import TracebackType
@@ -41,7 +43,7 @@ class _LiveLine:
 
     def show(self, text: str) -> None:
         if self.live:
-            text = text[: shutil.get_terminal_size().columns - 1]
+            text = text[: max(_columns() - 1, 0)]
             self._stream.write("\r" + text.ljust(self._length))
             self._stream.flush()
             self._length = len(text)
@@ -59,11 +61,21 @@ class _LiveLine:
             self._length = 0
 
 
+def _columns() -> int:
+    """Of the terminal. (shutil's would bring the libraries of three archive formats.)"""
+    with contextlib.suppress(ValueError):
+        if (told := int(os.environ.get("COLUMNS", "0"))) > 0:
+            return told
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    return 80
+
+
 class CountProgress:
     """Shows images being packed or evaluated, and warnings."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._line = _LiveLine(stream)
+    def __init__(self, stream: IO[str], line: _LiveLine | None = None) -> None:
+        self._line = line or _LiveLine(stream)
 
     def __call__(self, event: Event) -> None:
         if event["event"] == "pack":
@@ -76,6 +88,8 @@ class CountProgress:
     def show(self, done: int, total: int, what: str = "packing images") -> None:
         """Show the count."""
         self._line.show(f"{what} {bar(done / max(total, 1))} {done}/{total}")
+        if done >= total:
+            self._line.clear()
 
     def warn(self, message: str) -> None:
         """Print a warning above the count."""
@@ -98,7 +112,7 @@ class ProgressReport:
 
     def __init__(self, stream: IO[str]) -> None:
         self._line = _LiveLine(stream)
-        self._packing = CountProgress(stream)
+        self._packing = CountProgress(stream, self._line)
         self._begin = 0.0
         self._first = self._total = self._epochs = self._epoch = 0
         self._loss: float | None = None
@@ -117,7 +131,6 @@ class ProgressReport:
             return
         self._rss = event.get("rss_bytes") or self._rss
         if kind == "start":
-            self._packing.__exit__()
             self._begin = time.monotonic()
             self._first, self._total, self._epochs = event["step"], event["total_steps"], event["epochs"]
             self._line.say(
@@ -172,8 +185,17 @@ class ProgressReport:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._packing.__exit__()
         self._line.clear()
+
+
+def summary(done: Event) -> str:
+    """The `done` event of a training as two lines for a person."""
+    accuracy, median, memory = done.get("val_accuracy"), done.get("step_ms_median"), done["memory"]
+    result = f"Validation accuracy {accuracy:.1%}." if accuracy is not None else "No validation images (--val)."
+    pace = f", {median:.0f} ms a step" if median is not None else ""
+    phases = ("training", "packing", "start")
+    peaks = ", ".join(f"{megabytes(memory[phase])} ({phase})" for phase in phases if phase in memory)
+    return f"{result} {done['steps']} steps{pace}, peak memory {peaks}.\nAdapter: {done['adapter']}\n"
 
 
 def counted(number: int, what: str) -> str:

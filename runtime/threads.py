@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tinytl_edge.runtime.files.bundle import Bundle
 
-from ..devices.detect import performance_cores
+from ..devices.cores import performance_cores
 
 # Of the native trainer, each thread but the first: a packed panel of weights and what of its stack is used.
 THREAD_BYTES = 210_000

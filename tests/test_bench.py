@@ -21,7 +21,8 @@ from tinytl_edge.benchmark import ORT, PLAIN, PYTORCH, RUNTIMES, tenth_percentil
 from tinytl_edge.export.step.compile import count_multiply_adds
 from tinytl_edge.runtime.errors import UsageError
 from tinytl_edge.runtime.files.bundle import MANIFEST, STEP, open_bundle
-from tinytl_edge.runtime.workers.worker import run_worker, worker_command
+from tinytl_edge.runtime.workers.runtimes import worker_command
+from tinytl_edge.runtime.workers.worker import run_worker
 
 HERE = RUNTIMES if HAS_ORT else ("native", PYTORCH)
 

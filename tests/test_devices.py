@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tinytl_edge.devices.board import GIB, KIB, MIB, Board, CoreCluster, table
-from tinytl_edge.devices.detect import available_memory_bytes, find_board, performance_cores, this_machine, usable_cores
+from tinytl_edge.devices.cores import performance_cores, usable_cores
+from tinytl_edge.devices.detect import available_memory_bytes, find_board, this_machine
 from tinytl_edge.devices.profiles import BOARDS
 from tinytl_edge.devices.thermal import read_temperature, throttled
 from tinytl_edge.runtime.errors import UsageError

@@ -34,7 +34,7 @@ from tinytl_edge.runtime.images.sampling import (
 
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "runtime" / "native"
-SOURCES = [NATIVE / f"{name}.cc" for name in ("json", "events", "safetensors", "dataset", "sampling")]
+SOURCES = [NATIVE / f"{name}.cc" for name in ("json", "events", "safetensors", "dataset", "sampling", "report")]
 SOURCES += sorted((ROOT / "tests" / "native" / "io").glob("*.cc"))
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 DEVIATION = np.array([58.395, 57.12, 57.375], np.float32)

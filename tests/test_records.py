@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from tinytl_edge.runtime.files.records import read_record
 from tinytl_edge.runtime.files.run import RUN, open_run, write_record
 from tinytl_edge.runtime.knobs import Choice, Knobs
 from tinytl_edge.runtime.options import TrainOptions
-from tinytl_edge.runtime.workers import ort_available, worker
-from tinytl_edge.runtime.workers.worker import choose_runtime, worker_command
+from tinytl_edge.runtime.workers import ort_available, runtimes, worker
+from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
 
 KINDS = ("arena", "gradients", "frozen", "trainable", "optimizer", "process")
 MANIFEST_OF_ALL = Manifest(
@@ -233,15 +234,15 @@ def held(bundle: Path, *runtimes: str) -> Bundle:
 
 
 def test_auto_without_a_trainer_does_not_start_the_other_runtime(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "find_trainer", lambda: None)
+    monkeypatch.setattr(runtimes, "find_trainer", lambda: None)
     for runtime in ("auto", "native"):
         with pytest.raises(UsageError, match="without the native trainer"):
             choose_runtime(runtime, held(bundle, "native"))
     with pytest.raises(UsageError, match="without the native trainer"):
         worker_command("native")
-    monkeypatch.setattr(worker, "has_onnxruntime", lambda: True)
+    monkeypatch.setattr(runtimes, "has_onnxruntime", lambda: True)
     assert choose_runtime("auto", held(bundle, "native", "onnxruntime-training")) == "onnxruntime-training"
-    monkeypatch.setattr(worker, "find_trainer", lambda: Path("/trainer"))
+    monkeypatch.setattr(runtimes, "find_trainer", lambda: Path("/trainer"))
     assert choose_runtime("auto", held(bundle, "native", "onnxruntime-training")) == "native"
     assert choose_runtime("auto", held(bundle, "onnxruntime-training")) == "onnxruntime-training"
     with pytest.raises(UsageError, match="holds nothing for onnxruntime-training"):
@@ -264,8 +265,8 @@ def test_a_trainer_that_cannot_be_started_is_named() -> None:
 def test_where_onnxruntime_training_cannot_be_it_is_said(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, machine: str, python: tuple[int, int], words: str
 ) -> None:
-    monkeypatch.setattr(ort_available.platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(ort_available.sys, "version_info", (*python, 0))
-    monkeypatch.setattr(worker, "has_onnxruntime", lambda: False)
+    monkeypatch.setattr(runtimes, "has_onnxruntime", lambda: False)
     with pytest.raises(UsageError, match=words):
         choose_runtime("onnxruntime-training", held(bundle, "native", "onnxruntime-training"))

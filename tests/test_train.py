@@ -10,7 +10,6 @@ import pty
 import shutil
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ from conftest import EPOCHS, STEPS_AN_EPOCH, TRAINING, ok, start, tinytl
 
 import tinytl_edge
 from tinytl_edge.runtime.errors import WorkerError
-from tinytl_edge.runtime.files.bundle import Bundle, open_bundle
 from tinytl_edge.runtime.files.run import CHECKPOINTS
 from tinytl_edge.runtime.options import schedule
 from tinytl_edge.runtime.report import ProgressReport
-from tinytl_edge.runtime.train import _above_plan
+from tinytl_edge.runtime.train import above_plan
 from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 ADAPTER = "adapter.safetensors"
@@ -236,16 +234,13 @@ def test_which_executable_ran_is_recorded(run: Path) -> None:
     assert start["executable"] == executable
 
 
-def test_a_peak_above_the_plan_is_said(bundle: Path) -> None:
-    opened = open_bundle(bundle)
-    limited = replace(opened, manifest=replace(opened.manifest, memory_limit=10_000_000))
+def test_a_peak_above_the_plan_is_said() -> None:
+    def said(peak: int, planned: int | None, limit: int | None = None) -> str | None:
+        return above_plan({"peak_rss_bytes": peak, "planned_peak_bytes": planned}, limit)
 
-    def said(of: Bundle, peak: int, planned: int | None) -> str | None:
-        return _above_plan(of, {"peak_rss_bytes": peak, "planned_peak_bytes": planned})
-
-    assert said(opened, 9_000_000, 8_900_000) is None and said(opened, 9_000_000, None) is None
-    assert said(opened, 9_500_000, 8_900_000) == "The trainer took 9.5 MB at its peak, where 8.9 MB were planned."
-    assert "above the bundle's limit of 10.0 MB" in str(said(limited, 10_100_000, 10_000_000))
+    assert said(9_000_000, 8_900_000) is None and said(9_000_000, None) is None
+    assert said(9_500_000, 8_900_000) == "The trainer took 9.5 MB at its peak, where 8.9 MB were planned."
+    assert "above the bundle's limit of 10.0 MB" in str(said(10_100_000, 10_000_000, 10_000_000))
 
 
 def test_without_a_terminal_a_long_silence_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

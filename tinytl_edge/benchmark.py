@@ -25,7 +25,8 @@ from tinytl_edge.runtime.files.bundle import FORWARD, ORT_FOLDER, STEP, Bundle, 
 from tinytl_edge.runtime.memory import megabytes
 from tinytl_edge.runtime.workers.events import Event
 from tinytl_edge.runtime.workers.ort_available import no_ort_training
-from tinytl_edge.runtime.workers.worker import choose_runtime, run_worker, worker_command
+from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
+from tinytl_edge.runtime.workers.worker import run_worker
 
 NATIVE, ORT, PLAIN, PYTORCH = "native", "onnxruntime-training", "onnxruntime-training-plain", "pytorch"
 RUNTIMES = (NATIVE, ORT, PLAIN, PYTORCH)

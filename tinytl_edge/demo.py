@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from tinytl_edge.devices.detect import performance_cores
+from tinytl_edge.devices.cores import performance_cores
 from tinytl_edge.runtime.errors import DataError, UsageError
 from tinytl_edge.runtime.images.dataset import pack
 from tinytl_edge.runtime.images.folders import find_images

@@ -19,7 +19,7 @@ from tinytl_edge.runtime.model_files.associated import described
 from tinytl_edge.runtime.model_files.deployed import BEFORE, beside, kind_of, replace_files, stale_builds
 from tinytl_edge.runtime.model_files.stored_numbers import LOGITS_RANGE, Read
 from tinytl_edge.runtime.model_files.template import FOLDER, filled, read_template
-from tinytl_edge.runtime.workers.worker import OnEvent
+from tinytl_edge.runtime.workers.events import OnEvent
 
 
 def export(

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +46,7 @@ def write_adapter(
     Raises:
         StorageError: the file cannot be written; the adapter that was there stays.
     """
-    crc = 0
-    for _, content in tensors.values():
-        crc = zlib.crc32(content, crc)
+    crc = _crc(content for _, content in tensors.values())
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -59,7 +56,7 @@ def write_adapter(
         "classes": json.dumps(classes, ensure_ascii=False),
         "steps": str(steps),
         "logits": json.dumps(logits),
-        "crc32": f"{crc:08x}",
+        "crc32": crc,
     }
     write_tensors(path, [(name, "F32", shape, content) for name, (shape, content) in tensors.items()], metadata)
 
@@ -80,10 +77,8 @@ def open_adapter(path: Path, bundle: Bundle) -> Adapter:
     wrong |= {name for name, entry in tensors.entries.items() if entry.dtype != "F32"}
     if wrong:
         raise DamagedFileError(f"{path} lacks or garbles the parameter '{min(wrong)}'.")
-    crc = 0
-    for name in tensors.entries:
-        crc = zlib.crc32(tensors.read(name), crc)
-    if metadata.get("crc32", f"{crc:08x}") != f"{crc:08x}":
+    crc = _crc(tensors.read(name) for name in tensors.entries)
+    if metadata.get("crc32", crc) != crc:
         raise DamagedFileError(f"{path} is damaged (its CRC-32 differs): take an earlier copy of it.")
     try:
         classes = tuple(str(name) for name in json.loads(metadata["classes"]))
@@ -93,3 +88,13 @@ def open_adapter(path: Path, bundle: Bundle) -> Adapter:
         return Adapter(tensors, classes, int(metadata["steps"]), (low, high))
     except (KeyError, TypeError, ValueError):
         raise DamagedFileError(f"{path} has damaged metadata.") from None
+
+
+def _crc(contents: Iterable[bytes]) -> str:
+    """CRC-32 of all of them, hexadecimal."""
+    import zlib  # not where an adapter is only named
+
+    crc = 0
+    for content in contents:
+        crc = zlib.crc32(content, crc)
+    return f"{crc:08x}"

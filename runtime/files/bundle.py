@@ -6,11 +6,8 @@ manifest.json names every other file with its size and SHA-256; what does not ma
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +18,7 @@ from tinytl_edge.runtime.images.framing import Framing
 from tinytl_edge.runtime.knobs import Choice, Knobs
 from tinytl_edge.runtime.options import GROUPS, OPTIMIZERS
 
+from .digest import sha256, sha256_of
 from .kinds import kind_in_words
 from .records import read_record
 from .tensors import atomic_write, make_folder
@@ -175,6 +173,9 @@ def new_bundle(out: Path, overwrite: bool = False) -> Iterator[Path]:
         raise UsageError(f"{out} already exists and is no bundle: choose another --out.")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} already exists: add --overwrite to replace it, or choose another --out.")
+    import shutil  # bring a megabyte that reading does without
+    import tempfile
+
     temporary = None
     try:
         make_folder(out.parent)
@@ -205,6 +206,9 @@ def _swap(new: Path, place: Path) -> None:
     if not place.exists():
         new.rename(place)
         return
+    import shutil
+    import tempfile
+
     old = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.old."))
     place.rename(old / place.name)
     new.rename(place)
@@ -256,7 +260,7 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _checksum(content: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return sha256_of(json.dumps(content).encode())
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -282,14 +286,3 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write a JSON object atomically."""
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def sha256(path: Path, length: int | None = None) -> str:
-    """Hexadecimal SHA-256 of a file, or of its first `length` bytes, read piece by piece."""
-    digest = hashlib.sha256()
-    left = path.stat().st_size if length is None else length
-    with path.open("rb") as file:
-        while piece := file.read(min(left, 1 << 18)):
-            digest.update(piece)
-            left -= len(piece)
-    return digest.hexdigest()

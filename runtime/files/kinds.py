@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 _START = 4096
@@ -62,6 +61,8 @@ def _by_content(path: Path, start: bytes) -> str | None:
 
 
 def _archive(path: Path) -> str:
+    import zipfile  # only here: a board has better uses for its memory
+
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

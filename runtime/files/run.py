@@ -80,11 +80,16 @@ def is_run(path: Path) -> bool:
     return (path / RUN).is_file()
 
 
-def write_record(path: Path, bundle: Bundle, **content: Any) -> None:
-    """Write run.json; the bundle is recorded relative to the run, so both can move together."""
+def record_of(path: Path, bundle: Bundle, **content: Any) -> dict[str, Any]:
+    """What run.json says; the bundle relative to the run, so that both can move together."""
     where = os.path.relpath(bundle.path.resolve(), path.resolve())
     record = {"format": FORMAT, "version": VERSION, "bundle": where, "bundle_identity": bundle.identity}
-    write_json(path / RUN, {**record, **content})
+    return {**record, **content}
+
+
+def write_record(path: Path, bundle: Bundle, **content: Any) -> None:
+    """Write run.json."""
+    write_json(path / RUN, record_of(path, bundle, **content))
 
 
 def open_model(

@@ -10,7 +10,6 @@ import errno
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +171,16 @@ def encode_header(
     return padded.to_bytes(8, "little") + text.ljust(padded)
 
 
+def _beside(path: Path) -> Path:
+    """A new empty file in the same folder. (tempfile's would be of mode 0600, and half a megabyte of modules.)"""
+    for attempt in range(1000):
+        candidate = path.with_name(f".{path.name}.{os.getpid()}-{attempt}")
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(candidate, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return candidate
+    raise FileExistsError(errno.EEXIST, "its folder is full of unfinished files")
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file that appears under its name only when complete: temporary file, fsync, rename.
@@ -185,16 +194,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         if path.exists() and not path.is_file():
             raise OSError("there is something of that name that is not a file")  # /dev/null must survive
         make_folder(path.parent)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w+b") as file:
+        temporary = _beside(path)
+        with temporary.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(OSError):  # mkstemp's 0600 would hide it; some media know no modes
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)  # noqa: PTH101
-        os.replace(temporary, path)  # noqa: PTH105
+        temporary.replace(path)
         temporary = None
         with contextlib.suppress(OSError):  # the file is in place; not every filesystem syncs a folder
             sync_folder(path.parent)
@@ -203,7 +208,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)  # noqa: PTH108
+                temporary.unlink()
 
 
 def make_folder(path: Path) -> None:

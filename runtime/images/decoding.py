@@ -6,6 +6,7 @@ Pillow is imported when the first image is read, so that training from a packed 
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # What Pillow may take a file for, whatever its name: some of its other formats (EPS) start programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
+_KEPT = 1.25  # times the size that is wanted, however it is turned
 
 
 class UnusableImageError(Exception):
@@ -80,9 +82,9 @@ def _stored(image: Image.Image, framing: Framing, deep: DeepPixels | None) -> by
     from PIL import Image
 
     height, width, channels = framing.stored
-    # A JPEG can be decoded to 1/2, 1/4 or 1/8 of its side, at a small part of the memory. At least twice the
-    # size is kept for the filter below to work on, however it is turned. Other formats ignore this.
-    least = 2 * max(height, width)
+    # A JPEG can be decoded to 1/2, 1/4 or 1/8 of its side, at a small part of the memory: the image is then, on average
+    # over its pixels, less than a grey level off what the filter below makes of all of it. Other formats ignore this.
+    least = math.ceil(_KEPT * max(height, width))
     image.draft("RGB", (least, least))
     image.load()
     if deep is not None and is_deep(image):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from pathlib import Path
 
 from tinytl_edge.runtime.errors import DataError
@@ -86,4 +85,8 @@ def _class_name(folder: Path) -> str:
 
 def composed(name: str) -> str:
     """The spelling by which names of classes are compared: some media write 'ü' as 'u' and two dots."""
+    if name.isascii():
+        return name
+    import unicodedata  # a megabyte that most names can do without
+
     return unicodedata.normalize("NFC", name)

@@ -6,7 +6,6 @@ says 1 where it has the class and 0 where it does not.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,8 @@ def read_table(folder: Path) -> LabelTable:
     Raises:
         DataError: the table cannot be read or says something that is not allowed; names the row.
     """
+    import csv  # most folders have none
+
     path = folder / TABLE
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

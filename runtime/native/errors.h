@@ -18,7 +18,8 @@ enum ExitCode : int {
   kMemoryLimit = 5,   // the plan does not fit the memory limit
   kStorage = 6,       // writing failed
   kDiverged = 7,      // the loss is no longer a number
-  kInterrupted = 130  // stopped by the user
+  kInterrupted = 130,  // stopped by the user
+  kNobodyReads = 141   // as a shell counts SIGPIPE
 };
 
 // The only exception of the trainer: thrown by `fail`, caught in main.

@@ -1,7 +1,6 @@
 #include "events.h"
 
-#include <cerrno>
-#include <unistd.h>
+#include "write_all.h"
 
 namespace tinytl {
 
@@ -13,19 +12,14 @@ Events::Events(int descriptor) : descriptor_(descriptor) { writer_.reserve(kUsua
 
 json::Writer& Events::begin(const char* event) {
   writer_.clear();
+  kind_ = event;
   return writer_.begin_object().text("event", event);
 }
 
 bool Events::send() {
+  if (front_) return front_->hear(kind_, writer_);
   const std::string& line = writer_.end_object().end_line().str();
-  size_t done = 0;
-  while (done < line.size()) {
-    const ssize_t written = ::write(descriptor_, line.data() + done, line.size() - done);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) return false;
-    done += static_cast<size_t>(written);
-  }
-  return true;
+  return write_all(descriptor_, line.data(), line.size());
 }
 
 }  // namespace tinytl

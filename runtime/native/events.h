@@ -1,6 +1,7 @@
 // What the trainer says: JSON lines on standard output, one event a line, the last says how it ended.
 #pragma once
 
+#include "front.h"
 #include "json.h"
 
 namespace tinytl {
@@ -11,6 +12,13 @@ class Events {
   // Room for a line is taken at once, so that the training loop does not allocate.
   explicit Events(int descriptor = 1);
 
+  // From now on what is said goes to the front, where there is one.
+  void lead(Front* front) { front_ = front; }
+  // Called again and again between two events.
+  void tick() {
+    if (front_) front_->tick();
+  }
+
   // Starts an event; its other members are written with what this returns.
   json::Writer& begin(const char* event);
 
@@ -20,6 +28,8 @@ class Events {
 
  private:
   json::Writer writer_;
+  Front* front_ = nullptr;
+  const char* kind_ = "";
   int descriptor_;
 };
 

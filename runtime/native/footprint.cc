@@ -1,5 +1,6 @@
 #include "footprint.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -24,6 +25,25 @@ int64_t peak_rss() {
     if (std::strncmp(line, "VmHWM:", 6) == 0) kib = std::strtoll(line + 6, nullptr, 10);
   std::fclose(status);
   return kib * 1024;
+}
+
+int64_t resident() {
+  const int file = ::open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+  if (file < 0) return 0;
+  char text[128];
+  const ssize_t length = ::read(file, text, sizeof text - 1);
+  ::close(file);
+  if (length <= 0) return 0;
+  text[length] = '\0';
+  const char* second = std::strchr(text, ' ');
+  return second ? std::strtoll(second, nullptr, 10) * sysconf(_SC_PAGESIZE) : 0;
+}
+
+std::string executable_name() {
+  char path[4096];
+  const ssize_t length = ::readlink("/proc/self/exe", path, sizeof path);
+  const std::string found(path, length > 0 ? static_cast<size_t>(length) : 0);
+  return found.substr(found.rfind('/') + 1);
 }
 
 void give_back_unused() {

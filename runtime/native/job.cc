@@ -64,6 +64,10 @@ Rates Job::rates(const char* name) const {
   return rates;
 }
 
+void Job::write_members(json::Writer& out) const {
+  for (size_t i = 0; i < value_.size(); ++i) out.key(value_.name(i)).value(value_[i]);
+}
+
 Job Job::nested(const char* name) const {
   if (!get(name).is_object()) bad(name);
   return Job(get(name));

@@ -22,6 +22,8 @@ class Job {
   bool flag(const char* name) const;
   bool is_null(const char* name) const;
   Rates rates(const char* name) const;
+  // Its members, into an object that is open.
+  void write_members(json::Writer& out) const;
   // The object under `name`, as a job.
   Job nested(const char* name) const;
 

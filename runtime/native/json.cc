@@ -358,6 +358,25 @@ Writer& Writer::null() {
   return *this;
 }
 
+Writer& Writer::value(const Value& read) {
+  switch (read.kind()) {
+    case Kind::kNull: return null();
+    case Kind::kBool: return boolean(read.boolean());
+    case Kind::kInteger: return integer(read.integer());
+    case Kind::kNumber: return number(read.number());
+    case Kind::kString: return text(read.string());
+    case Kind::kArray:
+      begin_array();
+      for (size_t i = 0; i < read.size(); ++i) value(read[i]);
+      return end_array();
+    case Kind::kObject:
+      begin_object();
+      for (size_t i = 0; i < read.size(); ++i) key(read.name(i)).value(read[i]);
+      return end_object();
+  }
+  return *this;
+}
+
 Writer& Writer::end_line() {
   line_.push_back('\n');
   follows_value_ = false;

@@ -84,6 +84,7 @@ class Writer {
   Writer& number(double value);  // the shortest text that reads back as the same; null for NaN and infinity
   Writer& boolean(bool value);
   Writer& null();
+  Writer& value(const Value& read);  // anything that was read
   Writer& end_line();  // after the last of a line
 
   // Members of an object: a name that the next value follows, or both at once.

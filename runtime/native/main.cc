@@ -8,6 +8,7 @@
 #include "errors.h"
 #include "events.h"
 #include "footprint.h"
+#include "front.h"
 #include "job.h"
 #include "trace.h"
 #include "trainer.h"
@@ -16,7 +17,8 @@ namespace {
 
 void ask_to_stop(int) { tinytl::stop_asked = 1; }
 
-int report(tinytl::Events& events, int exit_code, const char* message) {
+int report(tinytl::Events& events, tinytl::Front* front, int exit_code, const char* message) {
+  if (front) return front->failed(exit_code, message);
   events.begin("error")
       .text("message", message)
       .integer("exit_code", exit_code)
@@ -39,9 +41,16 @@ int main(int count, char** words) {
   std::signal(SIGXFSZ, SIG_IGN);  // writing says so
   std::signal(SIGINT, ask_to_stop);
   std::signal(SIGTERM, ask_to_stop);
+  if (std::signal(SIGHUP, ask_to_stop) == SIG_IGN) std::signal(SIGHUP, SIG_IGN);  // begun with nohup
+  sigset_t all;
+  sigemptyset(&all);
+  sigprocmask(SIG_SETMASK, &all, nullptr);  // runtime/workers/become.py blocked them until here
   tinytl::Events events;
+  std::unique_ptr<tinytl::Front> front;
   try {
     const tinytl::Job job = tinytl::Job::read();
+    front = tinytl::front_of(job);
+    events.lead(front.get());
     const std::string command = job.text("command");
     if (command == "train") {
       tinytl::train(job, events);
@@ -60,8 +69,8 @@ int main(int count, char** words) {
     }
     return 0;
   } catch (const tinytl::Failure& failure) {
-    return report(events, failure.exit_code, failure.message.c_str());
+    return report(events, front.get(), failure.exit_code, failure.message.c_str());
   } catch (const std::bad_alloc&) {
-    return report(events, tinytl::kMemoryLimit, "There is not enough memory: use a smaller input.");
+    return report(events, front.get(), tinytl::kMemoryLimit, "There is not enough memory: use a smaller input.");
   }
 }

@@ -153,6 +153,7 @@ class Training {
       sample.seed = key({seed_, e, p});
       loss += execution_.backward(sample);
       if (!std::isfinite(loss)) diverged("the loss is no longer a number");
+      events_.tick();
     }
     ++step_;
     if (durations_.size() < durations_.capacity()) durations_.push_back(static_cast<float>(1e3 * (now() - begin)));
@@ -183,6 +184,7 @@ class Training {
       execution_.forward(nullptr);
       correct += validation_->right_answers(i, execution_.logits());
       score.loss += loss_of(execution_, *program_);
+      events_.tick();
     }
     score.loss /= validation_->count();
     score.accuracy = share(correct, validation_->count(), validation_->answers());
@@ -211,6 +213,7 @@ class Training {
   void say_start() {
     json::Writer& event = events_.begin("start");
     event.text("runtime", "native")
+        .text("executable", executable_name())
         .integer("step", step_)
         .integer("total_steps", total_)
         .integer("epochs", epochs_)

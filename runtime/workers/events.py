@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
 PASSING = frozenset(("pack", "evaluating"))  # not worth logging
 
 

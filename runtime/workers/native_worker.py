@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import sysconfig
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 TRAINER = "tinytl-edge-trainer"
@@ -21,13 +22,18 @@ def find_trainer() -> Path | None:
     if named:
         return Path(named)
     flags = _processor_flags()
-    # An editable install leaves the executables in site-packages, and this file in the checkout.
-    for folder in (Path(__file__).parent.parent, Path(sysconfig.get_path("platlib")) / "tinytl_edge" / "runtime"):
+    for folder in _folders():
         for name, needed in _VARIANTS.items():
             trainer = folder / "bin" / name
             if needed <= flags and os.access(trainer, os.X_OK):
                 return trainer
     return None
+
+
+def _folders() -> Iterator[Path]:
+    yield Path(__file__).parent.parent
+    # An editable install leaves the executables in site-packages, and this file in the checkout.
+    yield from (Path(entry) / "tinytl_edge" / "runtime" for entry in sys.path)
 
 
 def _processor_flags() -> set[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import platform
 import sys
 
 _LAST_PYTHON = (3, 11)  # that its last release has wheels for
@@ -11,11 +9,15 @@ _LAST_PYTHON = (3, 11)  # that its last release has wheels for
 
 def has_onnxruntime() -> bool:
     """Is onnxruntime-training (or plain onnxruntime, which has the same name) installed?"""
+    import importlib.util
+
     return importlib.util.find_spec("onnxruntime") is not None
 
 
 def no_ort_training() -> str:
     """Why it is not here, and what to do."""
+    import platform
+
     machine, python = platform.machine(), sys.version_info[:2]
     if machine == "x86_64" and python <= _LAST_PYTHON:
         return "onnxruntime-training is not installed: pip install 'tinytl-edge[ort]'."

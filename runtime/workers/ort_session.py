@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import importlib.util
 import os
 import re
@@ -21,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
-from tinytl_edge.runtime.files.bundle import ORT_FOLDER, Bundle, sha256
+from tinytl_edge.runtime.files.bundle import ORT_FOLDER, Bundle
+from tinytl_edge.runtime.files.digest import DIGEST_SIZE, sha256
 
 from .ort_available import no_ort_training
 
@@ -203,7 +203,7 @@ def _check_seal(checkpoint: Path) -> None:
     Raises:
         DamagedFileError: the digest is not that of what stands before it.
     """
-    length = max(checkpoint.stat().st_size - hashlib.sha256().digest_size, 0)
+    length = max(checkpoint.stat().st_size - DIGEST_SIZE, 0)
     with checkpoint.open("rb") as file:
         file.seek(length)
         seal = file.read().hex()

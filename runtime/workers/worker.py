@@ -4,74 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
 from tinytl_edge.runtime.errors import InterruptedTrainingError, UsageError, WorkerError, error_for_exit_code
-from tinytl_edge.runtime.files.bundle import Bundle
-from tinytl_edge.runtime.memory import MemoryWatch
 
-from .events import Event, read_events
-from .native_worker import find_trainer
-from .ort_available import has_onnxruntime, no_ort_training
-
-RUNTIMES = ("auto", "native", "onnxruntime-training")
-_NO_TRAINER = "This installation came without the native trainer: install a wheel, or a C++ compiler first."
-OnEvent = Callable[[Event], None]
-
-
-def choose_runtime(runtime: str, bundle: Bundle) -> str:
-    """The runtime that `auto` stands for with this bundle.
-
-    Raises:
-        UsageError: the runtime is unknown, or the bundle holds nothing for it.
-    """
-    if runtime not in RUNTIMES:
-        raise UsageError(f"'{runtime}' is no runtime: choose one of {', '.join(RUNTIMES)}.")
-    held = bundle.manifest.runtimes
-    if runtime == "auto":
-        runtime = "native"  # of two, unless there is no trainer
-        if "onnxruntime-training" in held and not ("native" in held and find_trainer()):
-            runtime = "onnxruntime-training"
-    if runtime not in held:
-        raise UsageError(f"{bundle.path} holds nothing for {runtime}, only for {', '.join(held)}: choose that.")
-    if runtime == "native" and find_trainer() is None:
-        raise UsageError(_NO_TRAINER)
-    if runtime == "onnxruntime-training" and not has_onnxruntime():
-        raise UsageError(no_ort_training())
-    return runtime
+from .become import own_environment
+from .events import Event, OnEvent, read_events
+from .memory_watch import MemoryWatch
 
 
 @dataclass(frozen=True)
 class Measured:
     """How a worker ended: its last event, and its memory in bytes as seen from outside.
 
-    `curve` holds (seconds since the start, RSS); the peak is the kernel's VmHWM.
+    `curve` holds (seconds since the start, RSS); the peak is the kernel's VmHWM, `peak_of_all` that of this process and
+    the worker together.
     """
 
     last: Event
     peak_rss_bytes: int
+    peak_of_all: int
     curve: list[tuple[float, int]]
-
-
-def worker_command(runtime: str) -> list[str]:
-    """What starts a runtime's worker.
-
-    Raises:
-        UsageError: it is the native trainer, and there is none.
-    """
-    if runtime != "native":
-        return [sys.executable, "-m", "tinytl_edge.runtime.workers.ort_worker"]
-    trainer = find_trainer()
-    if trainer is None:
-        raise UsageError(_NO_TRAINER)
-    return [str(trainer)]
 
 
 def run_worker(command: Sequence[str], job: Mapping[str, Any], on_event: OnEvent) -> Measured:
@@ -106,7 +64,7 @@ def run_worker(command: Sequence[str], job: Mapping[str, Any], on_event: OnEvent
             if passed:
                 raise InterruptedTrainingError("Interrupted before there was anything to keep.")
             raise WorkerError(_sudden_end(process.returncode, complaints))
-    return Measured(last, max(watch.peak, said), watch.curve)
+    return Measured(last, max(watch.peak, said), watch.peak_of_all, watch.curve)
 
 
 def _started(command: Sequence[str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -116,7 +74,7 @@ def _started(command: Sequence[str], complaints: IO[bytes]) -> subprocess.Popen[
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**own_environment(), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,  # the terminal's Ctrl-C reaches it through us, once
         )
     except OSError as error:

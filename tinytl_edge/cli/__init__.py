@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from . import looking, preparing, training, using  # noqa: F401  they register their commands
 from .command import cli as cli
 
 
 def main() -> None:
     """Entry point of the console script."""
-    cli(prog_name="tinytl-edge")
+    cli(prog_name="tinytl-edge", obj=True)  # this process is the command's own: see `command.owns_process`

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib.util
-import os
-import signal
-import sys
+import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -18,14 +14,23 @@ from tinytl_edge import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
-_ORDER = ("prepare", "pack", "train", "evaluate", "predict", "export", "inspect", "bench", "devices", "demo")
+# Commands in the order in which one uses them, and the module that each is in.
+_COMMANDS = {
+    "prepare": "preparing", "pack": "training", "train": "training", "evaluate": "using", "predict": "using",
+    "export": "using", "inspect": "looking", "bench": "looking", "devices": "looking", "demo": "looking",
+}  # fmt: skip
 
 
 class _Group(click.Group):
-    """Commands in the order in which one uses them."""
+    """Loads the module of the command that is called, and no other: on a board memory counts."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(self.commands, key=_ORDER.index)
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _COMMANDS:
+            importlib.import_module(f".{_COMMANDS[cmd_name]}", __package__)
+        return super().get_command(ctx, cmd_name)
 
 
 class _Command(click.Command):
@@ -56,30 +61,13 @@ def command(example: str) -> Callable[[F], click.Command]:
     def register(function: F) -> click.Command:
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> None:
-            from tinytl_edge.runtime.errors import InterruptedTrainingError, StorageError, TinyTLError
+            from tinytl_edge.runtime.ending import end_well
 
-            try:
-                function(*args, **kwargs)
-            except TinyTLError as error:
-                _fail(str(error), error.exit_code)
-            except KeyboardInterrupt:
-                _fail("Interrupted.", InterruptedTrainingError.exit_code)
-            except BrokenPipeError:
-                _fail("", 128 + signal.SIGPIPE)  # whoever read us has had enough
-            except OSError as error:  # of files it would be a StorageError: this is standard output
-                _fail(f"The output could not be written: {error.strerror or error}.", StorageError.exit_code)
+            end_well(lambda: function(*args, **kwargs))
 
         return cli.command(cls=_Command, example=example)(guarded)
 
     return register
-
-
-def _fail(message: str, exit_code: int) -> NoReturn:
-    if message:
-        click.echo(f"tinytl-edge: {' '.join(message.split())}", err=True)
-    with contextlib.suppress(OSError, ValueError):  # what cannot be written is not tried again at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(exit_code)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -93,12 +81,19 @@ bundle_option = click.option("--bundle", type=PATH, help="The run's bundle, if i
 
 def need(module: str, extra: str) -> None:
     """Refuse a command whose module is not installed, by the extra that brings it."""
+    import importlib.util
+
     if importlib.util.find_spec(module) is None:
         from tinytl_edge.runtime.errors import UsageError
 
         raise UsageError(
             f"This command needs {module}, which a board does without: pip install 'tinytl-edge[{extra}]'."
         )
+
+
+def owns_process() -> bool:
+    """Is this process there for the command alone, so that it may become another?"""
+    return bool(click.get_current_context().obj)
 
 
 def given(*names: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
-from .command import PATH, F, command, given, json_option, runtime_option, threads_option
+from .command import PATH, F, command, given, json_option, owns_process, runtime_option, threads_option
 
 if TYPE_CHECKING:
-    from tinytl_edge.runtime.workers.events import Event
+    pass
 
 
 @command("tinytl-edge pack photos/train --resolution 160 --out train.safetensors")
@@ -124,38 +125,16 @@ def train(
     **options: Any,
 ) -> None:
     """Adapt a BUNDLE's classifier to images (on the board). Ctrl-C leaves a checkpoint."""
-    from tinytl_edge.runtime.options import TrainOptions
-    from tinytl_edge.runtime.report import JsonReport, ProgressReport
-    from tinytl_edge.runtime.train import train as run_train
+    warning = None
+    if resume and (ignored := given("data", "val", *options.keys() - {"threads", "log_every"})):
+        warning = f"{', '.join(ignored)} not used: --resume goes on with the run's own."
+    places = {"bundle": bundle, "data": data, "val": val, "out": out}
+    asked = {name: None if place is None else os.fspath(place) for name, place in places.items()}
+    told: dict[str, Any] = {**asked, "runtime": runtime, "options": options, "resume": resume}
+    if owns_process():
+        from tinytl_edge.runtime.workers.become import become_lean
 
-    report = JsonReport(sys.stdout) if as_json else ProgressReport(sys.stderr)
-    with report:
-        if resume and (ignored := given("data", "val", *options.keys() - {"threads", "log_every"})):
-            message = f"{', '.join(ignored)} not used: --resume goes on with the run's own."
-            report({"event": "warning", "message": message})
-        done = run_train(
-            bundle,
-            data,
-            val,
-            out,
-            runtime=runtime,
-            options=TrainOptions(**options),
-            resume=resume,
-            on_event=report,
-        )
-    if not as_json:
-        click.echo(summary(done))
+        become_lean("tinytl_edge.runtime.train_alone", {**told, "as_json": as_json, "warning": warning})
+    from tinytl_edge.runtime.train_alone import train_and_report
 
-
-def summary(done: Event) -> str:
-    """The `done` event of a training as two lines for a person."""
-    from tinytl_edge.runtime.memory import megabytes
-
-    accuracy = done.get("val_accuracy")
-    result = f"Validation accuracy {accuracy:.1%}." if accuracy is not None else "No validation images (--val)."
-    median = done.get("step_ms_median")
-    pace = f", {median:.0f} ms a step" if median is not None else ""
-    return (
-        f"{result} {done['steps']} steps{pace}, peak memory {megabytes(done['peak_rss_bytes'])} "
-        f"(and {megabytes(done['parent_peak_rss_bytes'])} for this command).\nAdapter: {done['adapter']}"
-    )
+    train_and_report(**told, as_json=as_json, warning=warning, become=False)

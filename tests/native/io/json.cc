@@ -13,46 +13,11 @@
 namespace tinytl {
 namespace {
 
-// Writes `value` again, so that tests can compare text.
-void rewrite(const json::Value& value, json::Writer* writer) {
-  switch (value.kind()) {
-    case json::Kind::kNull:
-      writer->null();
-      break;
-    case json::Kind::kBool:
-      writer->boolean(value.boolean());
-      break;
-    case json::Kind::kInteger:
-      writer->integer(value.integer());
-      break;
-    case json::Kind::kNumber:
-      writer->number(value.number());
-      break;
-    case json::Kind::kString:
-      writer->text(value.string());
-      break;
-    case json::Kind::kArray:
-      writer->begin_array();
-      for (size_t i = 0; i < value.size(); ++i) rewrite(value[i], writer);
-      writer->end_array();
-      break;
-    case json::Kind::kObject:
-      writer->begin_object();
-      for (size_t i = 0; i < value.size(); ++i) {
-        writer->key(value.name(i));
-        rewrite(value[i], writer);
-      }
-      writer->end_object();
-      break;
-  }
-}
-
 std::string rewrite_text(std::string_view text, const json::Limits& limits = {}) {
   const std::optional<json::Value> value = json::parse(text, limits);
   if (!value) return "refused";
   json::Writer writer;
-  rewrite(*value, &writer);
-  return writer.str();
+  return writer.value(*value).str();
 }
 
 void test_json_reading() {

@@ -6,6 +6,7 @@
 //   io_test tensors FILE                              prints the checked header, or the exit code and the sentence
 //   io_test dataset FILE                              the same for a dataset, with CRC-32s of labels and images
 //   io_test copy FROM TO                              reads a safetensors file and writes it again
+//   io_test report LIVE COLUMNS                       prints what a person reads of the events on standard input
 //   io_test json                                      reads JSON on standard input, prints it again, or "refused"
 
 #include <csignal>
@@ -46,6 +47,7 @@ int main(int argc, char** argv) {
     if (mode == "tensors" && argc == 3) return print_tensors(argv[2]);
     if (mode == "dataset" && argc == 3) return print_dataset(argv[2]);
     if (mode == "copy" && argc == 4) return copy_tensors(argv[2], argv[3]);
+    if (mode == "report" && argc == 4) return print_report(argv[2][0] == '1', std::atoi(argv[3]));
     if (mode == "json" && argc == 2) return print_json();
     fail(kUsage, "See the first lines of tests/native/io/main.cc.");
   } catch (const Failure& failure) {

@@ -82,5 +82,6 @@ int print_tensors(const char* path);
 int print_dataset(const char* path);
 int copy_tensors(const char* from, const char* to);
 int print_json();
+int print_report(bool live, int columns);
 
 }  // namespace tinytl

@@ -1,0 +1,179 @@
+#include "report.h"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+
+#include "clock.h"
+#include "write_all.h"
+
+namespace tinytl {
+namespace {
+
+constexpr double kSilence = 60;  // seconds
+constexpr int kBar = 20;
+
+// As Python's shutil.get_terminal_size finds it.
+int terminal_columns() {
+  const char* told = std::getenv("COLUMNS");
+  const long columns = told ? std::strtol(told, nullptr, 10) : 0;
+  if (columns > 0) return static_cast<int>(columns);
+  winsize size;
+  return ioctl(1, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+// "[#####...............]"
+std::string bar(double share) {
+  const auto filled = static_cast<size_t>(std::nearbyint(std::clamp(share, 0.0, 1.0) * kBar));
+  return "[" + std::string(filled, '#') + std::string(kBar - filled, '.') + "]";
+}
+
+std::string minutes_text(double seconds) {
+  const auto all = static_cast<long long>(std::nearbyint(seconds));
+  const long long hours = all / 3600, minutes = all / 60 % 60;
+  if (hours) return worded("%lld:%02lld:%02lld", hours, minutes, all % 60);
+  return worded("%lld:%02lld", minutes, all % 60);
+}
+
+const std::string& text_of(const json::Value& event, const char* name) {
+  static const std::string nothing;
+  const json::Value* value = event.find(name);
+  return value ? value->string() : nothing;
+}
+
+}  // namespace
+
+void LiveLine::show(std::string text) {
+  if (!live_) return;
+  if (text.size() >= static_cast<size_t>(columns_)) text.resize(static_cast<size_t>(std::max(columns_ - 1, 0)));
+  const size_t length = text.size();
+  if (length < length_) text.append(length_ - length, ' ');
+  text.insert(text.begin(), '\r');
+  write_all(descriptor_, text.data(), text.size());
+  length_ = length;
+}
+
+void LiveLine::say(const std::string& text) {
+  clear();
+  const std::string line = text + "\n";
+  write_all(descriptor_, line.data(), line.size());
+}
+
+void LiveLine::clear() {
+  if (!length_) return;
+  const std::string blank = "\r" + std::string(length_, ' ') + "\r";
+  write_all(descriptor_, blank.data(), blank.size());
+  length_ = 0;
+}
+
+Report::Report() : Report(2, isatty(2) != 0, terminal_columns()) { said_ = now(); }
+
+void Report::hear(const json::Value& event, double time) {
+  const std::string& kind = text_of(event, "event");
+  if (said_ < 0 || kind == "start" || kind == "epoch" || kind == "warning") said_ = time;
+  if (kind == "warning") return line_.say("warning: " + text_of(event, "message"));
+  if (const int64_t rss = integer_of(event, "rss_bytes")) rss_ = rss;
+  if (kind == "start") {
+    begin_ = time;
+    first_ = integer_of(event, "step");
+    total_ = integer_of(event, "total_steps");
+    epochs_ = integer_of(event, "epochs");
+    const int64_t images = integer_of(event, "images"), batch = std::max<int64_t>(integer_of(event, "batch_size"), 1);
+    std::string text = text_of(event, "runtime") + ": " + counted(images, "image") + ", " + counted(epochs_, "epoch") +
+                       " of " + counted((images + batch - 1) / batch, "step");
+    if (first_) text += worded(", going on at step %lld", static_cast<long long>(first_));
+    line_.say(text);
+  } else if (kind == "step") {
+    epoch_ = integer_of(event, "epoch");
+    loss_ = number_of(event, "loss");
+    has_loss_ = says(event, "loss");
+    show(integer_of(event, "step"), time);
+  } else if (kind == "epoch") {
+    const bool validated = says(event, "val_accuracy");
+    accuracy_ = number_of(event, validated ? "val_accuracy" : "train_accuracy");
+    has_accuracy_ = true;
+    const int64_t peak = integer_of(event, "peak_rss_bytes");
+    line_.say(worded("epoch %lld/%lld  loss %.3f  %s %s  peak %s  %s", static_cast<long long>(integer_of(event, "epoch")),
+                     static_cast<long long>(epochs_), number_of(event, "train_loss"),
+                     validated ? "accuracy" : "training accuracy", percent(accuracy_, 1).c_str(),
+                     megabytes(static_cast<double>(peak ? peak : rss_)).c_str(), minutes_text(time - begin_).c_str()));
+    show(integer_of(event, "step"), time);
+  }
+}
+
+void Report::show(int64_t step, double time) {
+  const double left = (time - begin_) / static_cast<double>(std::max<int64_t>(step - first_, 1)) *
+                      static_cast<double>(total_ - step);
+  status_ = worded("epoch %lld/%lld %s %lld/%lld", static_cast<long long>(epoch_), static_cast<long long>(epochs_),
+                   bar(static_cast<double>(step) / static_cast<double>(total_)).c_str(), static_cast<long long>(step),
+                   static_cast<long long>(total_));
+  if (has_loss_) status_ += worded("  loss %.3f", loss_);
+  if (has_accuracy_) status_ += "  acc " + percent(accuracy_, 1);
+  status_ += "  RSS " + megabytes(static_cast<double>(rss_)) + "  " + minutes_text(left) + " left";
+  line_.show(status_);
+}
+
+void Report::tick(double time) {
+  if (line_.live() || time - said_ < kSilence) return;
+  said_ = time;
+  line_.say(status_.empty() ? "at work, before the first step has been reported" : status_);
+}
+
+std::string summary(const json::Value& done) {
+  std::string text = says(done, "val_accuracy")
+                         ? "Validation accuracy " + percent(number_of(done, "val_accuracy"), 1) + "."
+                         : "No validation images (--val).";
+  text += worded(" %lld steps", static_cast<long long>(integer_of(done, "steps")));
+  if (says(done, "step_ms_median")) text += worded(", %.0f ms a step", number_of(done, "step_ms_median"));
+  text += ", peak memory";
+  const json::Value* memory = done.find("memory");
+  const char* separator = " ";
+  for (const char* phase : {"training", "packing", "start"}) {
+    if (!memory || !says(*memory, phase)) continue;
+    text += separator + megabytes(number_of(*memory, phase)) + " (" + phase + ")";
+    separator = ", ";
+  }
+  return text + ".\nAdapter: " + text_of(done, "adapter") + "\n";
+}
+
+std::string counted(int64_t number, const char* what) {
+  return worded(number == 1 ? "%lld %s" : "%lld %ss", static_cast<long long>(number), what);
+}
+
+std::string megabytes(double size) { return size >= 1e6 ? worded("%.1f MB", size / 1e6) : worded("%.0f kB", size / 1e3); }
+
+std::string percent(double share, int digits) { return worded("%.*f%%", digits, 100 * share); }
+
+std::string worded(const char* format, ...) {
+  va_list arguments, again;
+  va_start(arguments, format);
+  va_copy(again, arguments);
+  const int length = std::vsnprintf(nullptr, 0, format, arguments);
+  va_end(arguments);
+  std::string text(length > 0 ? static_cast<size_t>(length) : 0, '\0');
+  std::vsnprintf(text.data(), text.size() + 1, format, again);
+  va_end(again);
+  return text;
+}
+
+double number_of(const json::Value& event, const char* name) {
+  const json::Value* value = event.find(name);
+  return value && value->is_number() ? value->number() : 0;
+}
+
+int64_t integer_of(const json::Value& event, const char* name) {
+  const json::Value* value = event.find(name);
+  return value ? value->integer() : 0;
+}
+
+bool says(const json::Value& event, const char* name) {
+  const json::Value* value = event.find(name);
+  return value && !value->is_null();
+}
+
+}  // namespace tinytl

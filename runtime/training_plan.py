@@ -1,0 +1,176 @@
+"""What is to be trained on, and how: the run's folder claimed, the images packed, everything checked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
+from tinytl_edge.runtime.files.bundle import STEP, Bundle, open_bundle
+from tinytl_edge.runtime.files.run import CHECKPOINTS, EVENTS, RUN, open_run
+from tinytl_edge.runtime.files.tensors import make_folder
+from tinytl_edge.runtime.images.dataset import open_dataset
+from tinytl_edge.runtime.images.source import check_exists, dataset_for
+from tinytl_edge.runtime.workers.event_log import EventLog
+from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
+
+from .errors import DamagedFileError, DataError, StorageError, UsageError
+from .options import LOG_EVERY, TrainOptions
+from .phases import Phases
+from .threads import THREAD_BYTES, threads_for
+
+TRAIN_FILE = "train.safetensors"
+VAL_FILE = "val.safetensors"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `train` was called with; see there."""
+
+    bundle: str | os.PathLike[str]
+    data: str | os.PathLike[str] | None = None
+    val: str | os.PathLike[str] | None = None
+    out: str | os.PathLike[str] = "run"
+    runtime: str = "auto"
+    options: TrainOptions = field(default_factory=TrainOptions)
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training that may begin."""
+
+    bundle: Bundle
+    run: Path
+    runtime: str
+    command: list[str]  # what starts its worker
+    options: TrainOptions
+    train_file: Path
+    val_file: Path | None
+    resume: bool
+    memory: dict[str, Any]  # the `measure`, and the peaks of the phases before, in bytes
+
+    def record(self) -> dict[str, Any]:
+        """For run.json: files relative to the run."""
+        run = self.run.resolve()
+        return {
+            "runtime": self.runtime,
+            "options": asdict(self.options),
+            "data": os.path.relpath(self.train_file.resolve(), run),
+            "val": os.path.relpath(self.val_file.resolve(), run) if self.val_file else None,
+            "executable": Path(self.command[0]).name,
+        }
+
+    def job(self) -> dict[str, Any]:
+        """For the worker."""
+        bundle, manifest = self.bundle, self.bundle.manifest
+        batch_size = self.options.batch_size or manifest.batch_size
+        return {
+            "command": "train",
+            "bundle": os.fspath(bundle.path.resolve()),
+            "bundle_identity": bundle.identity,
+            "program": os.fspath(bundle.file(STEP).resolve()),
+            "batch_size": batch_size,
+            "learning_rates": self.options.learning_rates(manifest.optimizer, batch_size),
+            "run": os.fspath(self.run.resolve()),
+            "train": os.fspath(self.train_file.resolve()),
+            "val": os.fspath(self.val_file.resolve()) if self.val_file else None,
+            "options": asdict(self.options),
+            "resume": self.resume,
+        }
+
+    @property
+    def planned_bytes(self) -> int | None:
+        """What the native trainer's plan takes; onnxruntime plans at run time."""
+        planned = self.bundle.manifest.planned_memory
+        if self.runtime != "native" or not planned:
+            return None
+        return sum(planned.values()) + ((self.options.threads or 1) - 1) * THREAD_BYTES
+
+
+def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
+    """Claim the run's folder and pack the images; `log` is open from there on.
+
+    Raises:
+        TinyTLError: of the kind that says what is wrong.
+    """
+    phases = Phases()
+    bundle, run = open_bundle(asked.bundle), Path(asked.out)
+    options = asked.options.check()
+    if asked.resume:
+        runtime, options, data, val = _as_recorded(run, bundle, options)
+    else:
+        runtime, data, val = choose_runtime(asked.runtime, bundle), *_sources(asked)
+        _claim(run)
+        threads = threads_for(bundle, options.threads)
+        options = replace(options, threads=threads, log_every=options.log_every or LOG_EVERY)
+    command = worker_command(runtime)
+    log.open(run / EVENTS)
+    phases.end("start")
+    files = _datasets(run, bundle, data, val, log)
+    phases.end("packing")
+    return TrainingPlan(bundle, run, runtime, command, options, *files, asked.resume, phases.record)
+
+
+def _sources(asked: Asked) -> tuple[Path, Path | None]:
+    if asked.data is None:
+        raise UsageError("Name the images to train on with --data.")
+    data, val = Path(asked.data), Path(asked.val) if asked.val is not None else None
+    for source in (data, val):
+        if source is not None:
+            check_exists(source)
+    return data, val
+
+
+def _claim(run: Path) -> None:
+    """Make the run's folder; what an earlier attempt left there may go, a trained adapter may not."""
+    if any((run / name).exists() for name in (ADAPTER, *CHECKPOINTS.values())):
+        raise UsageError(f"{run} already holds a trained run: go on with --resume, or choose another --out.")
+    try:
+        make_folder(run)
+        ours = {RUN, EVENTS, TRAIN_FILE, VAL_FILE}
+        others = sorted(p.name for p in run.iterdir() if p.name not in ours and not p.name.startswith("."))
+        if others:
+            raise UsageError(f"{run} holds something else ({others[0]}): choose another --out.")
+        (run / EVENTS).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{run} cannot be used as the run's folder: {error.strerror}.") from error
+
+
+def _as_recorded(run: Path, bundle: Bundle, given: TrainOptions) -> tuple[str, TrainOptions, Path, Path | None]:
+    """The runtime, the options and the dataset files of a run that goes on."""
+    record = open_run(run, bundle.path).record
+    runtime = choose_runtime(record.runtime, bundle)
+    checkpoint = CHECKPOINTS[runtime]
+    if (run / ADAPTER).exists() and not (run / checkpoint).exists():
+        raise DamagedFileError(f"{run} has an adapter, but {checkpoint} is gone: it cannot be resumed.")
+    recorded = TrainOptions.from_json(asdict(record.options), run / RUN)
+    train_file = Path(os.path.normpath(run / record.data))
+    val_file = Path(os.path.normpath(run / record.val)) if record.val is not None else None
+    for file in (train_file, val_file):
+        if file is not None and not file.is_file():
+            raise DataError(f"{file}, on which {run} was trained, is gone: it cannot be resumed.")
+    options = replace(
+        recorded, threads=given.threads or recorded.threads, log_every=given.log_every or recorded.log_every
+    )
+    return runtime, options, train_file, val_file
+
+
+def _datasets(run: Path, bundle: Bundle, data: Path, val: Path | None, log: EventLog) -> tuple[Path, Path | None]:
+    """The dataset files: those named, checked, or made from folders."""
+
+    def progress(done: int, total: int) -> None:
+        log.write({"event": "pack", "done": done, "total": total})
+
+    def warn(message: str) -> None:
+        log.write({"event": "warning", "message": message})
+
+    manifest = bundle.manifest
+    train_file = dataset_for(manifest, manifest.classes, data, run / TRAIN_FILE, warn, progress)
+    if val is None:
+        return train_file, None
+    with open_dataset(train_file) as dataset:
+        classes = manifest.classes or dataset.classes
+    return train_file, dataset_for(manifest, classes, val, run / VAL_FILE, warn, progress)
