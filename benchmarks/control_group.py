@@ -9,11 +9,13 @@ page cache of the files it reads), and how often the limit made the kernel take 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import tempfile
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tinytl_edge.runtime.files.bundle import STEP, open_bundle
@@ -35,34 +37,53 @@ def main() -> None:
     parser.add_argument("--limit", default="16MB")
     parser.add_argument("--epochs", type=int, default=2)
     options = parser.parse_args()
+    size = parse_size(options.limit)
+    bundle, trainer = open_bundle(options.bundle), find_trainer()
+    manifest = bundle.manifest
+    run_options = TrainOptions(epochs=options.epochs)
+    with control_group(size) as group, tempfile.TemporaryDirectory() as run:
+        job = {
+            "command": "train", "bundle_identity": bundle.identity,
+            "program": os.fspath(bundle.file(STEP).resolve()),
+            "train": os.fspath(options.data.resolve()), "val": options.val and os.fspath(options.val.resolve()),
+            "run": run, "resume": False, "batch_size": manifest.batch_size, "options": asdict(run_options),
+            "learning_rates": run_options.learning_rates(manifest.optimizer, manifest.batch_size),
+        }  # fmt: skip
+        command = ["sh", "-c", f"echo $$ > {group.path}/cgroup.procs && exec {trainer}"]
+        ended = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
+        last = json.loads(ended.stdout.splitlines()[-1]) if ended.stdout else {}
+        print(f"exit code {ended.returncode}, last event '{last.get('event')}', {last.get('steps')} steps")
+        print(f"VmHWM {megabytes(last.get('peak_rss_bytes', 0))}, limit {megabytes(size)}")
+        print(group.words())
+
+
+@dataclass(frozen=True)
+class Group:
+    """A memory control group; `most` and `failed` are names of its files."""
+
+    path: Path
+    most: str
+    failed: str
+
+    def words(self) -> str:
+        """The most that it used, and how often the limit made the kernel take pages back."""
+        used, times = int((self.path / self.most).read_text()), (self.path / self.failed).read_text().split()
+        return f"the group at most {megabytes(used)}; {self.failed}: {' '.join(times)}"
+
+
+@contextlib.contextmanager
+def control_group(size: int) -> Iterator[Group]:
+    """One of at most `size` bytes, without swap."""
     root = Path("/sys/fs/cgroup")
     first = (root / "memory").is_dir()
     limit, swap, most, failed = VERSION_1 if first else VERSION_2
     group = (root / "memory" if first else root) / f"tinytl-edge-{os.getpid()}"
     group.mkdir()
-    size = parse_size(options.limit)
-    (group / limit).write_text(str(size))
-    if (group / swap).exists():
-        (group / swap).write_text(str(size) if first else "0")
-    bundle, trainer = open_bundle(options.bundle), find_trainer()
-    manifest = bundle.manifest
-    run_options = TrainOptions(epochs=options.epochs)
     try:
-        with tempfile.TemporaryDirectory() as run:
-            job = {
-                "command": "train", "bundle_identity": bundle.identity,
-                "program": os.fspath(bundle.file(STEP).resolve()),
-                "train": os.fspath(options.data.resolve()), "val": options.val and os.fspath(options.val.resolve()),
-                "run": run, "resume": False, "batch_size": manifest.batch_size, "options": asdict(run_options),
-                "learning_rates": run_options.learning_rates(manifest.optimizer, manifest.batch_size),
-            }  # fmt: skip
-            command = ["sh", "-c", f"echo $$ > {group}/cgroup.procs && exec {trainer}"]
-            ended = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
-        last = json.loads(ended.stdout.splitlines()[-1]) if ended.stdout else {}
-        print(f"exit code {ended.returncode}, last event '{last.get('event')}', {last.get('steps')} steps")
-        print(f"VmHWM {megabytes(last.get('peak_rss_bytes', 0))}, limit {megabytes(size)}")
-        used, times = int((group / most).read_text()), (group / failed).read_text().strip()
-        print(f"the group at most {megabytes(used)}; {failed}: {times}")
+        (group / limit).write_text(str(size))
+        if (group / swap).exists():
+            (group / swap).write_text(str(size) if first else "0")
+        yield Group(group, most, failed)
     finally:
         group.rmdir()
 

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from tinytl_edge.runtime.files.adapter import Adapter
 from tinytl_edge.runtime.files.bundle import STEP, Bundle, Manifest, open_bundle
@@ -15,12 +15,14 @@ from tinytl_edge.runtime.images.dataset import MULTI, open_dataset, pack_files
 from tinytl_edge.runtime.images.source import dataset_for
 from tinytl_edge.runtime.workers.events import Event, OnEvent
 from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
-from tinytl_edge.runtime.workers.worker import Measured, run_worker
 
 from .errors import DataError, UsageError
 from .memory import peak_rss
 from .model_files.deployed import kind_of
 from .threads import threads_for
+
+if TYPE_CHECKING:
+    from tinytl_edge.runtime.workers.worker import Measured
 
 _BATCH = 8
 
@@ -54,13 +56,9 @@ def evaluate(
         TinyTLError: of the kind that says what is wrong.
     """
     watch = on_event or (lambda event: None)
-    opened = _open(model, bundle, runtime, threads)
-
+    opened = opened_model(model, bundle, runtime, threads)
     with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
-        packed = Path(folder) / "data.safetensors"
-        source = dataset_for(opened.manifest, opened.classes, Path(data), packed, _warning(watch), _progress(watch))
-        with open_dataset(source) as dataset:
-            names = list(dataset.classes)
+        source, names = packed_for(opened, Path(data), Path(folder), watch)
         result = opened.evaluate(source, watch)
     details: dict[str, Any]
     if opened.manifest.labels == MULTI:
@@ -71,6 +69,34 @@ def evaluate(
         details = {"per_class": per_class, "confusion": confusion}
     peak = result.pop("peak_rss_bytes")
     return {**result, "classes": names, **details, "peak_rss_bytes": peak}
+
+
+def packed_for(opened: Opened, data: Path, folder: Path, watch: OnEvent) -> tuple[Path, list[str]]:
+    """Images as a dataset (in `folder`, where they are not packed yet), and the names of their classes.
+
+    Raises:
+        TinyTLError: they do not fit the model, or cannot be used.
+    """
+    packed = folder / "data.safetensors"
+    source = dataset_for(opened.manifest, opened.classes, data, packed, _warning(watch), _progress(watch))
+    with open_dataset(source) as dataset:
+        return source, list(dataset.classes)
+
+
+def packed_images(opened: Opened, images: Sequence[str | os.PathLike[str]], folder: Path) -> Path:
+    """Images of unknown class as a dataset in `folder`.
+
+    Raises:
+        DataError: one cannot be read; names it.
+    """
+    if not images:
+        raise UsageError("Name at least one image.")
+    for image in images:
+        if not Path(image).is_file():
+            raise DataError(f"{os.fspath(image)} is no file: name images.")
+    packed = folder / "images.safetensors"
+    pack_files(images, packed, opened.manifest.input.framing)
+    return packed
 
 
 def _warning(watch: OnEvent) -> Callable[[str], None]:
@@ -99,23 +125,14 @@ def predict(
         DataError: an image cannot be read; names it.
         TinyTLError: of the kind that says what else is wrong.
     """
-    if not images:
-        raise UsageError("Name at least one image.")
-    for image in images:
-        if not Path(image).is_file():
-            raise DataError(f"{os.fspath(image)} is no file: name images.")
-    opened = _open(model, bundle, runtime, threads)
-    manifest = opened.manifest
-    names = list(opened.classes) or [str(index) for index in range(manifest.class_count)]
+    opened = opened_model(model, bundle, runtime, threads)
     with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
-        packed = Path(folder) / "images.safetensors"
-        pack_files(images, packed, manifest.input.framing)
-        rows = opened.predict(packed)
+        rows = opened.predict(packed_images(opened, images, Path(folder)))
     predictions: list[dict[str, Any]] = []
     for image, row in zip(images, rows):
-        ranked = sorted(zip(names, row), key=lambda pair: -pair[1])
+        ranked = sorted(zip(opened.names, row), key=lambda pair: -pair[1])
         likely = [name for name, probability in ranked if probability > 0.5]
-        prediction = likely if manifest.labels == MULTI else ranked[0][0]
+        prediction = likely if opened.manifest.labels == MULTI else ranked[0][0]
         predictions.append({"image": os.fspath(image), "prediction": prediction, "probabilities": dict(ranked)})
     return predictions
 
@@ -138,11 +155,10 @@ def compare(
         TinyTLError: of the kind that says what is wrong; without the file's interpreter, UsageError.
     """
     watch = on_event or (lambda event: None)
-    trained, written = _open(model, bundle, "auto", None), _open(file, None, "auto", None)
+    trained, written = opened_model(model, bundle), opened_model(file)
 
     with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
-        packed = Path(folder) / "data.safetensors"
-        source = dataset_for(trained.manifest, trained.classes, Path(data), packed, _warning(watch), _progress(watch))
+        source, _ = packed_for(trained, Path(data), Path(folder), watch)
         accuracies = [opened.evaluate(source, watch)["accuracy"] for opened in (written, trained)]
         pairs = list(zip(written.predict(source), trained.predict(source)))
     same = sum(ours.index(max(ours)) == theirs.index(max(theirs)) for ours, theirs in pairs)
@@ -155,30 +171,45 @@ def compare(
     }
 
 
-class _Opened(Protocol):
+class Opened:
     """What can be measured."""
 
     manifest: Manifest
     classes: tuple[str, ...]
 
+    @property
+    def names(self) -> list[str]:
+        """Of the classes; their numbers where they have none."""
+        return list(self.classes) or [str(index) for index in range(self.manifest.class_count)]
+
     def evaluate(self, dataset: Path, watch: OnEvent) -> dict[str, Any]:
         """images, loss, accuracy, peak_rss_bytes, and `confusion` or (multi-label) `right`, on a packed dataset."""
+        raise NotImplementedError
 
     def predict(self, dataset: Path) -> list[Sequence[float]]:
         """Probabilities of each class for each image of a packed dataset."""
+        raise NotImplementedError
 
 
-def _open(
-    model: str | os.PathLike[str], bundle: str | os.PathLike[str] | None, runtime: str, threads: int | None
-) -> _Opened:
+def opened_model(
+    model: str | os.PathLike[str],
+    bundle: str | os.PathLike[str] | None = None,
+    runtime: str = "auto",
+    threads: int | None = None,
+) -> Opened:
+    """A run, a bundle or a model file; arguments as in `evaluate`.
+
+    Raises:
+        TinyTLError: it is none of them, or damaged.
+    """
     path = Path(model)
     kind = kind_of(path)
     if kind is not None and path.is_file():
         return _File(path, kind, open_bundle(bundle) if bundle is not None else None)
-    return _Trained(*open_model(path, bundle), runtime, threads)
+    return Trained(*open_model(path, bundle), runtime, threads)
 
 
-class _File:
+class _File(Opened):
     """A model file, by its own interpreter, in this process."""
 
     def __init__(self, path: Path, kind: str, bundle: Bundle | None) -> None:
@@ -201,12 +232,13 @@ class _File:
         return self._file.predict(dataset)
 
 
-class _Trained:
+class Trained(Opened):
     """A run, or a bundle as prepared, by a worker."""
 
     def __init__(self, bundle: Bundle, adapter: Adapter | None, runtime: str, threads: int | None) -> None:
-        self._bundle, self._adapter = bundle, adapter
-        self._runtime, self._threads = runtime, threads
+        self._bundle, self._adapter, self._threads = bundle, adapter, threads
+        self.runtime = choose_runtime(runtime, bundle)
+        self.worker = worker_command(self.runtime)
         self.manifest = bundle.manifest
         self.classes = adapter.classes if adapter else bundle.manifest.classes
 
@@ -219,15 +251,20 @@ class _Trained:
         self._work("predict", dataset, seen.append)
         return [event["probabilities"] for event in seen if event["event"] == "prediction"]
 
-    def _work(self, command: str, dataset: Path, watch: OnEvent) -> Measured:
+    def job(self, command: str, dataset: str) -> dict[str, Any]:
+        """For the worker."""
         bundle = self._bundle
-        job = {
+        return {
             "command": command,
             "bundle": os.fspath(bundle.path.resolve()),
             "program": os.fspath(bundle.file(STEP).resolve()),
             "adapter": os.fspath(self._adapter.tensors.path.resolve()) if self._adapter else None,
-            "data": os.fspath(dataset.resolve()),
+            "data": dataset,
             "batch_size": min(_BATCH, bundle.manifest.batch_size),
             "threads": threads_for(bundle, self._threads),
         }
-        return run_worker(worker_command(choose_runtime(self._runtime, bundle)), job, watch)
+
+    def _work(self, command: str, dataset: Path, watch: OnEvent) -> Measured:
+        from tinytl_edge.runtime.workers.worker import run_worker
+
+        return run_worker(self.worker, self.job(command, os.fspath(dataset.resolve())), watch)

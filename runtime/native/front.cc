@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "answer_fronts.h"
 #include "errors.h"
 #include "report.h"
 #include "train_front.h"
@@ -12,10 +13,14 @@ namespace tinytl {
 
 std::unique_ptr<Front> front_of(const Job& job) {
   if (job.is_null("front")) return nullptr;
+  const std::string command = job.text("command");
+  if (command == "evaluate") return std::make_unique<EvaluateFront>(job);
+  if (command == "predict") return std::make_unique<PredictFront>(job);
   return std::make_unique<TrainFront>(job);
 }
 
 int Front::failed(int exit_code, const char* message) {
+  if (exit_code == kNobodyReads) return exit_code;
   const std::string line = std::string("tinytl-edge: ") + message + "\n";
   write_all(2, line.data(), line.size());
   return exit_code;

@@ -53,6 +53,17 @@ bool Job::flag(const char* name) const {
   return get(name).boolean();
 }
 
+std::vector<std::string> Job::texts(const char* name) const {
+  const json::Value& value = get(name);
+  if (!value.is_array()) bad(name);
+  std::vector<std::string> texts;
+  for (size_t i = 0; i < value.size(); ++i) {
+    if (!value[i].is_string()) bad(name);
+    texts.push_back(value[i].string());
+  }
+  return texts;
+}
+
 Rates Job::rates(const char* name) const {
   const json::Value& value = get(name);
   if (!value.is_object()) bad(name);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "json.h"
 #include "learning_rates.h"
@@ -21,6 +22,7 @@ class Job {
   int64_t threads() const { return is_null("threads") ? 1 : integer("threads", 1, 1024); }
   bool flag(const char* name) const;
   bool is_null(const char* name) const;
+  std::vector<std::string> texts(const char* name) const;
   Rates rates(const char* name) const;
   // Its members, into an object that is open.
   void write_members(json::Writer& out) const;

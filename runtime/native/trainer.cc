@@ -46,6 +46,10 @@ double share(int64_t right, int64_t samples, int answers) {
   return static_cast<double>(right) / (static_cast<double>(samples) * answers);
 }
 
+void send(Events& events) {
+  if (!events.send()) fail(kNobodyReads, "Nobody listens any more.");
+}
+
 struct Score {
   double loss = 0;
   double accuracy = 0;
@@ -206,9 +210,7 @@ class Training {
     send();
   }
 
-  void send() {
-    if (!events_.send()) fail(kInternal, "Nobody listens any more.");
-  }
+  void send() { tinytl::send(events_); }
 
   void say_start() {
     json::Writer& event = events_.begin("start");
@@ -355,7 +357,7 @@ void evaluate(const Job& job, Events& events) {
     if (!multi_label) event.end_array();
   }
   event.end_array().integer("peak_rss_bytes", peak_rss());
-  events.send();
+  send(events);
 }
 
 void predict(const Job& job, Events& events) {
@@ -368,10 +370,10 @@ void predict(const Job& job, Events& events) {
     event.begin_array("probabilities");
     for (const double probability : probabilities(execution.logits(), *program)) event.number(probability);
     event.end_array();
-    events.send();
+    send(events);
   });
   events.begin("done").text("runtime", "native").integer("images", samples.count()).integer("peak_rss_bytes", peak_rss());
-  events.send();
+  send(events);
 }
 
 void verify(const Job& job, Events& events) {

@@ -14,7 +14,7 @@ import tinytl_edge
 from tinytl_edge.runtime.errors import UsageError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_LEAN = "import sys; sys.path[:] = sys.argv[1].split('\\n'); from {module} import main; main(sys.argv[2])"
+_LEAN = "import sys; sys.path[:] = sys.argv[1].split('\\n'); from {0} import {1}; {1}(sys.stdin.read())"
 _LEAN_ENVIRONMENT = {
     # glibc's malloc: what is large goes back to the system when it is freed. Pictures come and go.
     "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "16384",
@@ -23,17 +23,19 @@ _LEAN_ENVIRONMENT = {
 }  # fmt: skip
 
 
-def become_lean(module: str, told: Mapping[str, Any]) -> NoReturn:
-    """Replace this process by a Python that holds `module` alone, without the command line's: 3 to 4 MB less.
+def become_lean(function: str, told: Mapping[str, Any]) -> NoReturn:
+    """Replace this process by a Python that calls one function, without the command line's modules: 3 to 4 MB less.
 
-    `main` of that module is called with what it is told, as JSON.
+    Args:
+        function: "module:name".
+        told: its argument, as JSON.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    module, _, name = function.partition(":")
     root = str(Path(str(tinytl_edge.__file__)).parent.parent)  # of an editable install, no path leads there
     path = [*sys.path, *([] if root in sys.path else [root])]
+    _as_standard_input(told)
     # -S: without what `site` loads; the path is told.
-    words = [sys.executable, "-S", "-c", _LEAN.format(module=module), "\n".join(path), json.dumps(dict(told))]
+    words = [sys.executable, "-S", "-c", _LEAN.format(module, name), "\n".join(path)]
     os.execve(sys.executable, words, {**os.environ, **_LEAN_ENVIRONMENT})
 
 
@@ -43,22 +45,26 @@ def become_trainer(command: Sequence[str], job: Mapping[str, Any]) -> NoReturn:
     Raises:
         UsageError: the trainer cannot be started.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    standard_input = os.dup(0)
-    given = os.memfd_create("job")
-    os.write(given, json.dumps(dict(job)).encode())
-    os.lseek(given, 0, os.SEEK_SET)
-    os.dup2(given, 0)
-    os.close(given)
+    _as_standard_input(job)
     # Until the trainer listens to them, or they would end it without a word in run.json.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         os.execve(command[0], list(command), own_environment())
     except OSError as error:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        os.dup2(standard_input, 0)
         raise UsageError(f"{command[0]} cannot be started: {error.strerror}.") from None
+
+
+def _as_standard_input(told: Mapping[str, Any]) -> None:
+    """As JSON, for the process that comes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    given = os.memfd_create("told")
+    with os.fdopen(os.dup(given), "wb") as file:
+        file.write(json.dumps(dict(told)).encode())
+    os.lseek(given, 0, os.SEEK_SET)
+    os.dup2(given, 0)
+    os.close(given)
 
 
 def own_environment() -> dict[str, str]:

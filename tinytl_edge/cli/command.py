@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,7 +94,7 @@ def need(module: str, extra: str) -> None:
 
 def owns_process() -> bool:
     """Is this process there for the command alone, so that it may become another?"""
-    return bool(click.get_current_context().obj)
+    return bool(click.get_current_context().obj and sys.executable and not getattr(sys, "frozen", False))
 
 
 def given(*names: str) -> list[str]:

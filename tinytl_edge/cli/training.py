@@ -134,7 +134,7 @@ def train(
     if owns_process():
         from tinytl_edge.runtime.workers.become import become_lean
 
-        become_lean("tinytl_edge.runtime.train_alone", {**told, "as_json": as_json, "warning": warning})
+        become_lean("tinytl_edge.runtime.train_alone:main", {**told, "as_json": as_json, "warning": warning})
     from tinytl_edge.runtime.train_alone import train_and_report
 
     train_and_report(**told, as_json=as_json, warning=warning, become=False)

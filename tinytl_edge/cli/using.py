@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .command import PATH, bundle_option, command, json_option, runtime_option, threads_option
+from tinytl_edge.runtime.workers.become import become_lean
+
+from .command import PATH, bundle_option, command, json_option, owns_process, runtime_option, threads_option
 
 
 @command("tinytl-edge evaluate run --data photos/test")
@@ -24,21 +27,12 @@ def evaluate(run: Path, data: Path, as_json: bool, **options: Any) -> None:
 
     A bundle is measured as it was prepared; a .onnx or .tflite file by its own interpreter, where that is installed.
     """
-    from tinytl_edge.runtime.evaluate import evaluate as run_evaluate
-    from tinytl_edge.runtime.memory import megabytes
-    from tinytl_edge.runtime.report import CountProgress, counted
+    told = {"model": os.fspath(run), "data": os.fspath(data), "as_json": as_json, **_told(options)}
+    if owns_process():
+        become_lean("tinytl_edge.runtime.answer_alone:evaluate_main", told)
+    from tinytl_edge.runtime.answer_alone import evaluate_and_report
 
-    with CountProgress(sys.stderr) as progress:
-        result = run_evaluate(run, data, on_event=progress, **options)
-    if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False))
-        return
-    images = counted(result["images"], "image")
-    peak = megabytes(result["peak_rss_bytes"])
-    click.echo(f"accuracy {result['accuracy']:.1%}, loss {result['loss']:.3f}, {images}, peak memory {peak}")
-    width = max(len(name) for name in result["classes"])
-    for name, share in zip(result["classes"], result["per_class"]):
-        click.echo(f"  {name:<{width}}  {'no images' if share is None else format(share, '.0%')}")
+    evaluate_and_report(**told, become=False)
 
 
 @command("tinytl-edge predict run new.jpg")
@@ -54,14 +48,18 @@ def predict(run: Path, images: tuple[Path, ...], top: int, as_json: bool, **opti
 
     A bundle is asked as it was prepared; a .onnx or .tflite file by its own interpreter, where that is installed.
     """
-    from tinytl_edge.runtime.evaluate import predict as run_predict
+    told: dict[str, Any] = {"model": os.fspath(run), "images": [os.fspath(image) for image in images], "top": top}
+    told.update({"as_json": as_json, **_told(options)})
+    if owns_process():
+        become_lean("tinytl_edge.runtime.answer_alone:predict_main", told)
+    from tinytl_edge.runtime.answer_alone import predict_and_report
 
-    for answer in run_predict(run, images, **options):
-        if as_json:
-            click.echo(json.dumps(answer, ensure_ascii=False))
-        else:
-            best = list(answer["probabilities"].items())[:top]
-            click.echo(f"{answer['image']}: " + ", ".join(f"{name} {share:.1%}" for name, share in best))
+    predict_and_report(**told, become=False)
+
+
+def _told(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the command line as JSON has them."""
+    return {name: os.fspath(value) if isinstance(value, Path) else value for name, value in options.items()}
 
 
 @command("tinytl-edge export run --out /opt/app/model.onnx --overwrite")

@@ -1,0 +1,24 @@
+"""What a person reads of an evaluation and of predictions; native/answer_fronts.cc writes the same to the byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .memory import megabytes
+from .report import counted
+
+
+def evaluation_text(result: dict[str, Any]) -> str:
+    """Of what `evaluate` returns: a line for all classes, and one for each."""
+    images, peak = counted(result["images"], "image"), megabytes(result["peak_rss_bytes"])
+    lines = [f"accuracy {result['accuracy']:.1%}, loss {result['loss']:.3f}, {images}, peak memory {peak}"]
+    width = max(len(name) for name in result["classes"])
+    for name, share in zip(result["classes"], result["per_class"]):
+        lines.append(f"  {name:<{width}}  {'no images' if share is None else format(share, '.0%')}")
+    return "\n".join(lines) + "\n"
+
+
+def prediction_text(answer: dict[str, Any], top: int) -> str:
+    """Of one that `predict` returns: the likeliest classes."""
+    best = list(answer["probabilities"].items())[:top]
+    return f"{answer['image']}: " + ", ".join(f"{name} {share:.1%}" for name, share in best) + "\n"
