@@ -217,6 +217,24 @@ def test_names_that_are_no_text_are_shown(run: Path, workplace: Path, tmp_path: 
     assert out.startswith(f"{tmp_path}/\N{REPLACEMENT CHARACTER}.png: ")
 
 
+def test_modules_that_wait_load_when_they_are_used() -> None:
+    code = """
+import sys
+from tinytl_edge.runtime.workers import lean
+for name in lean._SELDOM:
+    assert name not in sys.modules, name
+    sys.modules[name] = lean._Later(name)
+import inspect, subprocess, dataclasses, logging
+assert "ast" not in sys.modules and "selectors" not in sys.modules
+from subprocess import PIPE
+assert subprocess.run([sys.executable, "-c", ""], stdout=PIPE).returncode == 0
+assert inspect.signature(lean.run).parameters.keys() == {"module", "function"}
+assert sys.modules["subprocess"].Popen is subprocess.Popen and not hasattr(inspect, "nothing")
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, "-S", "-c", code], check=True, env=environment)
+
+
 def test_nothing_is_left_beside_the_answers(run: Path, workplace: Path, tmp_path: Path) -> None:
     answer = alone("evaluate", run, "--data", workplace / "val", TMPDIR=str(tmp_path))
     assert answer.code == 0 and not [*tmp_path.iterdir()]

@@ -130,8 +130,9 @@ def describe(content: dict[str, Any]) -> str:
             lines.append(_row("steps", result["steps"]))
             if result["val_accuracy"] is not None:
                 lines.append(_row("validation accuracy", f"{result['val_accuracy']:.1%}"))
-            if result["peak_rss_bytes"] is not None:
-                lines.append(_row("peak memory, measured", megabytes(result["peak_rss_bytes"])))
+            for phase in ("start", "packing", "training"):
+                if result["memory"] is not None:
+                    lines.append(_row(f"peak memory, {phase}", megabytes(result["memory"][phase])))
             if result["step_ms_median"] is not None:
                 lines.append(_row("median step", f"{result['step_ms_median']:.1f} ms"))
         return "\n".join([*lines, "", describe(content["bundle"])])

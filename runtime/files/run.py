@@ -23,8 +23,18 @@ CHECKPOINTS = {"native": "checkpoint.safetensors", "onnxruntime-training": "chec
 
 
 @dataclass(frozen=True)
+class Memory:
+    """The peaks of all processes of a training together in each phase, in bytes; `measure`: "PSS" or "RSS"."""
+
+    measure: str
+    start: int
+    packing: int
+    training: int
+
+
+@dataclass(frozen=True)
 class Result:
-    """How a training ended: what the worker's `done` event says."""
+    """How a training ended: what the `done` event says; `peak_rss_bytes` is of the process that computes."""
 
     runtime: str | None = None
     steps: int | None = None
@@ -33,6 +43,7 @@ class Result:
     val_loss: float | None = None
     val_accuracy: float | None = None
     peak_rss_bytes: int | None = None
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,12 @@ import tinytl_edge
 from tinytl_edge.runtime.errors import UsageError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_LEAN = "import sys; sys.path[:] = sys.argv[1].split('\\n'); from {0} import {1}; {1}(sys.stdin.read())"
+_LEAN = """
+import sys
+sys.path[:] = sys.argv[1].split("\\n")
+from tinytl_edge.runtime.workers.lean import run
+run(*sys.argv[2:])
+"""
 _LEAN_ENVIRONMENT = {
     # glibc's malloc: what is large goes back to the system when it is freed. Pictures come and go.
     "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "16384",
@@ -30,12 +35,11 @@ def become_lean(function: str, told: Mapping[str, Any]) -> NoReturn:
         function: "module:name".
         told: its argument, as JSON.
     """
-    module, _, name = function.partition(":")
     root = str(Path(str(tinytl_edge.__file__)).parent.parent)  # of an editable install, no path leads there
     path = [*sys.path, *([] if root in sys.path else [root])]
     _as_standard_input(told)
     # -S: without what `site` loads; the path is told.
-    words = [sys.executable, "-S", "-c", _LEAN.format(module, name), "\n".join(path)]
+    words = [sys.executable, "-S", "-c", _LEAN, "\n".join(path), *function.split(":")]
     os.execve(sys.executable, words, {**os.environ, **_LEAN_ENVIRONMENT})
 
 
