@@ -195,7 +195,8 @@ def summary(done: Event) -> str:
     pace = f", {median:.0f} ms a step" if median is not None else ""
     phases = ("training", "packing", "start")
     peaks = ", ".join(f"{megabytes(memory[phase])} ({phase})" for phase in phases if phase in memory)
-    return f"{result} {done['steps']} steps{pace}, peak memory {peaks}.\nAdapter: {done['adapter']}\n"
+    kind = "" if memory["measure"] == "PSS" else " (RSS)"
+    return f"{result} {done['steps']} steps{pace}, peak memory{kind} {peaks}.\nAdapter: {done['adapter']}\n"
 
 
 def counted(number: int, what: str) -> str:

@@ -15,7 +15,7 @@ from tinytl_edge.runtime.workers.events import Event, OnEvent
 from .errors import InterruptedTrainingError, StorageError, TinyTLError
 from .memory import megabytes
 from .options import TrainOptions
-from .training_plan import Asked, TrainingPlan, plan_training
+from .training_plan import Asked, TrainingPlan, plan_training, planned_bytes
 
 _PLAN_IS_KEPT = 1.03  # what a peak may take more than the plan before it is said
 _OF_THE_SYSTEM = 250_000  # bytes: C libraries and kernels differ by as much
@@ -76,7 +76,7 @@ def _front(plan: TrainingPlan, lines: str) -> dict[str, Any]:
     return {
         "lines": lines,
         "record": record_of(plan.run, plan.bundle, **plan.record()),
-        "planned_peak_bytes": plan.planned_bytes,
+        "planned_peak_bytes": planned_bytes(plan.bundle, plan.runtime, plan.options),
         "memory_limit": plan.bundle.manifest.memory_limit,
         "memory": plan.memory,
         "adapter": os.fspath(plan.run / ADAPTER),
@@ -103,7 +103,7 @@ def _by_a_worker(plan: TrainingPlan, log: EventLog) -> dict[str, Any]:
     done = {
         **measured.last,
         "peak_rss_bytes": measured.peak_rss_bytes,
-        "planned_peak_bytes": plan.planned_bytes,
+        "planned_peak_bytes": planned_bytes(plan.bundle, plan.runtime, plan.options),
         "memory": {**plan.memory, "training": measured.peak_of_all},
         "adapter": os.fspath(plan.run / ADAPTER),
     }

@@ -16,7 +16,8 @@ from tinytl_edge.runtime.images.source import check_exists, dataset_for
 from tinytl_edge.runtime.workers.event_log import EventLog
 from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
 
-from .errors import DamagedFileError, DataError, StorageError, UsageError
+from .errors import DamagedFileError, DataError, MemoryLimitError, StorageError, UsageError
+from .memory import megabytes
 from .options import LOG_EVERY, TrainOptions
 from .phases import Phases
 from .threads import THREAD_BYTES, threads_for
@@ -81,14 +82,6 @@ class TrainingPlan:
             "resume": self.resume,
         }
 
-    @property
-    def planned_bytes(self) -> int | None:
-        """What the native trainer's plan takes; onnxruntime plans at run time."""
-        planned = self.bundle.manifest.planned_memory
-        if self.runtime != "native" or not planned:
-            return None
-        return sum(planned.values()) + ((self.options.threads or 1) - 1) * THREAD_BYTES
-
 
 def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
     """Claim the run's folder and pack the images; `log` is open from there on.
@@ -103,15 +96,34 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
         runtime, options, data, val = _as_recorded(run, bundle, options)
     else:
         runtime, data, val = choose_runtime(asked.runtime, bundle), *_sources(asked)
-        _claim(run)
         threads = threads_for(bundle, options.threads)
         options = replace(options, threads=threads, log_every=options.log_every or LOG_EVERY)
     command = worker_command(runtime)
+    _check_memory(bundle, runtime, options)
+    if not asked.resume:
+        _claim(run)
     log.open(run / EVENTS)
     phases.end("start")
     files = _datasets(run, bundle, data, val, log)
     phases.end("packing")
     return TrainingPlan(bundle, run, runtime, command, options, *files, asked.resume, phases.record)
+
+
+def planned_bytes(bundle: Bundle, runtime: str, options: TrainOptions) -> int | None:
+    """What the native trainer's process takes, by plan; onnxruntime plans at run time."""
+    planned = bundle.manifest.planned_memory
+    if runtime != "native" or not planned:
+        return None
+    return sum(planned.values()) + ((options.threads or 1) - 1) * THREAD_BYTES
+
+
+def _check_memory(bundle: Bundle, runtime: str, options: TrainOptions) -> None:
+    limit, planned = bundle.manifest.memory_limit, planned_bytes(bundle, runtime, options)
+    if limit is not None and planned is not None and planned > limit:
+        raise MemoryLimitError(
+            f"With {options.threads} threads training takes {megabytes(planned)}, above the bundle's limit of "
+            f"{megabytes(limit)}: --threads {threads_for(bundle, None)} fits."
+        )
 
 
 def _sources(asked: Asked) -> tuple[Path, Path | None]:

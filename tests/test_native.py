@@ -24,8 +24,8 @@ from tinytl_edge.export.eager_training import loss, train_eager
 from tinytl_edge.export.step.compile import Knobs
 from tinytl_edge.export.tinytl.methods import METHODS
 from tinytl_edge.runtime import threads
-from tinytl_edge.runtime.errors import DamagedFileError, TinyTLError, UsageError
-from tinytl_edge.runtime.files.bundle import STEP, Bundle
+from tinytl_edge.runtime.errors import DamagedFileError, MemoryLimitError, TinyTLError, UsageError
+from tinytl_edge.runtime.files.bundle import MANIFEST, STEP, Bundle, write_manifest
 from tinytl_edge.runtime.files.tensors import open_tensors
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import open_dataset, pack
@@ -257,6 +257,17 @@ def test_threads_are_the_cores_that_a_limit_has_room_for(
         limited = replace(bundle, manifest=replace(bundle.manifest, memory_limit=limit))
         assert threads.threads_for(limited, None) == expected
         assert threads.threads_for(limited, 2) == 2
+
+
+def test_more_threads_than_a_limit_has_room_for_are_refused(tmp_path: Path, data: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", smooth_network("bias"))
+    limit = sum(bundle.manifest.planned_memory.values()) + 2 * threads.THREAD_BYTES
+    (bundle.path / MANIFEST).unlink()
+    write_manifest(bundle.path, replace(bundle.manifest, memory_limit=limit))
+    with pytest.raises(MemoryLimitError, match=r"With 4 threads .* above the bundle's limit of .*: --threads . fits"):
+        train(bundle.path, data / "train.safetensors", None, tmp_path / "run", options=replace(OPTIONS, threads=4))
+    assert not (tmp_path / "run").exists()
+    train(bundle.path, data / "train.safetensors", None, tmp_path / "run", options=replace(OPTIONS, threads=3))
 
 
 @needs_ort

@@ -65,7 +65,7 @@ def trainings(draw: st.DrawFn) -> Timed:
     events.append(
         {"event": "done", "steps": steps * epochs, "step_ms_median": draw(st.one_of(st.none(), st.floats(0, 1e6))),
          "val_accuracy": draw(shares), "adapter": "some where/adapter.safetensors",
-         "memory": {"measure": "PSS", **{phase: draw(sizes) for phase in phases}}}
+         "memory": {"measure": draw(st.sampled_from(["PSS", "RSS"])), **{phase: draw(sizes) for phase in phases}}}
     )  # fmt: skip
     gaps = draw(st.lists(st.floats(0, 50), min_size=len(events), max_size=len(events)))
     at, timed = 0.0, []

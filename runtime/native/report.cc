@@ -132,6 +132,7 @@ std::string summary(const json::Value& done) {
   if (says(done, "step_ms_median")) text += worded(", %.0f ms a step", number_of(done, "step_ms_median"));
   text += ", peak memory";
   const json::Value* memory = done.find("memory");
+  if (memory && text_of(*memory, "measure") != "PSS") text += " (RSS)";
   const char* separator = " ";
   for (const char* phase : {"training", "packing", "start"}) {
     if (!memory || !says(*memory, phase)) continue;
