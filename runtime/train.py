@@ -12,7 +12,7 @@ from tinytl_edge.runtime.workers.become import become_trainer
 from tinytl_edge.runtime.workers.event_log import EventLog
 from tinytl_edge.runtime.workers.events import Event, OnEvent
 
-from .errors import InterruptedTrainingError, StorageError, TinyTLError
+from .errors import InterruptedTrainingError, StorageError, TinyTLError, UsageError
 from .memory import megabytes
 from .options import TrainOptions
 from .training_plan import Asked, TrainingPlan, plan_training, planned_bytes
@@ -61,7 +61,11 @@ def train_to_the_end(asked: Asked, on_event: OnEvent | None, become: str = "") -
         plan = plan_training(asked, log)
         if become and plan.runtime == "native":
             write_record(plan.run, plan.bundle, status="running", **plan.record())
-            become_trainer(plan.command, {**plan.job(), "front": _front(plan, become)})
+            try:
+                become_trainer(plan.command, {**plan.job(), "front": _front(plan, become)})
+            except UsageError as error:
+                write_record(plan.run, plan.bundle, status="failed", error=str(error), **plan.record())
+                raise
         return _by_a_worker(plan, log)
     except TinyTLError as error:
         with contextlib.suppress(StorageError):

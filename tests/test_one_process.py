@@ -217,6 +217,18 @@ def test_names_that_are_no_text_are_shown(run: Path, workplace: Path, tmp_path: 
     assert out.startswith(f"{tmp_path}/\N{REPLACEMENT CHARACTER}.png: ")
 
 
+def test_a_trainer_that_cannot_be_started_is_said(bundle: Path, run: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "trainer"
+    broken.write_text("no program")
+    broken.chmod(0o755)
+    out = tmp_path / "run"
+    command = ("train", bundle, "--data", run / "train.safetensors", *TRAINING, "--out", out)
+    answer = alone(*command, TINYTL_EDGE_TRAINER=str(broken))
+    assert answer.code == 2 and answer.sentence == f"{broken} cannot be started: Exec format error."
+    assert (record_of(out)["status"], events_of(out)[-1]["message"]) == ("failed", answer.sentence)
+    assert alone(*command).code == 0
+
+
 def test_modules_that_wait_load_when_they_are_used() -> None:
     code = """
 import sys
