@@ -28,16 +28,23 @@ struct Failure {
   std::string message;
 };
 
-// Throws a Failure; the message is formatted as printf does, of any length.
-[[noreturn]] __attribute__((format(printf, 2, 3))) inline void fail(ExitCode code, const char* format, ...) {
-  va_list arguments, again;
-  va_start(arguments, format);
+// What vprintf would write, of any length.
+inline std::string formatted(const char* format, va_list arguments) {
+  va_list again;
   va_copy(again, arguments);
-  const int length = std::vsnprintf(nullptr, 0, format, arguments);
-  va_end(arguments);
-  std::string message(length > 0 ? static_cast<size_t>(length) : 0, '\0');
-  std::vsnprintf(message.data(), message.size() + 1, format, again);
+  const int length = std::vsnprintf(nullptr, 0, format, again);
   va_end(again);
+  std::string text(length > 0 ? static_cast<size_t>(length) : 0, '\0');
+  std::vsnprintf(text.data(), text.size() + 1, format, arguments);
+  return text;
+}
+
+// Throws a Failure; the message is formatted as printf does.
+[[noreturn]] __attribute__((format(printf, 2, 3))) inline void fail(ExitCode code, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  std::string message = formatted(format, arguments);
+  va_end(arguments);
   throw Failure{code, std::move(message)};
 }
 

@@ -151,14 +151,10 @@ std::string megabytes(double size) { return size >= 1e6 ? worded("%.1f MB", size
 std::string percent(double share, int digits) { return worded("%.*f%%", digits, 100 * share); }
 
 std::string worded(const char* format, ...) {
-  va_list arguments, again;
+  va_list arguments;
   va_start(arguments, format);
-  va_copy(again, arguments);
-  const int length = std::vsnprintf(nullptr, 0, format, arguments);
+  std::string text = formatted(format, arguments);
   va_end(arguments);
-  std::string text(length > 0 ? static_cast<size_t>(length) : 0, '\0');
-  std::vsnprintf(text.data(), text.size() + 1, format, again);
-  va_end(again);
   return text;
 }
 
