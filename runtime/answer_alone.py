@@ -1,6 +1,6 @@
 """`tinytl-edge evaluate` and `predict` behind their command line: processes that become the native trainer.
 
-Where something else computes (a model file's interpreter, onnxruntime-training) they wait for it.
+Where onnxruntime-training computes they wait for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 from .answers import evaluation_text, prediction_text
 from .ending import end_well
-from .evaluate import Trained, evaluate, opened_model, packed_for, packed_images, predict
+from .evaluate import Trained, evaluated, opened_model, packed_for, packed_images, predicted
+from .images.dataset import MULTI
 from .report import CountProgress
 from .workers.become import become_trainer
 
@@ -33,13 +34,13 @@ def predict_main(told: str) -> None:
 def evaluate_and_report(model: str, data: str, as_json: bool, become: bool = True, **options: Any) -> None:
     """Evaluate, and say how good it is; `options` are those of `evaluate`."""
     with CountProgress(sys.stderr) as progress:
-        opened = opened_model(model, **options) if become else None
-        if isinstance(opened, Trained) and opened.runtime == "native":
+        opened = opened_model(model, **options)
+        if become and isinstance(opened, Trained) and opened.runtime == "native":
             with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
                 source, classes = packed_for(opened, Path(data), Path(folder), progress)
                 held = _held(source)
             _become(opened, "evaluate", held, {"lines": _lines(as_json), "classes": classes})
-        result = evaluate(model, data, on_event=progress, **options)
+        result = evaluated(opened, Path(data), progress)
     _say(json.dumps(result, ensure_ascii=False) + "\n" if as_json else evaluation_text(result))
 
 
@@ -47,14 +48,14 @@ def predict_and_report(
     model: str, images: Sequence[str], top: int, as_json: bool, become: bool = True, **options: Any
 ) -> None:
     """Predict, and say what is seen; `options` are those of `predict`."""
-    opened = opened_model(model, **options) if become else None
-    if isinstance(opened, Trained) and opened.runtime == "native":
+    opened = opened_model(model, **options)
+    if become and isinstance(opened, Trained) and opened.runtime == "native":
         with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
             held = _held(packed_images(opened, images, Path(folder)))
         names = [os.fsencode(image).decode("utf-8", "replace") for image in images]
-        shown = {"images": names, "top": top, "multi_label": opened.manifest.labels == "multi"}
+        shown = {"images": names, "top": top, "multi_label": opened.manifest.labels == MULTI}
         _become(opened, "predict", held, {"lines": _lines(as_json), "classes": opened.names, **shown})
-    for answer in predict(model, images, **options):
+    for answer in predicted(opened, images):
         _say(json.dumps(answer, ensure_ascii=False) + "\n" if as_json else prediction_text(answer, top))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,9 +57,13 @@ def evaluate(
         TinyTLError: of the kind that says what is wrong.
     """
     watch = on_event or (lambda event: None)
-    opened = opened_model(model, bundle, runtime, threads)
+    return evaluated(opened_model(model, bundle, runtime, threads), Path(data), watch)
+
+
+def evaluated(opened: Opened, data: Path, watch: OnEvent) -> dict[str, Any]:
+    """`evaluate`, of what is open."""
     with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
-        source, names = packed_for(opened, Path(data), Path(folder), watch)
+        source, names = packed_for(opened, data, Path(folder), watch)
         result = opened.evaluate(source, watch)
     details: dict[str, Any]
     if opened.manifest.labels == MULTI:
@@ -125,7 +130,11 @@ def predict(
         DataError: an image cannot be read; names it.
         TinyTLError: of the kind that says what else is wrong.
     """
-    opened = opened_model(model, bundle, runtime, threads)
+    return predicted(opened_model(model, bundle, runtime, threads), images)
+
+
+def predicted(opened: Opened, images: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
+    """`predict`, of what is open."""
     with tempfile.TemporaryDirectory(prefix="tinytl-edge-") as folder:
         rows = opened.predict(packed_images(opened, images, Path(folder)))
     predictions: list[dict[str, Any]] = []
@@ -171,7 +180,7 @@ def compare(
     }
 
 
-class Opened:
+class Opened(ABC):
     """What can be measured."""
 
     manifest: Manifest
@@ -182,13 +191,13 @@ class Opened:
         """Of the classes; their numbers where they have none."""
         return list(self.classes) or [str(index) for index in range(self.manifest.class_count)]
 
+    @abstractmethod
     def evaluate(self, dataset: Path, watch: OnEvent) -> dict[str, Any]:
         """images, loss, accuracy, peak_rss_bytes, and `confusion` or (multi-label) `right`, on a packed dataset."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, dataset: Path) -> list[Sequence[float]]:
         """Probabilities of each class for each image of a packed dataset."""
-        raise NotImplementedError
 
 
 def opened_model(

@@ -95,10 +95,12 @@ def started(bundle: Path, run: Path, *options: object, images: Path) -> subproce
     return process
 
 
-def test_there_is_one_process_and_what_it_says_of_its_memory_is_what_is_seen(
-    bundle: Path, run: Path, tmp_path: Path
-) -> None:
-    process = started(bundle, tmp_path / "run", images=run / "train.safetensors")
+def test_there_is_one_process_and_what_it_says_of_its_memory_is_what_is_seen(workplace: Path, tmp_path: Path) -> None:
+    # Of the tests' own network, the code pages that come and go would be more than three in a hundred.
+    network = ("mobilenet-v2", "--weights", "random", "--resolution", 96, "--train", "bias", "--batch-size", 1)
+    bundle, images = tmp_path / "bundle", workplace / "train"
+    ok("prepare", *network, "--data", images, "--out", bundle)
+    process = started(bundle, tmp_path / "run", images=images)
     seen = psutil.Process(process.pid)
     assert not seen.children() and Path(seen.exe()).name.startswith(TRAINER)
     highest = 0
@@ -108,8 +110,8 @@ def test_there_is_one_process_and_what_it_says_of_its_memory_is_what_is_seen(
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     said = max(event["peak_rss_bytes"] for event in events_of(tmp_path / "run") if "peak_rss_bytes" in event)
-    # Of a network as small as this, the code pages that come and go are more than three in a hundred.
-    assert highest == pytest.approx(said, rel=0.03, abs=100_000)
+    assert said > 4_000_000
+    assert highest == pytest.approx(said, rel=0.03)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -244,6 +246,19 @@ assert sys.modules["subprocess"].Popen is subprocess.Popen and not hasattr(inspe
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     subprocess.run([sys.executable, "-S", "-c", code], check=True, env=environment)
+
+
+def test_a_python_without_files_in_memory_hands_on_by_the_disk() -> None:
+    code = """
+import os, sys
+if hasattr(os, "memfd_create"):
+    del os.memfd_create
+from tinytl_edge.runtime.workers import become
+become._as_standard_input({"name": "\\N{SNOWMAN}"})
+print(open(0).read())
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, input="").stdout
+    assert json.loads(told) == {"name": "\N{SNOWMAN}"}
 
 
 def test_nothing_is_left_beside_the_answers(run: Path, workplace: Path, tmp_path: Path) -> None:

@@ -26,8 +26,6 @@ constexpr int64_t kOfTheSystem = 250'000;  // bytes: C libraries and kernels dif
 
 TrainFront::TrainFront(const Job& job)
     : front_(job.nested("front")), run_(job.text("run")), json_(front_.text("lines") == "json"), begin_(now()) {
-  // Where that fails, the first event says so.
-  events_ = File(::open((run_ + "/events.jsonl").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
   curve_.reserve(kPoints);
 }
 
@@ -129,8 +127,10 @@ int TrainFront::failed(int exit_code, const char* message) {
 }
 
 void TrainFront::log(const std::string& line) {
-  if (!write_all(events_.get(), line.data(), line.size()))
-    fail(kStorage, "%s/events.jsonl could not be written: %s.", run_.c_str(), std::strerror(errno));
+  const std::string path = run_ + "/events.jsonl";
+  if (events_.get() < 0) events_ = File(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
+  if (events_.get() < 0 || !write_all(events_.get(), line.data(), line.size()))
+    fail(kStorage, "%s could not be written: %s.", path.c_str(), std::strerror(errno));
 }
 
 // run.json: what the command line knew, and what became of it. `more` members begin with a comma.

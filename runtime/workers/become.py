@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import tinytl_edge
 from tinytl_edge.runtime.errors import UsageError
@@ -63,12 +63,19 @@ def _as_standard_input(told: Mapping[str, Any]) -> None:
     """As JSON, for the process that comes."""
     sys.stdout.flush()
     sys.stderr.flush()
-    given = os.memfd_create("told")
-    with os.fdopen(os.dup(given), "wb") as file:
+    with _file_without_name() as file:
         file.write(json.dumps(dict(told)).encode())
-    os.lseek(given, 0, os.SEEK_SET)
-    os.dup2(given, 0)
-    os.close(given)
+        file.seek(0)
+        os.dup2(file.fileno(), 0)
+
+
+def _file_without_name() -> IO[bytes]:
+    """In memory; on the disk where Python was built against a C library that cannot do that."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("told"), "w+b")
+    import tempfile
+
+    return tempfile.TemporaryFile()
 
 
 def own_environment() -> dict[str, str]:

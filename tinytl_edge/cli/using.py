@@ -28,7 +28,7 @@ def evaluate(run: Path, data: Path, as_json: bool, **options: Any) -> None:
     A bundle is measured as it was prepared; a .onnx or .tflite file by its own interpreter, where that is installed.
     """
     told = {"model": os.fspath(run), "data": os.fspath(data), "as_json": as_json, **_told(options)}
-    if owns_process():
+    if owns_process() and run.is_dir():  # a model file's interpreter runs here
         become_lean("tinytl_edge.runtime.answer_alone:evaluate_main", told)
     from tinytl_edge.runtime.answer_alone import evaluate_and_report
 
@@ -50,7 +50,7 @@ def predict(run: Path, images: tuple[Path, ...], top: int, as_json: bool, **opti
     """
     told: dict[str, Any] = {"model": os.fspath(run), "images": [os.fspath(image) for image in images], "top": top}
     told.update({"as_json": as_json, **_told(options)})
-    if owns_process():
+    if owns_process() and run.is_dir():
         become_lean("tinytl_edge.runtime.answer_alone:predict_main", told)
     from tinytl_edge.runtime.answer_alone import predict_and_report
 
