@@ -18,6 +18,7 @@ _RATES = {
 _RATES_BATCH = 8
 LOG_EVERY = 10  # steps
 OPTIMIZERS = tuple(_RATES)
+STARTS = ("one-pass", "prepared")
 GROUPS = tuple(_RATES["adam"])
 
 
@@ -25,6 +26,8 @@ GROUPS = tuple(_RATES["adam"])
 class TrainOptions:
     """Options of a run; the defaults suit a few dozen to a few thousand images.
 
+    `start` tells where training begins: "one-pass", with the classifier that one forward pass over the images finds,
+    or "prepared", with the bundle's; None: one pass where the classifier is new. `epochs` 0: one pass is all.
     `lr` is the classifier's rate, `lr_bias`, `lr_lite_residual` and `lr_weight` the other groups'; None
     stands for the default of the optimizer and batch size. `batch_size` None is the bundle's, `threads` None
     the machine's fastest cores, `log_every` None LOG_EVERY steps, `dropout` None the model's own rate. `min_area` is
@@ -32,6 +35,7 @@ class TrainOptions:
     """
 
     epochs: int = 10
+    start: str | None = None
     batch_size: int | None = None
     lr: float | None = None
     lr_bias: float | None = None
@@ -52,7 +56,7 @@ class TrainOptions:
             UsageError: a value is out of its range; says which.
         """
         ranges: dict[str, tuple[float, float]] = {
-            "epochs": (1, 10**6),
+            "epochs": (0, 10**6),
             "batch_size": (1, 4096),
             "lr": (0, 10),
             "lr_bias": (0, 10),
@@ -69,6 +73,8 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UsageError(f"--{name.replace('_', '-')} {value} is out of range: {low} to {high}.")
+        if self.start not in (None, *STARTS):
+            raise UsageError(f"'{self.start}' is no way to start: choose one of {', '.join(STARTS)}.")
         return self
 
     def learning_rates(self, optimizer: str, batch_size: int) -> dict[str, float]:

@@ -124,7 +124,7 @@ class ProgressReport:
 
     def __call__(self, event: Event) -> None:
         kind = event["event"]
-        if kind in ("start", "epoch", "warning"):
+        if kind in ("start", "one_pass", "epoch", "warning"):
             self._said = time.monotonic()
         if kind in ("pack", "warning"):
             self._packing(event)
@@ -134,11 +134,21 @@ class ProgressReport:
             self._begin = time.monotonic()
             self._first, self._total, self._epochs = event["step"], event["total_steps"], event["epochs"]
             self._line.say(
-                f"{event['runtime']}: {counted(event['images'], 'image')}, "
-                f"{counted(event['epochs'], 'epoch')} of "
-                f"{counted(-(-event['images'] // event['batch_size']), 'step')}"
+                f"{event['runtime']}: {counted(event['images'], 'image')}"
+                + (
+                    f", {counted(event['epochs'], 'epoch')} of "
+                    f"{counted(-(-event['images'] // event['batch_size']), 'step')}"
+                    if event["epochs"]
+                    else ""
+                )
                 + (f", going on at step {event['step']}" if event["step"] else "")
             )
+        elif kind == "fitting":
+            done, total = event["done"], max(event["total"], 1)
+            self._status = f"classifier in one pass {bar(done / total)} {done}/{total}"
+            self._line.show(self._status)
+        elif kind == "one_pass":
+            self._say_one_pass(event)
         elif kind == "step":
             self._epoch, self._loss = event["epoch"], event["loss"]
             self._show(event["step"])
@@ -158,6 +168,17 @@ class ProgressReport:
             ]
             self._line.say("  ".join(parts))
             self._show(event["step"])
+
+    def _say_one_pass(self, event: Event) -> None:
+        parts = ["classifier in one pass"]
+        validated = event["val_accuracy"] is not None
+        accuracy = event["val_accuracy"] if validated else event["left_out_accuracy"]
+        if accuracy is not None:
+            self._accuracy = accuracy
+            parts.append(f"{'accuracy' if validated else 'leave-one-out accuracy'} {accuracy:.1%}")
+        parts += [f"peak {megabytes(event['peak_rss_bytes'] or self._rss)}", _clock(time.monotonic() - self._begin)]
+        self._line.say("  ".join(parts))
+        self._status = ""
 
     def _show(self, step: int) -> None:
         elapsed = time.monotonic() - self._begin

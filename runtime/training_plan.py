@@ -11,14 +11,14 @@ from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
 from tinytl_edge.runtime.files.bundle import STEP, Bundle, open_bundle
 from tinytl_edge.runtime.files.run import CHECKPOINTS, EVENTS, RUN, open_run
 from tinytl_edge.runtime.files.tensors import make_folder
-from tinytl_edge.runtime.images.dataset import open_dataset
+from tinytl_edge.runtime.images.dataset import SINGLE, open_dataset
 from tinytl_edge.runtime.images.source import check_exists, dataset_for
 from tinytl_edge.runtime.workers.event_log import EventLog
 from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
 
 from .errors import DamagedFileError, DataError, MemoryLimitError, StorageError, UsageError
 from .memory import megabytes
-from .options import LOG_EVERY, TrainOptions
+from .options import LOG_EVERY, STARTS, TrainOptions
 from .phases import Phases
 from .threads import THREAD_BYTES, threads_for
 
@@ -98,6 +98,7 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
         runtime, data, val = choose_runtime(asked.runtime, bundle), *_sources(asked)
         threads = threads_for(bundle, options.threads)
         options = replace(options, threads=threads, log_every=options.log_every or LOG_EVERY)
+        options = replace(options, start=start_of(bundle, options))
     command = worker_command(runtime)
     _check_memory(bundle, runtime, options)
     if not asked.resume:
@@ -115,6 +116,23 @@ def planned_bytes(bundle: Bundle, runtime: str, options: TrainOptions) -> int | 
     if runtime != "native" or not planned:
         return None
     return sum(planned.values()) + ((options.threads or 1) - 1) * THREAD_BYTES
+
+
+def start_of(bundle: Bundle, options: TrainOptions) -> str:
+    """Where training begins; see TrainOptions.
+
+    Raises:
+        UsageError: where it cannot.
+    """
+    manifest, (one_pass, prepared) = bundle.manifest, STARTS
+    can = manifest.head is not None and manifest.labels == SINGLE
+    start = options.start or (one_pass if can and manifest.head and manifest.head.is_new else prepared)
+    if start == one_pass and not can:
+        why = "it is multi-label" if manifest.head else "it does not end in one linear layer with a bias"
+        raise UsageError(f"The classifier of {bundle.path} cannot be fitted in one pass: {why}.")
+    if start == prepared and options.epochs == 0:
+        raise UsageError("--epochs 0 fits the classifier in one pass and stops there: say --start one-pass.")
+    return start
 
 
 def _check_memory(bundle: Bundle, runtime: str, options: TrainOptions) -> None:
@@ -165,7 +183,10 @@ def _as_recorded(run: Path, bundle: Bundle, given: TrainOptions) -> tuple[str, T
         if file is not None and not file.is_file():
             raise DataError(f"{file}, on which {run} was trained, is gone: it cannot be resumed.")
     options = replace(
-        recorded, threads=given.threads or recorded.threads, log_every=given.log_every or recorded.log_every
+        recorded,
+        threads=given.threads or recorded.threads,
+        log_every=given.log_every or recorded.log_every,
+        start=recorded.start or STARTS[-1],
     )
     return runtime, options, train_file, val_file
 

@@ -18,6 +18,7 @@ from tinytl_edge.export.ort.training import OPTIMIZERS as ORT_OPTIMIZERS
 from tinytl_edge.export.ort.training import export_ort_training
 from tinytl_edge.export.step.compile import Knobs, compile_step
 from tinytl_edge.export.step.program import write_program
+from tinytl_edge.export.tinytl.classifier import features_of, find_classifier, find_head
 from tinytl_edge.export.tinytl.rounding import round_frozen_weights
 from tinytl_edge.runtime.files.bundle import (
     FORWARD,
@@ -49,6 +50,7 @@ def make_bundle(
     classes: tuple[str, ...] = CLASSES,
     model_input: Input = INPUT,
     memory_limit: int | None = None,
+    is_new: bool = False,
 ) -> Bundle:
     """A bundle for the native trainer and, where it is installed, for onnxruntime-training."""
     if knobs.frozen_weights == "int8":
@@ -60,7 +62,7 @@ def make_bundle(
         tuple(Dropout(d.name, d.shape, d.rate) for d in network.dropouts), network.trainable, 2, 1,
         {"parameters": 1.0, "activations": 1.0}, ("native", "onnxruntime-training")[: 1 + with_ort], "test",
         knobs.frozen_weights, memory_limit, step.memory(optimizer), knobs, step.segments,
-        labels="multi" if multi_label else "single",
+        labels="multi" if multi_label else "single", head=find_head(network.model, is_new),
     )  # fmt: skip
     with new_bundle(out) as folder:
         ir.save(network.model, folder / FORWARD)
@@ -68,7 +70,7 @@ def make_bundle(
             (folder / ORT_FOLDER).mkdir()
             export_ort_training(
                 network.model, list(network.trainable), network.frozen, optimizer, folder / ORT_FOLDER,
-                multi_label=multi_label,
+                multi_label=multi_label, features=features_of(find_classifier(network.model)),
             )  # fmt: skip
         write_program(folder / STEP, step, manifest)
         write_manifest(folder, manifest)

@@ -198,7 +198,7 @@ def damaged(path: Path, damage: Callable[[Path], None]) -> Path:
 def test_no_number_is_taken_that_makes_no_sense(bundle: Path, workplace: Path, tmp_path: Path) -> None:
     train = ("train", bundle, "--data", workplace / "train", "--out", tmp_path / "run")
     for option, value in {
-        "--epochs": 0, "--batch-size": 0, "--lr": -1, "--lr-bias": "nan", "--dropout": 1, "--label-smoothing": 1,
+        "--epochs": -1, "--batch-size": 0, "--lr": -1, "--lr-bias": "nan", "--dropout": 1, "--label-smoothing": 1,
         "--min-area": 0, "--threads": 0, "--log-every": 0, "--seed": -1,
     }.items():  # fmt: skip
         assert f"{option} " in fails(2, *train, option, value)
@@ -316,7 +316,7 @@ def sgd_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("sgd") / "bundle", "--classes", ",".join(CLASSES), "--optimizer", "sgd")
 
 
-WILD = ("--lr", 10, "--lr-bias", 10, "--lr-lite-residual", 10)
+WILD = ("--start", "prepared", "--lr", 10, "--lr-bias", 10, "--lr-lite-residual", 10)
 
 
 @pytest.mark.parametrize("how", ["no number", "hopeless"])
@@ -325,7 +325,7 @@ def test_training_that_diverges_says_so(how: str, run: Path, workplace: Path, tm
     if how == "hopeless":
         prepare(bundle, "--classes", ",".join(CLASSES), "--optimizer", "sgd", "--std", "4")
     else:  # pixels become infinite
-        words, options = "the loss is", ()
+        words, options = "the loss is", ("--start", "prepared")
         prepare(bundle, "--data", workplace / "train", "--std", "1e-38")
     out = tmp_path / "run"
     sentence = fails(7, "train", bundle, "--data", run / "train.safetensors", "--out", out, *options)

@@ -139,7 +139,8 @@ def test_the_whole_way_by_commands(tmp_path: Path, workplace: Path) -> None:
     assert (content["images"], content["classes"]) == (18, dict.fromkeys(CLASSES, 6))
 
     val = workplace / "val"
-    process = start("train", bundle, "--data", packed, "--val", val, "--epochs", 2, "--out", run, "--json")
+    how = ("--epochs", 2, "--start", "prepared")  # random features of all images are alike
+    process = start("train", bundle, "--data", packed, "--val", val, *how, "--out", run, "--json")
     out, complaints = process.communicate()
     assert (process.returncode, complaints) == (0, "")
     events = [json.loads(line) for line in out.splitlines()]

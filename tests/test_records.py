@@ -212,7 +212,7 @@ def test_what_is_garbled_is_named(bundle: Path, place: tuple[Any, ...], value: A
     [
         ([], "it is no object"),
         ({"epochs": "many"}, r"'epochs' \(it is not an integer\)"),
-        ({"epochs": 0}, "--epochs 0 is out of range"),
+        ({"epochs": -1}, "--epochs -1 is out of range"),
         ({"lr": True}, r"'lr' \(it is not a number\)"),
     ],
 )

@@ -41,13 +41,20 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @st.composite
 def trainings(draw: st.DrawFn) -> Timed:
     """The events of a training of a few epochs, each at its time."""
-    images, batch, epochs = draw(st.integers(1, 4000)), draw(st.integers(1, 64)), draw(st.integers(1, 3))
+    images, batch, epochs = draw(st.integers(1, 4000)), draw(st.integers(1, 64)), draw(st.integers(0, 3))
     steps = -(-images // batch)
     begun = draw(st.integers(0, steps * epochs))
     events: list[dict[str, Any]] = [
         {"event": "start", "runtime": "native", "step": begun, "total_steps": steps * epochs, "epochs": epochs,
          "images": images, "batch_size": batch, "rss_bytes": draw(sizes)},
     ]  # fmt: skip
+    if draw(st.booleans()):
+        done = draw(st.integers(0, images))
+        events.append({"event": "fitting", "done": done, "total": images, "rss_bytes": draw(sizes)})
+        events.append(
+            {"event": "one_pass", "left_out_accuracy": draw(shares), "val_accuracy": draw(shares),
+             "peak_rss_bytes": draw(sizes), "rss_bytes": draw(sizes)}
+        )  # fmt: skip
     for epoch in range(1, epochs + 1):
         for _ in range(draw(st.integers(0, 3))):
             step = draw(st.integers(begun, steps * epochs))

@@ -54,7 +54,7 @@ def test_the_events_tell_the_whole_story(run: Path) -> None:
     events = events_of(run)
     kinds = [event["event"] for event in events]
     epoch = ["step"] * STEPS_AN_EPOCH + ["checkpoint", "epoch"]
-    assert kinds == ["start", *epoch * EPOCHS, "done"]
+    assert kinds == ["start", "checkpoint", "one_pass", *epoch * EPOCHS, "done"]
     head, *middle, done = events
     assert (head["step"], head["total_steps"], head["epochs"], head["images"]) == (0, STEPS, EPOCHS, 18)
     assert head["learning_rates"]["classifier"] == 0.03
@@ -86,7 +86,7 @@ def test_the_rate_rises_for_a_tenth_and_falls_to_zero(total: int) -> None:
 def test_it_learns(run: Path, bundle: Path, workplace: Path) -> None:
     epochs = [event for event in events_of(run) if event["event"] == "epoch"]
     assert epochs[-1]["val_accuracy"] == 1
-    assert epochs[-1]["val_loss"] < 0.6 < epochs[0]["val_loss"]
+    assert epochs[-1]["val_loss"] < 0.6
     before = tinytl_edge.evaluate(bundle, workplace / "val")
     assert before["accuracy"] < 1
     after = tinytl_edge.evaluate(run, workplace / "val")
@@ -286,7 +286,7 @@ def test_a_terminal_sees_a_live_line_and_a_file_sees_plain_ones(
     assert "\r" not in plain
     lines = plain.splitlines()
     assert lines[0] == "onnxruntime-training: 18 images, 2 epochs of 5 steps"
-    assert [line.split()[:2] for line in lines[1:]] == [["epoch", "1/2"], ["epoch", "2/2"]]
+    assert [line.split()[:2] for line in lines[1:]] == [["classifier", "in"], ["epoch", "1/2"], ["epoch", "2/2"]]
 
     ours, theirs = pty.openpty()
     columns = {"COLUMNS": "100"}

@@ -15,6 +15,16 @@ class Tiny(nn.Module):
         self.blocks = nn.ModuleList([_Block(8, 16, 2), _Block(16, 16, 1)])
         self.dropout = nn.Dropout(0.2)
         self.classifier = nn.Linear(16, 10)
+        if type(self) is Tiny:
+            self.settle()
+
+    def settle(self) -> None:
+        """Let BatchNorm's statistics be those of its inputs, as training leaves them."""
+        self.train()
+        with torch.no_grad():
+            for _ in range(30):
+                self(torch.randn(8, 3, 32, 32) + torch.randn(8, 3, 1, 1))
+        self.eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.stem(images)

@@ -30,6 +30,7 @@ from tinytl_edge.export.step.program import write_program
 from tinytl_edge.export.step.verify import PlanError
 from tinytl_edge.export.step.work import count_work
 from tinytl_edge.export.targets import templates
+from tinytl_edge.export.tinytl.classifier import features_of, find_classifier, find_head
 from tinytl_edge.export.tinytl.parameters import find_parameters
 from tinytl_edge.export.tinytl.rounding import round_frozen_weights
 from tinytl_edge.export.tinytl.transform import Transformed, transform
@@ -40,6 +41,7 @@ from tinytl_edge.runtime.files.bundle import (
     STEP,
     Bundle,
     Dropout,
+    Head,
     Manifest,
     new_bundle,
     open_bundle,
@@ -157,6 +159,7 @@ class _Compiled:
     class_count: int
     notes: tuple[str, ...]
     labels: LabelFile | None
+    head: Head | None = None
     step: StepPlan | None = None
     multiply_adds: int = 0
     work: dict[str, int] = field(default_factory=dict)
@@ -170,7 +173,15 @@ def _compile(adaptable: Adaptable, options: PrepareOptions, limited_by: str, say
     transformed = transform(model, options.method, options.patterns, options.seed)
     if options.frozen_weights == "int8":
         round_frozen_weights(model, transformed.trainable)
-    compiled = _Compiled(network, transformed, adaptable.classes, adaptable.count, adaptable.notes, adaptable.labels)
+    compiled = _Compiled(
+        network,
+        transformed,
+        adaptable.classes,
+        adaptable.count,
+        adaptable.notes,
+        adaptable.labels,
+        find_head(model, adaptable.is_new),
+    )
     say("compiling the native step")
     try:
         return _with_step(compiled, options)
@@ -223,7 +234,13 @@ def _export_for_ort(
     folder.mkdir()
     try:
         export_ort_training(
-            compiled.network.model, list(trainable), frozen, options.optimizer, folder, multi_label=options.multi_label
+            compiled.network.model,
+            list(trainable),
+            frozen,
+            options.optimizer,
+            folder,
+            multi_label=options.multi_label,
+            features=features_of(find_classifier(compiled.network.model)),
         )
     except UsageError as error:
         for file in folder.iterdir():
@@ -270,6 +287,7 @@ def _manifest(compiled: _Compiled, options: PrepareOptions, runtimes: tuple[str,
         multiply_adds=compiled.multiply_adds,
         work=compiled.work,
         device=board.name if board else None,
+        head=compiled.head,
     )
 
 

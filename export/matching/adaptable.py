@@ -39,7 +39,7 @@ class Wanted:
 class Adaptable:
     """A network with a classifier for the classes (their names, or none, and how many), and sentences about it.
 
-    `labels`: the file beside the model that names its outputs, if there is one.
+    `is_new`: its outputs mean nothing yet. `labels`: the file beside the model that names its outputs, if there is one.
     """
 
     network: Network
@@ -47,6 +47,7 @@ class Adaptable:
     count: int
     notes: tuple[str, ...]
     labels: LabelFile | None = None
+    is_new: bool = False
 
 
 def wanted_classes(
@@ -148,4 +149,4 @@ def make_adaptable(
         new_outputs(model, classifier, matched.count, seed)
     elif matched.change == EXTEND:
         more_outputs(model, classifier, matched.count - outputs)
-    return Adaptable(network, names, matched.count, (*notes, *said), label_file)
+    return Adaptable(network, names, matched.count, (*notes, *said), label_file, not is_kept)

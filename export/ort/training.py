@@ -26,6 +26,7 @@ from .lowering import lower
 from .rewrite import rewrite
 
 OPTIMIZERS = ("adam", "sgd")
+FEATURES = "features"
 IR_VERSION = 8  # the newest that onnxruntime-training 1.19.2 reads is 10; a newer onnx writes newer ones
 
 
@@ -37,6 +38,7 @@ def export_ort_training(
     folder: Path,
     rewritten: bool = True,
     multi_label: bool = False,
+    features: ir.Value | None = None,
 ) -> None:
     """Write the four artifacts into `folder`.
 
@@ -45,6 +47,7 @@ def export_ort_training(
         trainable, frozen: names of all parameters, as the graph has them; what is in neither is a constant.
         optimizer: 'adam' (beta 0.9 and 0.999, epsilon 1e-8, as torch.optim.Adam) or 'sgd' (without momentum).
         multi_label: a sigmoid for each class.
+        features: the value that the classifier reads, to be an output of the evaluation model under FEATURES.
         rewritten: False leaves the gradient graph as generated, to compare with.
 
     Raises:
@@ -55,17 +58,31 @@ def export_ort_training(
     forward = model.clone()
     forward.ir_version = IR_VERSION
     lower(forward, trainable)
+    if features is not None:
+        _give_out(forward, features.name)
     _add_loss(forward, multi_label)
     RemoveUnusedNodesPass()(forward)
     ShapeInferencePass()(forward)
     parameters = set(forward.graph.initializers)
     kept = [name for name in frozen if name in parameters]
-    _generate(ir.to_proto(forward), trainable, kept, optimizer, folder)
+    outputs = [str(value.name) for value in forward.graph.outputs if value.name != "loss"]
+    _generate(ir.to_proto(forward), trainable, kept, optimizer, folder, outputs)
     _settle_optimizer(folder / "optimizer_model.onnx")
     if rewritten:
         training = ir.load(folder / "training_model.onnx")
         rewrite(training, forward, trainable)
         ir.save(training, folder / "training_model.onnx")
+
+
+def _give_out(model: ir.Model, name: str | None) -> None:
+    """Let a value be an output, [batch, features]."""
+    value = next(output for node in model.graph for output in node.outputs if output.name == name)
+    shape = add_initializer(model, f"{FEATURES}/shape", np.array([0, -1], np.int64))
+    node = ir.node("Reshape", (value, shape), name=FEATURES)
+    node.outputs[0].name = FEATURES
+    node.outputs[0].dtype = ir.DataType.FLOAT
+    model.graph.append(node)
+    model.graph.outputs.append(node.outputs[0])
 
 
 def _add_loss(model: ir.Model, multi_label: bool) -> None:
@@ -108,8 +125,9 @@ def _add_loss(model: ir.Model, multi_label: bool) -> None:
 
 
 def _generate(
-    model: onnx.ModelProto, trainable: Sequence[str], frozen: Sequence[str], optimizer: str, folder: Path
-) -> None:
+    model: onnx.ModelProto, trainable: Sequence[str], frozen: Sequence[str], optimizer: str, folder: Path,
+    outputs: Sequence[str],
+) -> None:  # fmt: skip
     with quiet():
         from onnxruntime.training import artifacts
 
@@ -122,7 +140,7 @@ def _generate(
                 optimizer=kinds[optimizer],
                 artifact_directory=folder,
                 loss_input_names=["loss"],
-                additional_output_names=["logits"],
+                additional_output_names=list(outputs),
             )
         except Exception as error:  # its C++ side raises many kinds for what it cannot differentiate
             raise UsageError(f"onnxruntime-training cannot train this model: {_reason(error)}.") from error

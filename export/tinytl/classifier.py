@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from tinytl_edge.export.onnx_graph import Array, add_initializer, constant, maker, set_initializer, weight_source
+from tinytl_edge.export.onnx_graph import Array, add_initializer, constant, maker, set_initializer, sizes, weight_source
 from tinytl_edge.export.passes.origin import forget, record
 from tinytl_edge.runtime.errors import UsageError
+from tinytl_edge.runtime.files.bundle import Head
 
 from .trainables import widen_weight
 
@@ -59,6 +61,42 @@ def find_classifier(model: ir.Model) -> Classifier:
         value = maps[0]
     what = node.op_type if node is not None else "its input"
     raise UsageError(f"The model ends in {what}, not in a linear layer or a convolution: no classifier to adapt.")
+
+
+# What leaves single pixels as they are.
+_VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Transpose"}
+
+
+def features_of(classifier: Classifier) -> ir.Value | None:
+    """The features that a classifier is linear in: [batch, features, ...] of one pixel; None, where it is not.
+
+    It is not where its layer sees more than one pixel, has no bias, or something changes what it gives.
+    """
+    node, bias = classifier.node, classifier.bias
+    features, weight = node.inputs[0], constant(classifier.weight)
+    if features is None or features.shape is None or weight is None or bias is None:
+        return None
+    size = math.prod(int(length) for length in features.shape[1:] if isinstance(length, int))
+    if size != weight.size // classifier.outputs:
+        return None
+    value = node.outputs[0]
+    while uses := list(value.uses()):
+        behind = uses[0].node
+        adds_bias = behind.op_type == "Add" and any(weight_source(each) is bias for each in behind.inputs)
+        if len(uses) > 1 or not (behind.op_type in _VIEWS or adds_bias):
+            return None
+        value = behind.outputs[0]
+    return features
+
+
+def find_head(model: ir.Model, is_new: bool) -> Head | None:
+    """The classifier as a bundle describes it, where one pass can fit it; `is_new`: what it says means nothing."""
+    classifier = find_classifier(model)
+    features = features_of(classifier)
+    if features is None:
+        return None
+    weight, bias = classifier.parameters
+    return Head(weight, bias, math.prod(sizes(features)), is_new)
 
 
 def new_outputs(model: ir.Model, classifier: Classifier, count: int, seed: int) -> Classifier:

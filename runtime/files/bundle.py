@@ -80,6 +80,17 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Head:
+    """A classifier that can be fitted in one pass: its parameters' names, how many features it reads, and whether its
+    outputs are new, so that what it says before means nothing."""
+
+    weight: str
+    bias: str
+    features: int
+    is_new: bool
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """A file of a bundle."""
 
@@ -100,7 +111,7 @@ class Manifest:
     both runtimes take the weights rounded to 8 bits; `labels` an image: "single" (softmax), or
     "multi" (a sigmoid each); `multiply_adds` what a step of one image has to compute (0: nobody counted), `work`
     what the native trainer's does, by kind (export/step/work.py); `device` names the board that it was prepared for, if
-    one was named.
+    one was named; `head` is None where the network ends in something else than one linear layer with a bias.
     """
 
     backbone: str
@@ -126,6 +137,7 @@ class Manifest:
     multiply_adds: int = 0
     work: dict[str, int] = field(default_factory=dict)
     device: str | None = None
+    head: Head | None = None
     choices: tuple[Choice, ...] = ()  # what each knob saves and costs: export/step/choices.py
     files: dict[str, FileEntry] = field(default_factory=dict)
 

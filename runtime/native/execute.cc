@@ -28,6 +28,8 @@ Execution::Execution(Program& program, int64_t threads) : program_(program) {
 
 Execution::~Execution() { munmap(arena_, static_cast<size_t>(program_.arena_bytes)); }
 
+void Execution::give_back() { madvise(arena_, static_cast<size_t>(program_.arena_bytes), MADV_DONTNEED); }
+
 void Execution::forward(const MaskFiller* masks) {
   for (int32_t i = 0; i < program_.forward_ops; ++i) run(program_.ops[static_cast<size_t>(i)], masks);
 }

@@ -44,6 +44,9 @@ class Execution {
   // sample. Returns the loss; where it is no number, nothing was updated.
   float backward(const Sample& sample);
 
+  // Gives the arena's memory back until it is written again; what lies in it is lost.
+  void give_back();
+
   // From now on, called in front of each update and behind every other operator: (number, operator, arena).
   using Observer = std::function<void(size_t, const Record&, const uint8_t*)>;
   void observe(Observer observer) { observer_ = std::move(observer); }

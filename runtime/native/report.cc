@@ -75,7 +75,7 @@ Report::Report() : Report(2, isatty(2) != 0, terminal_columns()) { said_ = now()
 
 void Report::hear(const json::Value& event, double time) {
   const std::string& kind = text_of(event, "event");
-  if (said_ < 0 || kind == "start" || kind == "epoch" || kind == "warning") said_ = time;
+  if (said_ < 0 || kind == "start" || kind == "one_pass" || kind == "epoch" || kind == "warning") said_ = time;
   if (kind == "warning") return line_.say("warning: " + text_of(event, "message"));
   if (const int64_t rss = integer_of(event, "rss_bytes")) rss_ = rss;
   if (kind == "start") {
@@ -84,10 +84,17 @@ void Report::hear(const json::Value& event, double time) {
     total_ = integer_of(event, "total_steps");
     epochs_ = integer_of(event, "epochs");
     const int64_t images = integer_of(event, "images"), batch = std::max<int64_t>(integer_of(event, "batch_size"), 1);
-    std::string text = text_of(event, "runtime") + ": " + counted(images, "image") + ", " + counted(epochs_, "epoch") +
-                       " of " + counted((images + batch - 1) / batch, "step");
+    std::string text = text_of(event, "runtime") + ": " + counted(images, "image");
+    if (epochs_) text += ", " + counted(epochs_, "epoch") + " of " + counted((images + batch - 1) / batch, "step");
     if (first_) text += worded(", going on at step %lld", static_cast<long long>(first_));
     line_.say(text);
+  } else if (kind == "fitting") {
+    const int64_t done = integer_of(event, "done"), total = std::max<int64_t>(integer_of(event, "total"), 1);
+    status_ = "classifier in one pass " + bar(static_cast<double>(done) / static_cast<double>(total)) +
+              worded(" %lld/%lld", static_cast<long long>(done), static_cast<long long>(total));
+    line_.show(status_);
+  } else if (kind == "one_pass") {
+    say_one_pass(event, time);
   } else if (kind == "step") {
     epoch_ = integer_of(event, "epoch");
     loss_ = number_of(event, "loss");
@@ -104,6 +111,21 @@ void Report::hear(const json::Value& event, double time) {
                      megabytes(static_cast<double>(peak ? peak : rss_)).c_str(), minutes_text(time - begin_).c_str()));
     show(integer_of(event, "step"), time);
   }
+}
+
+void Report::say_one_pass(const json::Value& event, double time) {
+  std::string text = "classifier in one pass";
+  const bool validated = says(event, "val_accuracy");
+  if (validated || says(event, "left_out_accuracy")) {
+    accuracy_ = number_of(event, validated ? "val_accuracy" : "left_out_accuracy");
+    has_accuracy_ = true;
+    text += validated ? "  accuracy " : "  leave-one-out accuracy ";
+    text += percent(accuracy_, 1);
+  }
+  const int64_t peak = integer_of(event, "peak_rss_bytes");
+  text += "  peak " + megabytes(static_cast<double>(peak ? peak : rss_)) + "  " + minutes_text(time - begin_);
+  line_.say(text);
+  status_.clear();
 }
 
 void Report::show(int64_t step, double time) {

@@ -41,6 +41,7 @@ class Report {
 
  private:
   void show(int64_t step, double time);
+  void say_one_pass(const json::Value& event, double time);
 
   LiveLine line_;
   double begin_ = 0, said_ = -1;

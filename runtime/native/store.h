@@ -1,6 +1,7 @@
 // What a run keeps: the adapter, and the checkpoint from which it goes on as if nothing had happened.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -15,6 +16,13 @@ struct EpochSums {
   int64_t correct = 0;
   int64_t seen = 0;
   double low = 0, high = 0;  // of all logits
+
+  void add_range(const float* logits, int classes) {
+    for (int i = 0; i < classes; ++i) {
+      low = std::min(low, static_cast<double>(logits[i]));
+      high = std::max(high, static_cast<double>(logits[i]));
+    }
+  }
 };
 
 // Writes the trainables as PyTorch has them; `bundle` is the bundle's identity.

@@ -31,6 +31,12 @@ TrainFront::TrainFront(const Job& job)
 
 bool TrainFront::hear(const char* kind, json::Writer& event) {
   tick();
+  if (std::strcmp(kind, "fitting") == 0) {  // for a live line only
+    event.integer("rss_bytes", resident());
+    const std::string& passing = event.end_object().end_line().str();
+    if (!json_) report_.hear(json::parse_or_fail(passing, kInternal, "An event is no JSON."), now());
+    return true;
+  }
   if (std::strcmp(kind, "done") == 0) {
     finish(event);
   } else if (std::strcmp(kind, "warning") != 0) {

@@ -11,6 +11,7 @@
 #include "execute.h"
 #include "footprint.h"
 #include "layout.h"
+#include "learning/one_pass.h"
 #include "learning_rates.h"
 #include "program.h"
 #include "samples.h"
@@ -23,6 +24,7 @@ volatile int stop_asked = 0;
 
 namespace {
 
+constexpr uint32_t kFittingSaid = 16;  // images between two events
 constexpr double kHopeless = 10;  // an epoch's loss this many times that of guessing will not come back
 
 bool exists(const std::string& path) {
@@ -68,7 +70,7 @@ class Training {
         execution_(*program_, options_.threads()),
         rates_(job.rates("learning_rates")),
         batch_size_(job.integer("batch_size", 1, 1 << 20)),
-        epochs_(options_.integer("epochs", 1, 1 << 30)),
+        epochs_(options_.integer("epochs", 0, 1 << 30)),
         seed_(static_cast<uint64_t>(options_.integer("seed", 0, INT64_MAX))),
         order_(dataset_.count()) {
     for (Parameter& parameter : program_->parameters) {
@@ -86,13 +88,15 @@ class Training {
     classes_ = dataset_.classes();
     steps_an_epoch_ = (int64_t{dataset_.count()} + batch_size_ - 1) / batch_size_;
     total_ = steps_an_epoch_ * epochs_;
-    if (job.flag("resume") && exists(checkpoint_path())) step_ = read_checkpoint(checkpoint_path(), *program_, sums_);
+    goes_on_ = job.flag("resume") && exists(checkpoint_path());
+    if (goes_on_) step_ = read_checkpoint(checkpoint_path(), *program_, sums_);
     // Medians are of the last steps, in room that is taken now.
     durations_.reserve(static_cast<size_t>(std::min<int64_t>(total_ - std::min(step_, total_), 1 << 16)));
   }
 
   void run() {
     say_start();
+    if (!goes_on_ && options_.text("start") == "one-pass") begin_in_one_pass();
     const int64_t begun_at = step_;
     while (step_ < total_) {
       give_back_unused();
@@ -114,7 +118,7 @@ class Training {
       if (validation_) score_ = measure();
       say_epoch(epoch, mean);
     }
-    if (step_ == begun_at) {  // resumed behind the last epoch, of which the end may have been lost
+    if (step_ == begun_at && goes_on_) {  // resumed behind the last epoch, of which the end may have been lost
       save();
       if (validation_) score_ = measure();
     }
@@ -124,6 +128,33 @@ class Training {
  private:
   std::string checkpoint_path() const { return run_ + "/checkpoint.safetensors"; }
   std::string adapter_path() const { return run_ + "/adapter.safetensors"; }
+
+  void begin_in_one_pass() {
+    const double begin = now();
+    const double smoothing = options_.number("label_smoothing", 0, 1);
+    const OnePass found = fit_in_one_pass(*program_, dataset_, samples_, execution_, run_, smoothing, [&](uint32_t done) {
+      if (stop_asked) fail(kInterrupted, "Interrupted before the first step: nothing is kept.");
+      events_.tick();
+      if (done % kFittingSaid != 0 && done != dataset_.count()) return;
+      events_.begin("fitting").integer("done", done).integer("total", dataset_.count());
+      send();
+    });
+    sums_ = found.sums;
+    save();
+    if (validation_) score_ = measure();
+    json::Writer& event = events_.begin("one_pass");
+    event.integer("images", dataset_.count())
+        .integer("features", found.features)
+        .number("shrinkage", found.shrinkage);
+    if (found.left_out) {
+      event.number("left_out_loss", found.loss).number("left_out_accuracy", found.accuracy);
+    } else {
+      event.null("left_out_loss").null("left_out_accuracy");
+    }
+    say_score(event);
+    event.number("ms", 1e3 * (now() - begin)).integer("peak_rss_bytes", peak_rss());
+    send();
+  }
 
   void one_step(int64_t epoch) {
     const double begin = now();
@@ -149,10 +180,7 @@ class Training {
       };
       execution_.forward(&masks);
       sums_.correct += samples_.right_answers(index, execution_.logits());
-      for (int32_t i = 0; i < program_->classes; ++i) {
-        sums_.low = std::min(sums_.low, static_cast<double>(execution_.logits()[i]));
-        sums_.high = std::max(sums_.high, static_cast<double>(execution_.logits()[i]));
-      }
+      sums_.add_range(execution_.logits(), program_->classes);
       sample.ends_batch = position + 1 == last;
       sample.seed = key({seed_, e, p});
       loss += execution_.backward(sample);
@@ -279,6 +307,7 @@ class Training {
   std::unique_ptr<Samples> validation_;
   std::vector<std::string> classes_;
   int64_t steps_an_epoch_ = 0, total_ = 0, step_ = 0;
+  bool goes_on_ = false;  // from a checkpoint
   EpochSums sums_;
   double first_loss_ = NAN;  // of this process; one that is high from the start, as with random weights, has not grown
   Score score_;

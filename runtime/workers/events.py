@@ -1,7 +1,7 @@
 """What a worker says: JSON lines on standard output, one event a line, the last says how it ended.
 
-Events of training: start, step, checkpoint, epoch, warning, and at the end done or error. Beside them `pack`
-and `evaluating` {done, total}, for a live line.
+Events of training: start, one_pass, step, checkpoint, epoch, warning, and at the end done or error. Beside them `pack`,
+`fitting` and `evaluating` {done, total}, for a live line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import IO, Any
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
-PASSING = frozenset(("pack", "evaluating"))  # not worth logging
+PASSING = frozenset(("pack", "fitting", "evaluating"))  # not worth logging
 
 
 def emit(event: str, **fields: object) -> None:

@@ -139,6 +139,13 @@ class OrtSession:
         self._update(rates)
         return loss, logits
 
+    def features(self, feeds: Mapping[str, Array]) -> Array:
+        """What the classifier reads of a batch, [N, features]; where the bundle has a `head`."""
+        names = [name for name in self._module.input_names(False) if name in feeds]
+        fetched = self._c.OrtValueVector()
+        self._module.eval_step([feeds[name] for name in names], fetched)
+        return np.asarray(fetched[2].numpy())
+
     def evaluate(self, feeds: Mapping[str, Array]) -> tuple[float, Array]:
         """The mean loss and the logits of a batch."""
         return self._run(feeds, training=False)

@@ -26,6 +26,7 @@ from tinytl_edge.runtime.files.bundle import Bundle, open_bundle
 from tinytl_edge.runtime.files.run import CHECKPOINTS
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
+from tinytl_edge.runtime.learning.discriminant import fit_discriminant
 from tinytl_edge.runtime.memory import peak_rss
 from tinytl_edge.runtime.options import LOG_EVERY, TrainOptions, schedule
 
@@ -129,6 +130,21 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
 
     durations: list[float] = []
     val_loss = val_accuracy = None
+    if options.start == "one-pass" and not resuming:
+        begin = time.perf_counter()
+        losses, correct, seen, low, high, found = _fit_in_one_pass(session, batches, options, end_if_asked)
+        save()
+        if validation is not None:
+            val_loss, val_accuracy = _measure(session, validation, batch_size, end_if_asked)
+        emit(
+            "one_pass",
+            images=batches.dataset.count,
+            **found,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            ms=1e3 * (time.perf_counter() - begin),
+            peak_rss_bytes=peak_rss(),
+        )
     first_loss = math.nan  # a loss that was high from the start, as with random weights, has not grown
     for epoch in range(step // steps_an_epoch, options.epochs):
         if step % steps_an_epoch == 0:
@@ -175,7 +191,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             val_accuracy=val_accuracy,
             peak_rss_bytes=peak_rss(),
         )
-    if not durations:  # resumed behind the last epoch, of which the end may have been lost
+    if not durations and resuming:  # resumed behind the last epoch, of which the end may have been lost
         save()
         if validation is not None:
             val_loss, val_accuracy = _measure(session, validation, batch_size, end_if_asked)
@@ -189,6 +205,34 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
         val_accuracy=val_accuracy,
         peak_rss_bytes=peak_rss(),
     )
+
+
+def _fit_in_one_pass(
+    session: OrtSession, batches: Batches, options: TrainOptions, between: Callable[[], None]
+) -> tuple[float, int, int, float, float, dict[str, Any]]:
+    """Fit the classifier to frozen features.
+
+    Returns:
+        the sum of losses, right guesses, images, lowest and highest logit with it; and what to say of it.
+    """
+    head = batches.manifest.head
+    assert head is not None
+    rows, labels = [], []
+    for batch in batches.evaluation(options.batch_size or batches.manifest.batch_size):
+        rows.append(session.features(batch.feeds))
+        labels.append(batch.labels)
+        between()
+    features, targets = np.concatenate(rows), np.concatenate(labels)
+    found = fit_discriminant(features, targets, batches.manifest.class_count, options.label_smoothing)
+    values = {head.weight: found.weight.astype(np.float32), head.bias: found.bias.astype(np.float32)}
+    session.load_parameters({name: value.reshape(session.trainable[name].shape) for name, value in values.items()})
+    logits = features @ values[head.weight].T + values[head.bias]
+    chances = probabilities(logits, multi_label=False)[np.arange(len(targets)), targets]
+    said = {"features": head.features, "shrinkage": found.shrinkage, "left_out_loss": found.loss,
+            "left_out_accuracy": found.accuracy}  # fmt: skip
+    right = int((logits.argmax(1) == targets).sum())
+    ends = min(0.0, float(logits.min())), max(0.0, float(logits.max()))
+    return float(-np.log(chances).sum()), right, len(targets), *ends, said
 
 
 def _measure(

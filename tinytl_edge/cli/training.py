@@ -83,7 +83,13 @@ def pack(
 
 
 _TRAINING = [
-    click.option("--epochs", type=int, default=10, show_default=True, help="Rounds through the images."),
+    click.option("--epochs", type=int, default=10, show_default=True, help="Rounds through the images; 0: one pass."),
+    click.option(
+        "--start",
+        type=click.Choice(["one-pass", "prepared"]),
+        help="Begin with the classifier that one pass over the images finds, or with the bundle's.  "
+        "[default: one-pass, where its classes are new]",
+    ),
     click.option("--batch-size", type=int, help="Images a step.  [default: the bundle's]"),
     click.option("--lr", type=float, help="Learning rate of the classifier.  [default: by optimizer and batch size]"),
     click.option("--lr-bias", type=float, help="... of the biases."),

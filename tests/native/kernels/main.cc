@@ -11,7 +11,8 @@ namespace {
 void test_all() {
   g_random.seed(7);
   for (const auto test : {test_pointwise, test_convolutions, test_elementwise, test_activations, test_channels,
-                          test_pools, test_resampling, test_norms, test_losses, test_optimizers, test_compression}) {
+                          test_pools, test_resampling, test_norms, test_losses, test_optimizers, test_compression,
+                          test_triangles}) {
     test();
   }
 }

@@ -140,5 +140,6 @@ void test_norms();
 void test_losses();
 void test_optimizers();
 void test_compression();
+void test_triangles();
 
 }  // namespace tinytl

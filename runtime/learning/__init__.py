@@ -1,0 +1,1 @@
+"""What happens between the first image and the adapter, in Python (numpy; workers only)."""

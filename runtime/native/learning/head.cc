@@ -1,0 +1,52 @@
+#include "head.h"
+
+#include <cstring>
+
+#include "../errors.h"
+#include "../layout.h"
+
+namespace tinytl {
+
+Head::Head(const Program& program) {
+  for (const Parameter& parameter : program.parameters) {
+    if (parameter.group != "classifier") continue;
+    (parameter.layout == Layout::kVector ? bias_ : weight_) = &parameter;
+  }
+  if (weight_) features_ = weight_->elements / weight_->shape[0];
+  const auto is_weight = [&](int32_t part) {
+    return part >= 0 && weight_ && &program.parameters[static_cast<size_t>(program.parts[static_cast<size_t>(part)].parameter)] == weight_;
+  };
+  int64_t covered = 0;
+  for (int32_t i = 0; i < program.forward_ops; ++i) {
+    const Record& op = program.ops[static_cast<size_t>(i)];
+    if (!is_weight(op.weight) || op.x < 0) continue;
+    const Part& part = program.parts[static_cast<size_t>(op.weight)];
+    const Geometry& g = op.geometry;
+    if (g.in_height * g.in_width != 1) break;
+    // In chunks of inputs, or of outputs, which all read the same.
+    const Reader reader = part.axis == 1 ? Reader{static_cast<size_t>(i), part.first, part.count}
+                                         : Reader{static_cast<size_t>(i), 0, features_};
+    if (part.axis == 0 && part.first != 0) continue;
+    if (g.in_channels != reader.count) break;
+    readers_.push_back(reader);
+    covered += reader.count;
+  }
+  if (!weight_ || !bias_ || weight_->groups != 1 || covered != features_ || weight_->shape[0] != program.classes ||
+      bias_->elements != program.classes)
+    fail(kDamaged, "The program does not end in a linear layer with a bias: no classifier to fit in one pass.");
+}
+
+void Head::observe(size_t number, const Record& op, const uint8_t* arena, float* features) const {
+  for (const Reader& reader : readers_)
+    if (reader.number == number)
+      std::memcpy(features + reader.first, arena + op.x, static_cast<size_t>(reader.count) * sizeof(float));
+}
+
+void Head::set(Program& program, const float* weight, int64_t stride, const float* bias) const {
+  for (int64_t row = 0; row < weight_->shape[0]; ++row) {
+    set_row(program, *weight_, row, weight + row * stride);
+    set_row(program, *bias_, row, bias + row);
+  }
+}
+
+}  // namespace tinytl

@@ -1,0 +1,34 @@
+// The classifier of a program: the linear layer at its end.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../execute.h"
+#include "../program.h"
+
+namespace tinytl {
+
+class Head {
+ public:
+  // Fails (exit code 3) where the program ends in no linear layer with a bias that trains.
+  explicit Head(const Program& program);
+
+  int64_t features() const { return features_; }
+  // Behind every operator of a forward pass: copies what the classifier reads of it to features[features()].
+  void observe(size_t number, const Record& op, const uint8_t* arena, float* features) const;
+  // Gives it a weight, rows of `stride` numbers, and a bias.
+  void set(Program& program, const float* weight, int64_t stride, const float* bias) const;
+
+ private:
+  struct Reader {
+    size_t number;  // of an operator
+    int64_t first, count;
+  };
+  std::vector<Reader> readers_;
+  const Parameter* weight_ = nullptr;
+  const Parameter* bias_ = nullptr;
+  int64_t features_ = 0;
+};
+
+}  // namespace tinytl

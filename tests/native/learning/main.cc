@@ -1,0 +1,43 @@
+// Fits a discriminant to the features and labels in a file, and writes it into another: FEATURES CLASSES THREADS SMOOTHING OUT.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "../../../runtime/native/kernels/parallel.h"
+#include "../../../runtime/native/learning/discriminant.h"
+#include "../../../runtime/native/safetensors.h"
+
+int main(int count, char** words) {
+  using namespace tinytl;
+  if (count != 6) return 2;
+  try {
+    start_threads(std::atoi(words[3]));
+    const TensorFile file = TensorFile::open(words[1]);
+    const TensorEntry& features = file.entry("features");
+    const int64_t samples = features.shape[0], length = features.shape[1];
+    RowFile rows(".", length);
+    std::vector<float> row(static_cast<size_t>(length));
+    for (int64_t i = 0; i < samples; ++i) {
+      file.read_part(features, static_cast<uint64_t>(4 * i * length), static_cast<size_t>(4 * length), row.data());
+      rows.append(row.data());
+    }
+    std::vector<int32_t> labels(static_cast<size_t>(samples));
+    file.read(file.entry("labels"), labels.data());
+    const int classes = std::atoi(words[2]);
+    const Discriminant found = fit_discriminant(rows, labels, classes, length, std::atof(words[4]));
+    std::vector<float> weight;
+    for (int64_t c = 0; c < classes; ++c)
+      weight.insert(weight.end(), &found.weight[static_cast<size_t>(c * rows.width())],
+                    &found.weight[static_cast<size_t>(c * rows.width())] + length);
+    const double said[] = {found.shrinkage, found.loss, found.accuracy, static_cast<double>(found.left_out)};
+    write_tensors(words[5],
+                  {{"said", DType::kF64, {4}, said, sizeof said},
+                   {"weight", DType::kF32, {classes, length}, weight.data(), 4 * weight.size()},
+                   {"bias", DType::kF32, {classes}, found.bias.data(), 4 * found.bias.size()}},
+                  {});
+    return 0;
+  } catch (const Failure& failure) {
+    std::fprintf(stderr, "%s\n", failure.message.c_str());
+    return failure.exit_code;
+  }
+}

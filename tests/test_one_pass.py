@@ -1,0 +1,231 @@
+"""Training begins with the classifier that one pass over the images finds; without epochs it ends there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bundles import FRAMING, make_bundle, needs_ort
+from conftest import CLASSES, fails, make_images, ok, prepare
+from small_net import SmallNetwork, prepared
+from tiny_models import Tiny
+from torch import nn
+
+from tinytl_edge import TrainOptions, evaluate, train
+from tinytl_edge.export.eager import EagerNetwork
+from tinytl_edge.export.step.compile import Knobs
+from tinytl_edge.export.tinytl.classifier import features_of, find_classifier
+from tinytl_edge.runtime.errors import DataError, UsageError
+from tinytl_edge.runtime.files.bundle import Bundle
+from tinytl_edge.runtime.files.tensors import open_tensors
+from tinytl_edge.runtime.images.batches import Batches
+from tinytl_edge.runtime.images.dataset import open_dataset, pack
+from tinytl_edge.runtime.learning.discriminant import fit_discriminant
+from tinytl_edge.runtime.workers.native_worker import find_trainer
+
+RUNTIMES = [
+    pytest.param("native", marks=pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")),
+    pytest.param("onnxruntime-training", marks=needs_ort),
+]
+FEATURES = 64
+ONE_PASS = TrainOptions(epochs=0, start="one-pass")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packed images of the tests' classes, not as many of each."""
+    folder = tmp_path_factory.mktemp("images")
+    for part, counts in (("train", (9, 7, 6)), ("val", (5, 5, 5)), ("few", (2, 3, 2))):
+        make_images(folder / part, dict(zip(CLASSES, counts)), seed=len(part))
+        pack(folder / part, folder / f"{part}.safetensors", FRAMING, CLASSES)
+    return folder
+
+
+class Headed(Tiny):
+    """As the networks that people have, with a wide layer in front of its classifier; 64 features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Conv2d(16, FEATURES, 1, bias=False), nn.BatchNorm2d(FEATURES), nn.ReLU6())
+        self.classifier = nn.Linear(FEATURES, len(CLASSES))
+        self.settle()
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.head(x)
+        return y
+
+
+@pytest.fixture(scope="module")
+def network() -> SmallNetwork:
+    torch.manual_seed(1)
+    return prepared(Headed(), "bias")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, network: SmallNetwork) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("one_pass") / "bundle", network)
+
+
+def events(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def adapter(run: Path) -> dict[str, np.ndarray]:
+    tensors = open_tensors(run / "adapter.safetensors")
+    return {
+        name: np.frombuffer(tensors.read(name), np.float32).reshape(entry.shape)
+        for name, entry in tensors.entries.items()
+    }
+
+
+def features(bundle: Bundle, network: SmallNetwork, dataset: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What the classifier reads, by PyTorch, and the labels."""
+    value = features_of(find_classifier(network.model))
+    assert value is not None
+    model = network.model.clone()
+    model.graph.outputs[0] = next(out for node in model.graph for out in node.outputs if out.name == value.name)
+    with open_dataset(dataset) as opened:
+        batch = next(iter(Batches(bundle.manifest, opened).evaluation(opened.count)))
+    with torch.no_grad():
+        made = EagerNetwork(model)(torch.from_numpy(batch.feeds["images"]))
+    return made.numpy().reshape(len(batch.labels), -1), batch.labels
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("part", ["train", "few"])
+def test_it_is_the_discriminant_of_the_networks_features(
+    runtime: str, part: str, bundle: Bundle, network: SmallNetwork, data: Path, tmp_path: Path
+) -> None:
+    source, run = data / f"{part}.safetensors", tmp_path / "run"
+    done = train(bundle.path, source, data / "val.safetensors", run, runtime=runtime, options=ONE_PASS)
+    x, labels = features(bundle, network, source)
+    wanted = fit_discriminant(x, labels, len(CLASSES), ONE_PASS.label_smoothing)
+    head, found = bundle.manifest.head, adapter(run)
+    assert head is not None
+    logits = x @ found[head.weight].reshape(len(CLASSES), -1).T + found[head.bias]
+    np.testing.assert_allclose(logits, x @ wanted.weight.T + wanted.bias, atol=0.02)
+    one_pass = next(event for event in events(run) if event["event"] == "one_pass")
+    assert one_pass["features"] == FEATURES
+    assert one_pass["left_out_loss"] == pytest.approx(wanted.loss, rel=0.02)
+    assert one_pass["left_out_accuracy"] == pytest.approx(wanted.accuracy)
+    said = evaluate(run, data / "val.safetensors")
+    assert one_pass["val_accuracy"] == done["val_accuracy"] == pytest.approx(said["accuracy"])
+    assert done["steps"] == 0
+    assert done["train_loss"] == pytest.approx(-np.log(_chance(logits, labels)).mean(), rel=1e-3)
+
+
+def _chance(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return (powers / powers.sum(1, keepdims=True))[np.arange(len(labels)), labels]
+
+
+@needs_ort
+@pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")
+def test_both_runtimes_go_on_from_there_alike(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    options = TrainOptions(epochs=3, start="one-pass", log_every=1, batch_size=4)
+    losses = {}
+    for runtime in ("native", "onnxruntime-training"):
+        train(bundle.path, data / "train.safetensors", None, tmp_path / runtime, runtime=runtime, options=options)
+        losses[runtime] = [event["loss"] for event in events(tmp_path / runtime) if event["event"] == "step"]
+    np.testing.assert_allclose(losses["native"], losses["onnxruntime-training"], rtol=5e-3)
+
+
+@pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")
+def test_a_head_in_chunks_gives_the_same_features(network: SmallNetwork, data: Path, tmp_path: Path) -> None:
+    found = []
+    for scratch in (1_000, 2**40):
+        knobs = Knobs(scratch_bytes=scratch, accumulation="float32")
+        made = make_bundle(tmp_path / f"{scratch}", network, knobs=knobs)
+        train(
+            made.path, data / "train.safetensors", None, tmp_path / f"run{scratch}", runtime="native", options=ONE_PASS
+        )
+        found.append(adapter(tmp_path / f"run{scratch}"))
+    for name, value in found[0].items():
+        np.testing.assert_allclose(value, found[1][name], rtol=1e-3, atol=1e-3 * np.abs(value).max())
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_run_that_goes_on_is_not_fitted_again(runtime: str, bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = TrainOptions(epochs=2, start="one-pass", batch_size=4)
+    train(bundle.path, data / "train.safetensors", None, run, runtime=runtime, options=options)
+    trained = adapter(run)
+    train(bundle.path, out=run, resume=True)
+    assert [event["event"] for event in events(run)].count("one_pass") == 1
+    for name, value in adapter(run).items():
+        np.testing.assert_array_equal(value, trained[name])
+
+
+def test_where_it_begins_by_itself(network: SmallNetwork, data: Path, tmp_path: Path) -> None:
+    """With one pass where the classifier is new; where it is the file's own, with that."""
+    for is_new, start in ((True, "one-pass"), (False, "prepared")):
+        made = make_bundle(tmp_path / start, network, is_new=is_new)
+        train(made.path, data / "train.safetensors", None, tmp_path / f"{start}-run", options=TrainOptions(epochs=1))
+        record = json.loads((tmp_path / f"{start}-run" / "run.json").read_text())
+        assert record["options"]["start"] == start
+    with pytest.raises(UsageError, match="say --start one-pass"):
+        train(tmp_path / "prepared", data / "train.safetensors", None, tmp_path / "run", options=TrainOptions(epochs=0))
+
+
+def test_files_keep_their_classifier_and_backbones_get_a_new_one(workplace: Path, tmp_path: Path) -> None:
+    first = prepare(tmp_path / "first", "--data", workplace / "train")
+    ok("train", first, "--data", workplace / "train", "--epochs", 0, "--out", tmp_path / "run")
+    ok("export", tmp_path / "run", "--out", tmp_path / "model.onnx")
+    ok("prepare", tmp_path / "model.onnx", "--data", workplace / "train", "--out", tmp_path / "again")
+    heads = [json.loads((tmp_path / name / "manifest.json").read_text())["head"] for name in ("first", "again")]
+    assert [head["is_new"] for head in heads] == [True, False]
+    assert [head["features"] for head in heads] == [16, 16]
+
+
+class OfMaps(nn.Module):
+    """Classifies every pixel, and takes the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.classifier = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.features(x)).mean((2, 3))
+        return logits
+
+
+class Clipped(nn.Module):
+    """Its logits are not linear in its features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.classifier = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.classifier(self.features(x).mean((2, 3))))
+
+
+@pytest.mark.parametrize("module", [OfMaps, Clipped])
+def test_what_cannot_be_fitted_in_one_pass_says_so(module: type[nn.Module], data: Path, tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle", prepared(module(), "last"), is_new=True)
+    assert made.manifest.head is None
+    with pytest.raises(UsageError, match="does not end in one linear layer with a bias"):
+        train(made.path, data / "train.safetensors", None, tmp_path / "run", options=ONE_PASS)
+    train(made.path, data / "train.safetensors", None, tmp_path / "run", options=TrainOptions(epochs=1))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_features_that_are_no_numbers_are_said(runtime: str, workplace: Path, tmp_path: Path) -> None:
+    made = prepare(tmp_path / "bundle", "--data", workplace / "train", "--std", "1e-38")
+    with pytest.raises(DataError, match="features of these images are no numbers"):
+        train(made, workplace / "train", None, tmp_path / "run", runtime=runtime)
+
+
+def test_it_is_told_in_words(workplace: Path, tmp_path: Path) -> None:
+    made = prepare(tmp_path / "bundle", "--data", workplace / "train")
+    out = ok("train", made, "--data", workplace / "train", "--epochs", 0, "--out", tmp_path / "run")
+    assert "0 steps" in out
+    sentence = fails(
+        2, "train", made, "--data", workplace / "train", "--out", tmp_path / "x", "--epochs", 0, "--start", "prepared"
+    )
+    assert "one pass" in sentence
