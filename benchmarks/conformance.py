@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 from tinytl_edge.export.sources.backbones.pretrained import has_imagenet_weights
+from tinytl_edge.runtime.files.bundle import open_bundle
 from tinytl_edge.runtime.images.folders import find_images
 from tinytl_edge.runtime.options import TrainOptions
 
@@ -70,8 +71,8 @@ def main() -> None:
                 packed = options.out / f"{name}.safetensors"
                 packed.unlink(missing_ok=True)
                 tinytl("pack", options.data, "--bundle", bundle, "--out", packed)
-                rates = TrainOptions().learning_rates(optimizer, options.batch_size)
-                how = ["--epochs", epochs, "--log-every", 1]
+                rates = TrainOptions(start="prepared").learning_rates(open_bundle(bundle).manifest)
+                how = ["--start", "prepared", "--epochs", epochs, "--log-every", 1]
                 for flag, group in RATES.items():
                     how += [flag, options.rates * rates[group]]
                 found = []

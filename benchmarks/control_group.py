@@ -47,7 +47,7 @@ def main() -> None:
             "program": os.fspath(bundle.file(STEP).resolve()),
             "train": os.fspath(options.data.resolve()), "val": options.val and os.fspath(options.val.resolve()),
             "run": run, "resume": False, "batch_size": manifest.batch_size, "options": asdict(run_options),
-            "learning_rates": run_options.learning_rates(manifest.optimizer, manifest.batch_size),
+            "learning_rates": run_options.learning_rates(manifest),
         }  # fmt: skip
         command = ["sh", "-c", f"echo $$ > {group.path}/cgroup.procs && exec {trainer}"]
         ended = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)

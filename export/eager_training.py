@@ -40,7 +40,7 @@ def train_eager(
     dtype = next(network.parameters()).dtype
     optimizer = _optimizer(network, manifest)
     batch_size = options.batch_size or manifest.batch_size
-    rates = options.learning_rates(manifest.optimizer, batch_size)
+    rates = options.learning_rates(manifest)
     total, step = math.ceil(dataset.count / batch_size) * options.epochs, 0
     for epoch in range(options.epochs):
         for batch in Batches(manifest, dataset).training(options, batch_size, epoch):

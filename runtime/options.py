@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tinytl_edge.runtime.files.records import read_record
 
 from .errors import DamagedFileError, UsageError
 
-# Learning rates by optimizer and group at a batch of 8, found in docs/accuracy.md.
+if TYPE_CHECKING:
+    from tinytl_edge.runtime.files.bundle import Manifest
+
+# Learning rates by optimizer and group at a batch of 8, found in docs/accuracy.md: of a classifier that knows its
+# classes when training begins, and of one that does not.
 _RATES = {
+    "adam": {"classifier": 3e-4, "bias": 3e-4, "lite_residual": 3e-3, "weight": 2e-4},
+    "sgd": {"classifier": 0.01, "bias": 0.002, "lite_residual": 0.02, "weight": 0.005},
+    "momentum": {"classifier": 0.001, "bias": 0.0002, "lite_residual": 0.002, "weight": 0.0005},
+}
+_RATES_OF_NEW = {
     "adam": {"classifier": 3e-3, "bias": 3e-3, "lite_residual": 3e-3, "weight": 2e-4},
     "sgd": {"classifier": 0.1, "bias": 0.02, "lite_residual": 0.02, "weight": 0.005},
     "momentum": {"classifier": 0.01, "bias": 0.002, "lite_residual": 0.002, "weight": 0.0005},
@@ -19,6 +29,7 @@ _RATES_BATCH = 8
 LOG_EVERY = 10  # steps
 OPTIMIZERS = tuple(_RATES)
 STARTS = ("one-pass", "prepared")
+NEW, EXTENDED, KEPT = CLASSIFIERS = ("new", "extended", "kept")  # what a bundle's was before
 GROUPS = tuple(_RATES["adam"])
 
 
@@ -77,13 +88,16 @@ class TrainOptions:
             raise UsageError(f"'{self.start}' is no way to start: choose one of {', '.join(STARTS)}.")
         return self
 
-    def learning_rates(self, optimizer: str, batch_size: int) -> dict[str, float]:
-        """The rate of each parameter group.
+    def learning_rates(self, manifest: Manifest) -> dict[str, float]:
+        """The rate of each parameter group, of training a bundle.
 
-        Defaults scale from a batch of 8 with the batch size for SGD and momentum, and with its root for Adam.
+        Defaults scale from a batch of 8 with the batch size for SGD and momentum, and with its root for Adam. A
+        classifier that knows its classes already would lose by steps that a new one needs.
         """
-        ratio = batch_size / _RATES_BATCH
+        optimizer = manifest.optimizer
+        ratio = (self.batch_size or manifest.batch_size) / _RATES_BATCH
         factor = math.sqrt(ratio) if optimizer == "adam" else ratio
+        knows = self.start == STARTS[0] or manifest.classifier == KEPT
         given = {
             "classifier": self.lr,
             "bias": self.lr_bias,
@@ -92,7 +106,7 @@ class TrainOptions:
         }
         return {
             group: rate * factor if given[group] is None else float(given[group] or 0)
-            for group, rate in _RATES[optimizer].items()
+            for group, rate in (_RATES if knows else _RATES_OF_NEW)[optimizer].items()
         }
 
     @classmethod

@@ -18,7 +18,7 @@ from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
 
 from .errors import DamagedFileError, DataError, MemoryLimitError, StorageError, UsageError
 from .memory import megabytes
-from .options import LOG_EVERY, STARTS, TrainOptions
+from .options import LOG_EVERY, NEW, STARTS, TrainOptions
 from .phases import Phases
 from .threads import THREAD_BYTES, threads_for
 
@@ -74,7 +74,7 @@ class TrainingPlan:
             "bundle_identity": bundle.identity,
             "program": os.fspath(bundle.file(STEP).resolve()),
             "batch_size": batch_size,
-            "learning_rates": self.options.learning_rates(manifest.optimizer, batch_size),
+            "learning_rates": self.options.learning_rates(manifest),
             "run": os.fspath(self.run.resolve()),
             "train": os.fspath(self.train_file.resolve()),
             "val": os.fspath(self.val_file.resolve()) if self.val_file else None,
@@ -126,7 +126,7 @@ def start_of(bundle: Bundle, options: TrainOptions) -> str:
     """
     manifest, (one_pass, prepared) = bundle.manifest, STARTS
     can = manifest.head is not None and manifest.labels == SINGLE
-    start = options.start or (one_pass if can and manifest.head and manifest.head.is_new else prepared)
+    start = options.start or (one_pass if can and manifest.classifier == NEW else prepared)
     if start == one_pass and not can:
         why = "it is multi-label" if manifest.head else "it does not end in one linear layer with a bias"
         raise UsageError(f"The classifier of {bundle.path} cannot be fitted in one pass: {why}.")

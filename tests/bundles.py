@@ -50,7 +50,7 @@ def make_bundle(
     classes: tuple[str, ...] = CLASSES,
     model_input: Input = INPUT,
     memory_limit: int | None = None,
-    is_new: bool = False,
+    classifier: str = "extended",  # trains from where it is, as a new one does
 ) -> Bundle:
     """A bundle for the native trainer and, where it is installed, for onnxruntime-training."""
     if knobs.frozen_weights == "int8":
@@ -62,7 +62,8 @@ def make_bundle(
         tuple(Dropout(d.name, d.shape, d.rate) for d in network.dropouts), network.trainable, 2, 1,
         {"parameters": 1.0, "activations": 1.0}, ("native", "onnxruntime-training")[: 1 + with_ort], "test",
         knobs.frozen_weights, memory_limit, step.memory(optimizer), knobs, step.segments,
-        labels="multi" if multi_label else "single", head=find_head(network.model, is_new),
+        labels="multi" if multi_label else "single", head=find_head(network.model),
+        classifier=classifier,
     )  # fmt: skip
     with new_bundle(out) as folder:
         ir.save(network.model, folder / FORWARD)

@@ -161,13 +161,15 @@ def test_a_run_that_goes_on_is_not_fitted_again(runtime: str, bundle: Bundle, da
 
 def test_where_it_begins_by_itself(network: SmallNetwork, data: Path, tmp_path: Path) -> None:
     """With one pass where the classifier is new; where it is the file's own, with that."""
-    for is_new, start in ((True, "one-pass"), (False, "prepared")):
-        made = make_bundle(tmp_path / start, network, is_new=is_new)
-        train(made.path, data / "train.safetensors", None, tmp_path / f"{start}-run", options=TrainOptions(epochs=1))
-        record = json.loads((tmp_path / f"{start}-run" / "run.json").read_text())
+    for classifier, start in (("new", "one-pass"), ("kept", "prepared"), ("extended", "prepared")):
+        made = make_bundle(tmp_path / classifier, network, classifier=classifier)
+        train(
+            made.path, data / "train.safetensors", None, tmp_path / f"{classifier}-run", options=TrainOptions(epochs=1)
+        )
+        record = json.loads((tmp_path / f"{classifier}-run" / "run.json").read_text())
         assert record["options"]["start"] == start
     with pytest.raises(UsageError, match="say --start one-pass"):
-        train(tmp_path / "prepared", data / "train.safetensors", None, tmp_path / "run", options=TrainOptions(epochs=0))
+        train(tmp_path / "kept", data / "train.safetensors", None, tmp_path / "run", options=TrainOptions(epochs=0))
 
 
 def test_files_keep_their_classifier_and_backbones_get_a_new_one(workplace: Path, tmp_path: Path) -> None:
@@ -175,9 +177,9 @@ def test_files_keep_their_classifier_and_backbones_get_a_new_one(workplace: Path
     ok("train", first, "--data", workplace / "train", "--epochs", 0, "--out", tmp_path / "run")
     ok("export", tmp_path / "run", "--out", tmp_path / "model.onnx")
     ok("prepare", tmp_path / "model.onnx", "--data", workplace / "train", "--out", tmp_path / "again")
-    heads = [json.loads((tmp_path / name / "manifest.json").read_text())["head"] for name in ("first", "again")]
-    assert [head["is_new"] for head in heads] == [True, False]
-    assert [head["features"] for head in heads] == [16, 16]
+    found = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("first", "again")]
+    assert [manifest["classifier"] for manifest in found] == ["new", "kept"]
+    assert [manifest["head"]["features"] for manifest in found] == [16, 16]
 
 
 class OfMaps(nn.Module):
@@ -207,7 +209,7 @@ class Clipped(nn.Module):
 
 @pytest.mark.parametrize("module", [OfMaps, Clipped])
 def test_what_cannot_be_fitted_in_one_pass_says_so(module: type[nn.Module], data: Path, tmp_path: Path) -> None:
-    made = make_bundle(tmp_path / "bundle", prepared(module(), "last"), is_new=True)
+    made = make_bundle(tmp_path / "bundle", prepared(module(), "last"))
     assert made.manifest.head is None
     with pytest.raises(UsageError, match="does not end in one linear layer with a bias"):
         train(made.path, data / "train.safetensors", None, tmp_path / "run", options=ONE_PASS)

@@ -38,12 +38,12 @@ def test_only_what_is_named_trains_with_the_classifier(tmp_path: Path) -> None:
 
 def test_two_methods_are_refused(tmp_path: Path) -> None:
     sentence = fails(2, "prepare", *TINY, "--train", "bias", "--train", "full", "--out", tmp_path / "b")
-    assert sentence.startswith("--train bias and --train full: choose one of last, ")
+    assert sentence.startswith("--train bias and --train full: choose one of auto, last, ")
 
 
 def test_a_mistyped_method_is_told_the_methods(tmp_path: Path) -> None:
     sentence = fails(2, "prepare", *TINY, "--classes", 3, "--train", "biass", "--out", tmp_path / "b")
-    assert sentence.startswith("--train 'biass' is neither a method (last, bias, ")
+    assert sentence.startswith("--train 'biass' is neither a method (auto, last, bias, ")
 
 
 @pytest.mark.parametrize(

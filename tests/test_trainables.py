@@ -118,7 +118,7 @@ def test_patterns_add_to_a_method() -> None:
 
 
 def test_unknown_methods_and_patterns() -> None:
-    with pytest.raises(UsageError, match="'biases' is no method: choose one of last, bias, lite-residual,"):
+    with pytest.raises(UsageError, match="'biases' is no method: choose one of auto, last, bias, lite-residual,"):
         choose_trainables(plain(), "biases", CLASSIFIER)
     with pytest.raises(UsageError, match=r"--train 'neck.\*' is neither a method"):
         choose_trainables(plain(), "last", CLASSIFIER, ("*.bias", "neck.*"))

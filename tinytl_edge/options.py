@@ -50,7 +50,7 @@ class PrepareOptions:
     classes: int | Sequence[str] | None = None
     multi_label: bool = False
     labels: str | PathLike[str] | None = None
-    train: str | Sequence[str] = "lite-residual+bias"
+    train: str | Sequence[str] = "auto"
     resolution: int | tuple[int, int] | None = None
     fit: str | None = None
     colours: str | None = None

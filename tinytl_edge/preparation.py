@@ -33,8 +33,9 @@ from tinytl_edge.export.targets import templates
 from tinytl_edge.export.tinytl.classifier import features_of, find_classifier, find_head
 from tinytl_edge.export.tinytl.parameters import find_parameters
 from tinytl_edge.export.tinytl.rounding import round_frozen_weights
+from tinytl_edge.export.tinytl.trainables import cheap_weights
 from tinytl_edge.export.tinytl.transform import Transformed, transform
-from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
+from tinytl_edge.runtime.errors import DamagedFileError, MemoryLimitError, StorageError, UsageError
 from tinytl_edge.runtime.files.bundle import (
     FORWARD,
     ORT_FOLDER,
@@ -49,6 +50,7 @@ from tinytl_edge.runtime.files.bundle import (
 )
 from tinytl_edge.runtime.images.dataset import MULTI, SINGLE
 from tinytl_edge.runtime.model_files.label_file import LabelFile
+from tinytl_edge.runtime.options import NEW
 
 from .board_choice import choose_memory_limit, choose_threads, explain_resolution, explain_time, smaller_resolution
 from .options import PrepareOptions
@@ -159,6 +161,7 @@ class _Compiled:
     class_count: int
     notes: tuple[str, ...]
     labels: LabelFile | None
+    classifier: str = NEW
     head: Head | None = None
     step: StepPlan | None = None
     multiply_adds: int = 0
@@ -168,9 +171,39 @@ class _Compiled:
 
 
 def _compile(adaptable: Adaptable, options: PrepareOptions, limited_by: str, say: Callable[[str], None]) -> _Compiled:
-    """`limited_by`: the option that set the memory limit."""
+    """Compile the native step; what `auto` trains gives way to the memory limit, which `limited_by` set."""
+    if options.method != "auto" or options.memory_limit is None:
+        return _compile_with(adaptable, options, None, limited_by, say)
+    network, untouched = adaptable.network, adaptable.network.model.clone()
+    count = len(cheap_weights(untouched, find_classifier(untouched).parameters))
+
+    def compiled_with(weights: int | None) -> _Compiled:
+        network.model = untouched.clone()
+        return _compile_with(adaptable, options, weights, limited_by, say)
+
+    try:
+        return compiled_with(None)
+    except MemoryLimitError:
+        best = compiled_with(0)
+    fitting, too_many, model = 0, count, network.model
+    while too_many - fitting > 1:
+        middle = (fitting + too_many) // 2
+        try:
+            best, fitting = compiled_with(middle), middle
+            model = network.model
+        except MemoryLimitError:
+            too_many = middle
+    network.model = model
+    note = f"Of the weights that train for little memory, {fitting} of {count} fit the limit."
+    return replace(best, notes=(*best.notes, note))
+
+
+def _compile_with(
+    adaptable: Adaptable, options: PrepareOptions, weights: int | None, limited_by: str, say: Callable[[str], None]
+) -> _Compiled:
+    """With so many of the weights that `auto` would train."""
     network, model = adaptable.network, adaptable.network.model
-    transformed = transform(model, options.method, options.patterns, options.seed)
+    transformed = transform(model, options.method, options.patterns, options.seed, weights)
     if options.frozen_weights == "int8":
         round_frozen_weights(model, transformed.trainable)
     compiled = _Compiled(
@@ -180,7 +213,8 @@ def _compile(adaptable: Adaptable, options: PrepareOptions, limited_by: str, say
         adaptable.count,
         adaptable.notes,
         adaptable.labels,
-        find_head(model, adaptable.is_new),
+        adaptable.classifier,
+        find_head(model),
     )
     say("compiling the native step")
     try:
@@ -288,6 +322,7 @@ def _manifest(compiled: _Compiled, options: PrepareOptions, runtimes: tuple[str,
         work=compiled.work,
         device=board.name if board else None,
         head=compiled.head,
+        classifier=compiled.classifier,
     )
 
 

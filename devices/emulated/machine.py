@@ -103,7 +103,7 @@ def make_board(board: Path, arguments: argparse.Namespace) -> Path:
         "train": "/board/train.safetensors",
         "val": "/board/val.safetensors" if arguments.val else None,
         "batch_size": batch_size,
-        "learning_rates": options.learning_rates(bundle.manifest.optimizer, batch_size),
+        "learning_rates": options.learning_rates(bundle.manifest),
         "options": vars(options),
         "resume": False,
     }

@@ -14,6 +14,7 @@ from tinytl_edge.runtime.errors import DataError, UsageError
 from tinytl_edge.runtime.images.folders import find_images
 from tinytl_edge.runtime.images.label_table import TABLE, has_table, read_table
 from tinytl_edge.runtime.model_files.label_file import LabelFile, read_label_file
+from tinytl_edge.runtime.options import EXTENDED, KEPT, NEW
 from tinytl_edge.runtime.wording import list_names
 
 from .class_names import EXTEND, REPLACE, listed, match, named_outputs
@@ -39,7 +40,7 @@ class Wanted:
 class Adaptable:
     """A network with a classifier for the classes (their names, or none, and how many), and sentences about it.
 
-    `is_new`: its outputs mean nothing yet. `labels`: the file beside the model that names its outputs, if there is one.
+    `classifier`: NEW, EXTENDED or KEPT. `labels`: the file beside the model that names its outputs, if there is one.
     """
 
     network: Network
@@ -47,7 +48,7 @@ class Adaptable:
     count: int
     notes: tuple[str, ...]
     labels: LabelFile | None = None
-    is_new: bool = False
+    classifier: str = KEPT
 
 
 def wanted_classes(
@@ -149,4 +150,5 @@ def make_adaptable(
         new_outputs(model, classifier, matched.count, seed)
     elif matched.change == EXTEND:
         more_outputs(model, classifier, matched.count - outputs)
-    return Adaptable(network, names, matched.count, (*notes, *said), label_file, not is_kept)
+    classifier_is = KEPT if is_kept and matched.change != EXTEND else EXTENDED if is_kept else NEW
+    return Adaptable(network, names, matched.count, (*notes, *said), label_file, classifier_is)

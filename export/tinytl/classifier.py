@@ -89,14 +89,14 @@ def features_of(classifier: Classifier) -> ir.Value | None:
     return features
 
 
-def find_head(model: ir.Model, is_new: bool) -> Head | None:
-    """The classifier as a bundle describes it, where one pass can fit it; `is_new`: what it says means nothing."""
+def find_head(model: ir.Model) -> Head | None:
+    """The classifier as a bundle describes it, where one pass can fit it."""
     classifier = find_classifier(model)
     features = features_of(classifier)
     if features is None:
         return None
     weight, bias = classifier.parameters
-    return Head(weight, bias, math.prod(sizes(features)), is_new)
+    return Head(weight, bias, math.prod(sizes(features)))
 
 
 def new_outputs(model: ir.Model, classifier: Classifier, count: int, seed: int) -> Classifier:

@@ -1,6 +1,7 @@
-"""What can train beside the classifier, by name (Cai et al., NeurIPS 2020, section 4)."""
+"""What can train beside the classifier, by name (Cai et al., NeurIPS 2020, section 4); `auto`: biases, and the weights
+that train for little memory (narrow.py)."""
 
-METHODS = ("last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "full")
+METHODS = ("auto", "last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "full")
 
 
 def uses_lite_residuals(method: str) -> bool:

@@ -12,6 +12,7 @@ from tinytl_edge.export.passes.origin import record
 from tinytl_edge.runtime.errors import UsageError
 
 from .methods import METHODS, uses_lite_residuals
+from .narrow import reads_little
 from .parameters import BIAS, NORM_BIAS, NORM_SCALE, Use, find_parameters
 
 LITE_RESIDUAL = "lite_residual"  # the name under which a block owns its module
@@ -19,13 +20,14 @@ ZEROS = ".zeros"  # ends the name of a bias that a TFLite convolution of a modul
 
 
 def choose_trainables(
-    model: ir.Model, method: str, classifier: Sequence[str], also: Sequence[str] = ()
+    model: ir.Model, method: str, classifier: Sequence[str], also: Sequence[str] = (), weights: int | None = None
 ) -> dict[str, str]:
     """The parameters that train, with the group of their learning rate: classifier, bias, lite_residual or weight.
 
     Args:
         classifier: the names of the classifier's parameters; they always train.
         also: name patterns of further parameters to train.
+        weights: how many of those that `auto` would train; the last ones.
 
     Raises:
         UsageError: the method is unknown, or a pattern matches no parameter.
@@ -33,6 +35,8 @@ def choose_trainables(
     if method not in METHODS:
         raise UsageError(f"'{method}' is no method: choose one of {', '.join(METHODS)}.")
     parameters = find_parameters(model)
+    cheap = cheap_weights(model, classifier)
+    cheap = cheap if weights is None else cheap[max(len(cheap) - weights, 0) :]
     for pattern in also:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in parameters):
             raise UsageError(
@@ -44,8 +48,14 @@ def choose_trainables(
         for name, use in parameters.items()
         if name in classifier
         or _trains(method, name, use)
+        or (method == "auto" and name in cheap)
         or any(fnmatch.fnmatchcase(name, pattern) for pattern in also)
     }
+
+
+def cheap_weights(model: ir.Model, classifier: Sequence[str]) -> list[str]:
+    """The weights that `auto` trains where memory allows it, from the first layer to the last."""
+    return [name for name, use in find_parameters(model).items() if reads_little(use) and name not in classifier]
 
 
 def _trains(method: str, name: str, use: Use) -> bool:
@@ -58,7 +68,7 @@ def _trains(method: str, name: str, use: Use) -> bool:
         return True
     if method == "norm+last":
         return use.kind in (NORM_SCALE, NORM_BIAS)
-    return method in ("bias", "lite-residual+bias") and use.kind in (BIAS, NORM_BIAS)
+    return method in ("auto", "bias", "lite-residual+bias") and use.kind in (BIAS, NORM_BIAS)
 
 
 def _group(name: str, use: Use, classifier: Sequence[str]) -> str:

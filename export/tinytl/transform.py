@@ -28,7 +28,9 @@ class Transformed:
     trainable_count: int
 
 
-def transform(model: ir.Model, method: str, also: Sequence[str] = (), seed: int = 0) -> Transformed:
+def transform(
+    model: ir.Model, method: str, also: Sequence[str] = (), seed: int = 0, weights: int | None = None
+) -> Transformed:
     """Apply the TinyTL transform in place.
 
     The paper's memory is counted before BatchNorm is folded, as the paper does.
@@ -36,6 +38,7 @@ def transform(model: ir.Model, method: str, also: Sequence[str] = (), seed: int 
     Args:
         method: one of `trainables.METHODS`.
         also: name patterns of further parameters to train.
+        weights: how many of the weights that `auto` would train; default: all of them.
         seed: of the lite residual modules' first values.
 
     Raises:
@@ -44,7 +47,7 @@ def transform(model: ir.Model, method: str, also: Sequence[str] = (), seed: int 
     classifier = find_classifier(model)
     if uses_lite_residuals(method):
         attach_lite_residuals(model, find_blocks(model), seed)
-    trainable = choose_trainables(model, method, classifier.parameters, also)
+    trainable = choose_trainables(model, method, classifier.parameters, also, weights)
     widen(model, trainable)
     counted = paper_memory(model, trainable)
     trainable = fold_batchnorm(model, trainable)

@@ -16,7 +16,7 @@ from typing import Any
 from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
 from tinytl_edge.runtime.images.framing import Framing
 from tinytl_edge.runtime.knobs import Choice, Knobs
-from tinytl_edge.runtime.options import GROUPS, OPTIMIZERS
+from tinytl_edge.runtime.options import CLASSIFIERS, GROUPS, NEW, OPTIMIZERS
 
 from .digest import sha256, sha256_of
 from .kinds import kind_in_words
@@ -81,13 +81,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Head:
-    """A classifier that can be fitted in one pass: its parameters' names, how many features it reads, and whether its
-    outputs are new, so that what it says before means nothing."""
+    """A classifier that can be fitted in one pass: its parameters' names, and how many features it reads."""
 
     weight: str
     bias: str
     features: int
-    is_new: bool
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,8 @@ class Manifest:
     both runtimes take the weights rounded to 8 bits; `labels` an image: "single" (softmax), or
     "multi" (a sigmoid each); `multiply_adds` what a step of one image has to compute (0: nobody counted), `work`
     what the native trainer's does, by kind (export/step/work.py); `device` names the board that it was prepared for, if
-    one was named; `head` is None where the network ends in something else than one linear layer with a bias.
+    one was named; `classifier` is NEW, EXTENDED by further classes, or KEPT; `head` is None where the network ends in
+    something else than one linear layer with a bias.
     """
 
     backbone: str
@@ -137,6 +136,7 @@ class Manifest:
     multiply_adds: int = 0
     work: dict[str, int] = field(default_factory=dict)
     device: str | None = None
+    classifier: str = NEW
     head: Head | None = None
     choices: tuple[Choice, ...] = ()  # what each knob saves and costs: export/step/choices.py
     files: dict[str, FileEntry] = field(default_factory=dict)
@@ -146,6 +146,8 @@ class Manifest:
             raise ValueError(f"labels {self.labels!r}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer {self.optimizer!r}")
+        if self.classifier not in CLASSIFIERS:
+            raise ValueError(f"a {self.classifier!r} classifier")
         if self.class_count < 1 or len(self.classes) not in (0, self.class_count) or self.batch_size < 1:
             raise ValueError(f"{self.class_count} outputs, {len(self.classes)} classes, a batch of {self.batch_size}")
         if not 0 <= self.trainable_count <= self.parameter_count or self.parameter_count < 1:

@@ -96,7 +96,7 @@ class Training {
 
   void run() {
     say_start();
-    if (!goes_on_ && options_.text("start") == "one-pass") begin_in_one_pass();
+    if (!goes_on_ && options_.optional_text("start") == "one-pass") begin_in_one_pass();
     const int64_t begun_at = step_;
     while (step_ < total_) {
       give_back_unused();

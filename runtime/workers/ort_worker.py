@@ -92,7 +92,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
     losses, correct, seen, low, high = json.loads(session.get_property("epoch_sums", "[0.0, 0, 0, 0.0, 0.0]"))
 
     batch_size = options.batch_size or manifest.batch_size
-    rates = options.learning_rates(manifest.optimizer, batch_size)
+    rates = job["learning_rates"]
     steps_an_epoch = math.ceil(batches.dataset.count / batch_size)
     total = steps_an_epoch * options.epochs
     emit(
