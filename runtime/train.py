@@ -94,7 +94,11 @@ def _by_a_worker(plan: TrainingPlan, log: EventLog) -> dict[str, Any]:
     record = plan.record()
     write_record(plan.run, plan.bundle, status="running", **record)
 
+    first_pass = 0
+
     def log_event(event: Event) -> None:
+        nonlocal first_pass
+        first_pass = max(first_pass, event["peak_rss_bytes"] if event["event"] == "one_pass" else 0)
         log.write({**event, "executable": record["executable"]} if event["event"] == "start" else event)
 
     try:
@@ -112,19 +116,21 @@ def _by_a_worker(plan: TrainingPlan, log: EventLog) -> dict[str, Any]:
         "adapter": os.fspath(plan.run / ADAPTER),
     }
     write_record(plan.run, plan.bundle, status="done", **record, result=done, rss_curve=measured.curve)
-    if (warning := above_plan(done, plan.bundle.manifest.memory_limit)) is not None:
+    if (warning := above_plan(done, plan.bundle.manifest.memory_limit, first_pass)) is not None:
         log.write({"event": "warning", "message": warning})
     log.write(done)
     return done
 
 
-def above_plan(done: Event, limit: int | None) -> str | None:
-    """A sentence where the trainer took more than its limit or its plan."""
+def above_plan(done: Event, limit: int | None, first_pass: int = 0) -> str | None:
+    """A sentence where the trainer took more than its limit; or, without one, than its plan and the first pass."""
     peak, planned = done["peak_rss_bytes"], done["planned_peak_bytes"]
     if planned is None:
         return None
-    if limit is not None and peak > limit:
-        return f"The trainer took {megabytes(peak)} at its peak, above the bundle's limit of {megabytes(limit)}."
+    planned = max(planned, first_pass)  # which without a limit takes what it likes
+    if limit is not None:
+        above = f"The trainer took {megabytes(peak)} at its peak, above the bundle's limit of {megabytes(limit)}."
+        return above if peak > limit else None
     if peak > _PLAN_IS_KEPT * planned + _OF_THE_SYSTEM:
         return f"The trainer took {megabytes(peak)} at its peak, where {megabytes(planned)} were planned."
     return None

@@ -74,6 +74,7 @@ class TrainingPlan:
             "bundle_identity": bundle.identity,
             "program": os.fspath(bundle.file(STEP).resolve()),
             "batch_size": batch_size,
+            "memory": manifest.memory_limit,
             "learning_rates": self.options.learning_rates(manifest),
             "run": os.fspath(self.run.resolve()),
             "train": os.fspath(self.train_file.resolve()),

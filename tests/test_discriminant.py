@@ -22,7 +22,9 @@ ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "runtime" / "native"
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
-NativeFit = Callable[[Floats, Labels, int, int], tuple[Discriminant, bytes]]
+NativeFit = Callable[..., tuple[Discriminant, dict[str, NDArray[np.float64]]]]
+AMPLE = 2**40  # bytes
+KINDS = {"said": np.float64, "weight": np.float32, "bias": np.float32}
 
 
 def features_of(seed: int, labels: Labels, length: int, apart: float = 1.0) -> Floats:
@@ -103,7 +105,8 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> NativeFit:
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to build the native trainer's tests with")
     folder = tmp_path_factory.mktemp("discriminant")
-    learning = [NATIVE / "learning" / f"{name}.cc" for name in ("discriminant", "rows")]
+    names = ("discriminant", "labelled_rows", "left_out", "rows", "span")
+    learning = [NATIVE / "learning" / f"{name}.cc" for name in names]
     sources = [*learning, NATIVE / "safetensors.cc", NATIVE / "json.cc"]
     sources += [NATIVE / "kernels" / f"{name}.cc" for name in ("triangle", "parallel")]
     flags = ["-std=gnu++20", "-O1", "-g", "-Wno-psabi", "-pthread", "-fsanitize=address,undefined"]
@@ -111,22 +114,24 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> NativeFit:
     program = folder / "fit"
     subprocess.run(["g++", *flags, *sources, ROOT / "tests/native/learning/main.cc", "-o", program], check=True)
 
-    def fit(x: Floats, labels: Labels, classes: int, threads: int = 1) -> tuple[Discriminant, bytes]:
+    def fit(
+        x: Floats, labels: Labels, classes: int, threads: int = 1, room: int = AMPLE
+    ) -> tuple[Discriminant, dict[str, NDArray[np.float64]]]:
         tensors = [
             ("features", "F32", x.shape, x.tobytes()),
             ("labels", "I32", labels.shape, labels.astype(np.int32).tobytes()),
         ]
         write_tensors(folder / "in", tensors, {})
-        command = [program, folder / "in", str(classes), str(threads), "0.1", folder / "out"]
+        command = [program, folder / "in", str(classes), str(threads), "0.1", str(room), folder / "out"]
         ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
         assert ran.returncode == 0, ran.stderr
         file = open_tensors(folder / "out")
-        shrinkage, loss, accuracy, left_out = np.frombuffer(file.read("said"), np.float64)
-        weight = np.frombuffer(file.read("weight"), np.float32).reshape(classes, -1).astype(np.float64)
-        bias = np.frombuffer(file.read("bias"), np.float32).astype(np.float64)
-        said = (float(loss), float(accuracy)) if left_out else (None, None)
+        read = {name: np.frombuffer(file.read(name), kind) for name, kind in KINDS.items()}
+        shrinkage, loss, accuracy, left_out = map(float, read["said"][:4])
+        weight, bias = read["weight"].reshape(classes, -1).astype(np.float64), read["bias"].astype(np.float64)
         assert not (folder / ".features").exists()
-        return Discriminant(weight, bias, float(shrinkage), *said), weight.tobytes() + bias.tobytes()
+        said = (loss, accuracy) if left_out else (None, None)
+        return Discriminant(weight, bias, shrinkage, *said), read
 
     return fit
 
@@ -135,7 +140,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> NativeFit:
 @given(problems())
 def test_the_native_trainer_finds_the_same(native: NativeFit, problem: tuple[Floats, Labels, int]) -> None:
     x, labels, classes = problem
-    wanted, (got, _) = fit_discriminant(x, labels, classes, 0.1), native(x, labels, classes, 1)
+    wanted, (got, read) = fit_discriminant(x, labels, classes, 0.1), native(x, labels, classes)
     assert (got.loss is None) == (wanted.loss is None)
     if got.shrinkage != wanted.shrinkage:  # a tie
         assert got.loss == pytest.approx(wanted.loss, rel=1e-3, abs=1e-4)
@@ -146,10 +151,46 @@ def test_the_native_trainer_finds_the_same(native: NativeFit, problem: tuple[Flo
     )
     if wanted.loss is not None:
         assert got.loss == pytest.approx(wanted.loss, rel=2e-3, abs=2e-4)
+    check_what_is_said_of_all(x, labels, got, read["said"][4:])
 
 
 @pytest.mark.parametrize("samples", [40, 150])
 def test_any_number_of_threads_gives_the_same_bits(native: NativeFit, samples: int) -> None:
     labels = np.arange(samples) % 7
     x = features_of(1, labels, 100)
-    assert native(x, labels, 7, 1)[1] == native(x, labels, 7, 3)[1]
+    alone, together = (native(x, labels, 7, threads)[1] for threads in (1, 3))
+    for name, value in alone.items():
+        np.testing.assert_array_equal(value, together[name])
+
+
+@pytest.mark.parametrize("room", [0, 60_000])
+def test_where_memory_is_short_a_part_of_the_samples_spans_the_space(native: NativeFit, room: int) -> None:
+    labels = np.arange(160) % 5
+    x = features_of(2, np.concatenate([labels, labels]), 240, 1.0)
+    exact, short = (native(x[:160], labels, 5, room=size) for size in (AMPLE, room))
+    right = [((x[160:] @ fit.weight.T + fit.bias).argmax(1) == labels).mean() for fit, _ in (exact, short)]
+    assert right[0] > right[1] - 0.02
+    assert right[1] > (0.6 if room == 0 else 0.9)
+    check_what_is_said_of_all(x[:160], labels, short[0], short[1]["said"][4:])
+
+
+def test_samples_of_fewer_directions_than_samples_are_fitted(native: NativeFit) -> None:
+    """And the same samples again and again."""
+    labels = np.arange(60) % 3
+    x = np.repeat(features_of(4, labels[:12], 100), 5, axis=0).astype(np.float32)
+    labels = np.repeat(labels[:12], 5)
+    wanted, (got, _) = fit_discriminant(x, labels, 3, 0.1), native(x, labels, 3)
+    assert got.shrinkage == wanted.shrinkage
+    np.testing.assert_allclose(x @ got.weight.T + got.bias, x @ wanted.weight.T + wanted.bias, atol=0.02)
+
+
+def check_what_is_said_of_all(x: Floats, labels: Labels, found: Discriminant, said: NDArray[np.float64]) -> None:
+    """The sum of losses, right guesses, lowest and highest logit."""
+    logits = x @ found.weight.T + found.bias
+    chances = np.exp(logits - logits.max(1, keepdims=True))
+    chances /= chances.sum(1, keepdims=True)
+    losses, correct, low, high = said
+    assert losses == pytest.approx(-np.log(chances[np.arange(len(x)), labels]).sum(), rel=0.01, abs=0.01)
+    assert abs(correct - (logits.argmax(1) == labels).sum()) <= 1  # ties
+    scale = np.abs(logits).max()
+    assert (low, high) == pytest.approx((min(logits.min(), 0), max(logits.max(), 0)), abs=2e-3 * max(scale, 1))

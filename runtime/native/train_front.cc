@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -37,6 +38,7 @@ bool TrainFront::hear(const char* kind, json::Writer& event) {
     if (!json_) report_.hear(json::parse_or_fail(passing, kInternal, "An event is no JSON."), now());
     return true;
   }
+  if (std::strcmp(kind, "one_pass") == 0) first_pass_ = peak_rss();
   if (std::strcmp(kind, "done") == 0) {
     finish(event);
   } else if (std::strcmp(kind, "warning") != 0) {
@@ -87,11 +89,12 @@ void TrainFront::finish(json::Writer& event) {
 
 std::string TrainFront::above_plan(int64_t peak) const {
   if (front_.is_null("planned_peak_bytes")) return "";
-  const auto planned = static_cast<double>(front_.integer("planned_peak_bytes", 0, INT64_MAX));
+  // Without a limit the first pass takes what it likes.
+  const auto planned = static_cast<double>(std::max(front_.integer("planned_peak_bytes", 0, INT64_MAX), first_pass_));
   const std::string took = "The trainer took " + megabytes(static_cast<double>(peak)) + " at its peak, ";
-  if (!front_.is_null("memory_limit") && peak > front_.integer("memory_limit", 0, INT64_MAX)) {
-    const auto limit = static_cast<double>(front_.integer("memory_limit", 0, INT64_MAX));
-    return took + "above the bundle's limit of " + megabytes(limit) + ".";
+  if (!front_.is_null("memory_limit")) {
+    const int64_t limit = front_.integer("memory_limit", 0, INT64_MAX);
+    return peak > limit ? took + "above the bundle's limit of " + megabytes(static_cast<double>(limit)) + "." : "";
   }
   if (static_cast<double>(peak) > kPlanIsKept * planned + kOfTheSystem)
     return took + "where " + megabytes(planned) + " were planned.";

@@ -33,7 +33,7 @@ class TrainFront : public Front {
   File events_;
   Report report_;
   std::vector<std::pair<float, int64_t>> curve_;  // seconds since the start, RSS
-  int64_t looks_ = 0, keep_each_ = 1;
+  int64_t looks_ = 0, keep_each_ = 1, first_pass_ = 0;
   double next_look_ = 0;
   bool is_read_ = true;  // by whoever stands behind standard output
 };

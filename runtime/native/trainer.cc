@@ -71,6 +71,7 @@ class Training {
         rates_(job.rates("learning_rates")),
         batch_size_(job.integer("batch_size", 1, 1 << 20)),
         epochs_(options_.integer("epochs", 0, 1 << 30)),
+        memory_(job.is_null("memory") ? INT64_MAX : job.integer("memory", 1, INT64_MAX)),
         seed_(static_cast<uint64_t>(options_.integer("seed", 0, INT64_MAX))),
         order_(dataset_.count()) {
     for (Parameter& parameter : program_->parameters) {
@@ -132,19 +133,18 @@ class Training {
   void begin_in_one_pass() {
     const double begin = now();
     const double smoothing = options_.number("label_smoothing", 0, 1);
-    const OnePass found = fit_in_one_pass(*program_, dataset_, samples_, execution_, run_, smoothing, [&](uint32_t done) {
+    const Discriminant found = fit_in_one_pass(*program_, dataset_, samples_, execution_, run_, smoothing, memory_, [&](uint32_t done) {
       if (stop_asked) fail(kInterrupted, "Interrupted before the first step: nothing is kept.");
       events_.tick();
       if (done % kFittingSaid != 0 && done != dataset_.count()) return;
       events_.begin("fitting").integer("done", done).integer("total", dataset_.count());
       send();
     });
-    sums_ = found.sums;
+    sums_ = {found.losses, found.correct, dataset_.count(), found.low, found.high};
     save();
     if (validation_) score_ = measure();
     json::Writer& event = events_.begin("one_pass");
     event.integer("images", dataset_.count())
-        .integer("features", found.features)
         .number("shrinkage", found.shrinkage);
     if (found.left_out) {
       event.number("left_out_loss", found.loss).number("left_out_accuracy", found.accuracy);
@@ -301,6 +301,7 @@ class Training {
   Execution execution_;
   const Rates rates_;
   const int64_t batch_size_, epochs_;
+  const int64_t memory_;  // bytes that the process may take
   const uint64_t seed_;
   std::vector<uint32_t> order_;
   std::unique_ptr<Dataset> validation_data_;

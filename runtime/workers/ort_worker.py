@@ -228,8 +228,11 @@ def _fit_in_one_pass(
     session.load_parameters({name: value.reshape(session.trainable[name].shape) for name, value in values.items()})
     logits = features @ values[head.weight].T + values[head.bias]
     chances = probabilities(logits, multi_label=False)[np.arange(len(targets)), targets]
-    said = {"features": head.features, "shrinkage": found.shrinkage, "left_out_loss": found.loss,
-            "left_out_accuracy": found.accuracy}  # fmt: skip
+    said = {
+        "shrinkage": found.shrinkage,
+        "left_out_loss": found.loss,
+        "left_out_accuracy": found.accuracy,
+    }
     right = int((logits.argmax(1) == targets).sum())
     ends = min(0.0, float(logits.min())), max(0.0, float(logits.max()))
     return float(-np.log(chances).sum()), right, len(targets), *ends, said

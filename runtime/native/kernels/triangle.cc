@@ -87,6 +87,15 @@ void Triangle::add_block(int64_t q, int64_t p, const float* left, const float* r
   }
 }
 
+void multiply_columns(const float* left, const float* right, int64_t length, float* products) {
+  Vector sums[kTile][kVectors];
+  std::fill(products, products + kPanel * kPanel, 0.0f);
+  for (int64_t i = 0; i < kPanel; i += kTile) {
+    tile(left + i, kPanel, right, kPanel, length, sums);
+    add_tile<1>(products + i * kPanel, sums);
+  }
+}
+
 void Triangle::factor(float tolerance) {
   for (int64_t p = 0; p < panels_; ++p) {
     each_panel(p, panels_, [&](int64_t q) {

@@ -41,4 +41,7 @@ class Triangle {
   std::vector<float> values_;
 };
 
+// products[i][lane] = sum over k < length of left[k][i] * right[k][lane]; 16 of each.
+void multiply_columns(const float* left, const float* right, int64_t length, float* products);
+
 }  // namespace tinytl

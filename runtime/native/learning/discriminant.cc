@@ -7,443 +7,220 @@
 #include "../errors.h"
 #include "../kernels/parallel.h"
 #include "../kernels/triangle.h"
+#include "labelled_rows.h"
+#include "left_out.h"
+#include "span.h"
 
 namespace tinytl {
 namespace {
 
-constexpr int kLanes = Triangle::kPanel;
-constexpr int64_t kBatch = 4 * kLanes;  // samples in memory at a time
+constexpr int kGroup = Triangle::kPanel;
 constexpr std::array kShrinkages{0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9};
-constexpr double kWithoutPairs = 0.5;  // the shrinkage where no class has two samples
-constexpr double kSure = 0.9;          // and how sure of these they are to be
-constexpr int64_t kScores = 1 << 18;   // of samples left out, in memory
-constexpr float kRounding = 1e-6f;     // of inner products
-constexpr float kAbsent = -1;          // the logit of a class without samples, others being 0 on the mean
+constexpr double kWithoutPairs = 0.5;           // the shrinkage where no class has two samples
+constexpr double kSure = 0.9;                   // and how sure of these they are to be
+constexpr int64_t kScores = 1 << 18;            // of samples left out, in memory
+constexpr double kLeastRest = 1e-6;             // of the determinant when a sample is left out; rounding may take it all
+constexpr float kAbsent = -1;                   // the logit of a class without samples, others being 0 on the mean
 
 using Floats = std::vector<float>;
 
-double dot(const float* a, const float* b, int64_t count) {
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
-  return sum;
-}
-
-// Rows [first, first + count) as columns [width][16]; count <= 16.
-void transpose(const float* rows, int64_t count, int64_t width, float* columns) {
-  for (int64_t lane = 0; lane < kLanes; ++lane)
-    for (int64_t k = 0; k < width; ++k) columns[k * kLanes + lane] = lane < count ? rows[lane * width + k] : 0;
-}
-
-// What samples of known classes are like.
-class LabelledRows {
- public:
-  LabelledRows(const Rows& rows, const std::vector<int32_t>& labels, int classes)
-      : rows_(rows), labels_(labels), counts_(static_cast<size_t>(classes)) {
-    const auto width = static_cast<size_t>(rows.width());
-    means_.resize(static_cast<size_t>(classes) * width);
-    centre_.resize(width);
-    each_batch([&](int64_t first, int64_t count, const float* batch) {
-      for (int64_t i = 0; i < count; ++i) {
-        const auto label = static_cast<size_t>(labels[static_cast<size_t>(first + i)]);
-        const float share = 1 / static_cast<float>(++counts_[label]);
-        float* mean = &means_[label * width];
-        const float* row = batch + i * static_cast<int64_t>(width);
-        for (size_t k = 0; k < width; ++k) mean[k] += share * (row[k] - mean[k]);
-      }
-    });
-    float present = 0;
-    for (size_t c = 0; c < counts_.size(); ++c) {
-      if (!counts_[c]) continue;
-      const float share = 1 / ++present;
-      for (size_t k = 0; k < width; ++k) centre_[k] += share * (means_[c * width + k] - centre_[k]);
-    }
-    for (size_t c = 0; c < counts_.size(); ++c)
-      for (size_t k = 0; k < width; ++k) means_[c * width + k] = counts_[c] ? means_[c * width + k] - centre_[k] : 0;
-    has_pairs_ = std::any_of(counts_.begin(), counts_.end(), [](int64_t count) { return count > 1; });
-    each_batch([&](int64_t first, int64_t count, float* batch) {
-      take_means_off(first, count, batch);
-      for (int64_t i = 0; i < count; ++i) scatter_ += dot(batch + i * width_(), batch + i * width_(), width_());
-    });
-  }
-
-  int64_t count() const { return rows_.count(); }
-  size_t label(int64_t sample) const { return static_cast<size_t>(labels_[static_cast<size_t>(sample)]); }
-  int64_t of_class(size_t label) const { return counts_[label]; }
-  bool has_pairs() const { return has_pairs_; }
-  double scatter() const { return scatter_; }  // the sum of all squares of residuals
-  const float* centre() const { return centre_.data(); }
-  const float* mean(size_t label) const { return &means_[label * centre_.size()]; }  // less the centre
-
-  // What is left of samples without their class's mean; without the centre, where no class has two of them.
-  void take_means_off(int64_t first, int64_t count, float* batch) const {
-    for (int64_t i = 0; i < count; ++i) {
-      const float* mean = has_pairs_ ? this->mean(label(first + i)) : nullptr;
-      float* row = batch + i * width_();
-      for (int64_t k = 0; k < width_(); ++k)
-        row[k] -= centre_[static_cast<size_t>(k)] + (mean ? mean[k] : 0);
-    }
-  }
-
-  // Calls visit(first, count, rows) for all samples.
-  template <typename Visit>
-  void each_batch(Visit visit) const {
-    Floats batch(static_cast<size_t>(kBatch * width_()));
-    for (int64_t first = 0; first < count(); first += kBatch) {
-      const int64_t size = std::min(kBatch, count() - first);
-      rows_.read(first, size, batch.data());
-      visit(first, size, batch.data());
-    }
-  }
-
- private:
-  int64_t width_() const { return rows_.width(); }
-
-  const Rows& rows_;
-  const std::vector<int32_t>& labels_;
-  std::vector<int64_t> counts_;
-  Floats means_, centre_;
-  double scatter_ = 0;
-  bool has_pairs_ = false;
-};
-
-// Scores of samples [sample][class] as the classifier would be without them, and what is best to scale them by.
-class LeftOut {
- public:
-  LeftOut(const LabelledRows& samples, size_t classes) : classes_(classes) {
-    for (size_t c = 0; c < classes; ++c) {
-      present_.push_back(samples.of_class(c) > 0);
-      classes_present_ += present_.back();
-    }
-    const auto most = std::max<int64_t>(kScores / static_cast<int64_t>(classes), 1);
-    const int64_t each = (samples.count() + most - 1) / most;
-    std::vector<int64_t> of_class(classes);
-    for (int64_t i = 0; i < samples.count(); i += each) {
-      if (samples.of_class(samples.label(i)) < 2 && samples.has_pairs()) continue;
-      chosen_.push_back(i);
-      ++of_class[samples.label(i)];
-    }
-    for (const int64_t i : chosen_) {
-      labels_.push_back(samples.label(i));
-      shares_.push_back(1 / static_cast<double>(of_class[samples.label(i)]));
-      all_shares_ += shares_.back();
-    }
-    scores_.resize(chosen_.size() * classes);
-  }
-
-  const std::vector<int64_t>& samples() const { return chosen_; }
-  float* scores(size_t number) { return &scores_[number * classes_]; }
-  // Of scores times `scale`: the mean cross-entropy with label smoothing, its slope by the scale, how sure of the right
-  // class on the mean.
-  struct Loss {
-    double value = 0, slope = 0, sure = 0;
-  };
-  Loss loss(double scale, double smoothing) const {
-    Loss loss;
-    for (size_t n = 0; n < chosen_.size(); ++n) {
-      const float* scores = &scores_[n * classes_];
-      const double own = static_cast<double>(scores[labels_[n]]);
-      double sum = 0, mean = 0, all = 0;
-      for (size_t c = 0; c < classes_; ++c) {  // nothing overflows behind what is cut off
-        if (!present_[c]) continue;
-        const double above = static_cast<double>(scores[c]) - own;
-        const double chance = std::exp(std::min(scale * above, 500.0));
-        sum += chance;
-        mean += chance * above;
-        all += smoothing / classes_present_ * above;
-      }
-      loss.value += shares_[n] * (std::log(sum) - scale * all);
-      loss.slope += shares_[n] * (mean / sum - all);
-      loss.sure += shares_[n] / sum;
-    }
-    loss.value /= all_shares_;
-    loss.slope /= all_shares_;
-    loss.sure /= all_shares_;
-    return loss;
-  }
-  // The scale from which on a quantity that grows is positive.
-  template <typename Quantity>
-  static double where(Quantity quantity) {
-    double low = std::log(1e-5), high = std::log(1e2);
-    for (int i = 0; i < 40; ++i) {
-      const double middle = 0.5 * (low + high);
-      (quantity(std::exp(middle)) > 0 ? high : low) = middle;
-    }
-    return std::exp(0.5 * (low + high));
-  }
-  double best_scale(double smoothing) const {
-    return where([&](double scale) { return loss(scale, smoothing).slope; });
-  }
-  double scale_of_sure() const {
-    return where([&](double scale) { return loss(scale, 0).sure - kSure; });
-  }
-  // Where all are right, no scale would be large enough; as if one more were wrong.
-  double least_smoothing() const { return 1 / static_cast<double>(chosen_.size() + 1); }
-  double accuracy() const {
-    double right = 0;
-    for (size_t n = 0; n < chosen_.size(); ++n) {
-      const float* scores = &scores_[n * classes_];
-      bool beaten = false;
-      for (size_t c = 0; c < classes_; ++c) beaten |= present_[c] && c != labels_[n] && scores[c] >= scores[labels_[n]];
-      if (!beaten) right += shares_[n];
-    }
-    return right / all_shares_;
-  }
-
- private:
-  const size_t classes_;
-  std::vector<bool> present_;
-  double classes_present_ = 0;
-  std::vector<int64_t> chosen_;
-  std::vector<size_t> labels_;
-  std::vector<double> shares_;  // of the loss: each class has as much
-  double all_shares_ = 0;
-  Floats scores_;
-};
-
-// The classifier by one shrinkage, before it is scaled.
 class Fit {
  public:
-  Fit(const LabelledRows& samples, size_t classes, int64_t width)
-      : weight(classes * static_cast<size_t>(width)), samples_(samples), classes_(classes), width_(width),
-        inner_(classes * classes) {}
+  Fit(const Rows& rows, const std::vector<int32_t>& labels, size_t classes, const Terms& terms, int64_t scores)
+      : weight(classes * static_cast<size_t>(rows.width())), bias(classes), samples_(rows, labels, classes),
+        left_(samples_, scores), factor_(rows.width()), inner_(classes * classes), smoothing_(terms.smoothing) {
+    if (!std::isfinite(samples_.scatter())) fail(kData, "The network's features of these images are no numbers.");
+    each_ = samples_.scatter() / static_cast<double>(samples_.count()) / static_cast<double>(terms.features);
+    if (each_ <= 0) each_ = 1;  // all the same
+  }
 
-  // The factor of A, and weights A^-1 m_c.
-  void solve(double shrinkage, double ridge, Triangle& factor) {
-    factor.clear();
+  // What a fit in rows of `width` numbers takes beside them, in bytes.
+  static int64_t bytes(int64_t width, int64_t classes) {
+    const int64_t numbers = (width / 2 + 2 * classes + LabelledRows::kBatch + 2 * kGroup) * width + classes * classes;
+    return numbers * static_cast<int64_t>(sizeof(float));
+  }
+
+  // Finds the classifier.
+  Discriminant best() {
+    Discriminant found;
+    if (samples_.has_pairs()) {
+      const double least = left_.least_smoothing();
+      double lowest = 0;
+      for (const double shrinkage : kShrinkages) {
+        solve(shrinkage);
+        const double loss = left_.loss(left_.best_scale(least), least);
+        if (found.shrinkage > 0 && loss >= lowest) continue;
+        lowest = loss;
+        found.shrinkage = shrinkage;
+      }
+      if (found.shrinkage != kShrinkages.back()) solve(found.shrinkage);
+      found.left_out = static_cast<int64_t>(left_.samples().size());
+      settle(left_.best_scale(std::max(least, smoothing_)), found);
+    } else {
+      found.shrinkage = kWithoutPairs;
+      solve(kWithoutPairs);
+      settle(left_.scale_of(kSure), found);
+    }
+    judge(found);
+    return found;
+  }
+
+  Floats weight, bias;  // [classes][width], [classes]
+
+ private:
+  int64_t width() const { return samples_.width(); }
+  float* weight_of(size_t c) { return &weight[c * static_cast<size_t>(width())]; }
+  const float* weight_of(size_t c) const { return &weight[c * static_cast<size_t>(width())]; }
+  double inner(size_t a, size_t b) const { return inner_[a * samples_.classes() + b]; }  // m_a^T A^-1 m_b
+  double apart(size_t a, size_t b) const { return inner(a, a) + inner(b, b) - 2 * inner(a, b); }
+
+  // The factor of A, weights A^-1 m_c, and scores of the samples left out.
+  void solve(double shrinkage) {
+    factor_.clear();
     const auto scale = static_cast<float>(std::sqrt((1 - shrinkage) / static_cast<double>(samples_.count())));
     samples_.each_batch([&](int64_t first, int64_t count, float* batch) {
       samples_.take_means_off(first, count, batch);
-      for (int64_t i = 0; i < count * width_; ++i) batch[i] *= scale;
-      factor.add_products(batch, count);
+      for (int64_t i = 0; i < count * width(); ++i) batch[i] *= scale;
+      factor_.add_products(batch, count);
     });
-    for (int64_t k = 0; k < width_; ++k) factor.at(k, k) += static_cast<float>(ridge);
-    factor.factor(0);
-    Floats columns(static_cast<size_t>(width_ * kLanes));
-    for (size_t first = 0; first < classes_; first += kLanes) {
-      const auto count = static_cast<int64_t>(std::min<size_t>(kLanes, classes_ - first));
-      transpose(samples_.mean(first), count, width_, columns.data());
-      factor.solve(columns.data());
-      factor.solve_transposed(columns.data());
-      for (int64_t lane = 0; lane < count; ++lane) {
-        float* to = &weight[(first + static_cast<size_t>(lane)) * static_cast<size_t>(width_)];
-        for (int64_t k = 0; k < width_; ++k) to[k] = columns[static_cast<size_t>(k * kLanes + lane)];
+    for (int64_t k = 0; k < width(); ++k) factor_.at(k, k) += static_cast<float>(shrinkage * each_);
+    factor_.factor(0);
+    const size_t classes = samples_.classes();
+    Floats columns(static_cast<size_t>(width() * kGroup));
+    for (size_t first = 0; first < classes; first += kGroup) {
+      const size_t count = std::min<size_t>(kGroup, classes - first);
+      transpose(samples_.mean(first), static_cast<int64_t>(count), width(), columns.data());
+      factor_.solve(columns.data());
+      factor_.solve_transposed(columns.data());
+      for (size_t lane = 0; lane < count; ++lane) {
+        float* to = weight_of(first + lane);
+        for (int64_t k = 0; k < width(); ++k) to[k] = columns[static_cast<size_t>(k * kGroup) + lane];
       }
     }
-    for (size_t a = 0; a < classes_; ++a)
+    for (size_t a = 0; a < classes; ++a)
       for (size_t b = 0; b <= a; ++b)
-        inner_[a * classes_ + b] = inner_[b * classes_ + a] =
-            static_cast<float>(dot(&weight[a * static_cast<size_t>(width_)], samples_.mean(b), width_));
+        inner_[a * classes + b] = inner_[b * classes + a] = dot(weight_of(a), samples_.mean(b), width());
+    leave_out(shrinkage);
   }
 
-  float inner(size_t a, size_t b) const { return inner_[a * classes_ + b]; }  // m_a^T A^-1 m_b
-
-  // Scores of the samples left out, -(x - m_c')^T A'^-1 (x - m_c') / 2.
-  void leave_out(double shrinkage, const Triangle& factor, const Rows& rows, LeftOut& left) const {
-    const auto& chosen = left.samples();
-    const auto blocks = static_cast<int>((chosen.size() + kLanes - 1) / kLanes);
+  void leave_out(double shrinkage) {
+    const auto& chosen = left_.samples();
+    const auto blocks = static_cast<int>((chosen.size() + kGroup - 1) / kGroup);
     parallel_shares(blocks, [&](int begin, int end) {
-      Floats batch(static_cast<size_t>(kLanes * width_)), columns(batch.size());
-      std::vector<float> along(classes_ * kLanes);
+      Floats row(static_cast<size_t>(width())), columns(row.size() * kGroup);
+      std::vector<double> along(samples_.classes() * kGroup);
       for (int block = begin; block < end; ++block) {
-        const size_t first = static_cast<size_t>(block) * kLanes;
-        const auto count = static_cast<int64_t>(std::min<size_t>(kLanes, chosen.size() - first));
-        for (int64_t lane = 0; lane < count; ++lane) {
-          const int64_t sample = chosen[first + static_cast<size_t>(lane)];
-          float* row = &batch[static_cast<size_t>(lane * width_)];
-          rows.read(sample, 1, row);
-          samples_.take_means_off(sample, 1, row);
-          for (size_t c = 0; c < classes_; ++c)  // m_c^T A^-1 r
-            along[c * kLanes + static_cast<size_t>(lane)] =
-                static_cast<float>(dot(&weight[c * static_cast<size_t>(width_)], row, width_));
+        const size_t first = static_cast<size_t>(block) * kGroup, count = std::min<size_t>(kGroup, chosen.size() - first);
+        std::fill(columns.begin(), columns.end(), 0.0f);
+        for (size_t lane = 0; lane < count; ++lane) {
+          samples_.read(chosen[first + lane], 1, row.data());
+          samples_.take_means_off(chosen[first + lane], 1, row.data());
+          for (size_t k = 0; k < row.size(); ++k) columns[k * kGroup + lane] = row[k];
+          for (size_t c = 0; c < samples_.classes(); ++c)
+            along[c * kGroup + lane] = dot(weight_of(c), row.data(), width());
         }
-        transpose(batch.data(), count, width_, columns.data());
-        factor.solve(columns.data());
-        for (int64_t lane = 0; lane < count; ++lane) {
-          double h = 0;  // r^T A^-1 r
-          for (int64_t k = 0; k < width_; ++k) {
-            const auto value = static_cast<double>(columns[static_cast<size_t>(k * kLanes + lane)]);
+        factor_.solve(columns.data());
+        for (size_t lane = 0; lane < count; ++lane) {
+          double h = 0;
+          for (size_t k = 0; k < row.size(); ++k) {
+            const auto value = static_cast<double>(columns[k * kGroup + lane]);
             h += value * value;
           }
-          const size_t number = first + static_cast<size_t>(lane);
-          score(shrinkage, samples_.label(chosen[number]), h, &along[static_cast<size_t>(lane)], left.scores(number));
+          score(shrinkage, samples_.label(chosen[first + lane]), h, &along[lane], left_.scores(first + lane));
         }
       }
     });
   }
 
-  Floats weight;  // [classes][width]
-
- private:
-  // `along`: m_c^T A^-1 r, every 16th.
-  void score(double shrinkage, size_t own, double h, const float* along, float* scores) const {
+  // -(x - m_c')^T A'^-1 (x - m_c') / 2 of a sample, by h = r^T A^-1 r and along = m_c^T A^-1 r, every 16th.
+  void score(double shrinkage, size_t own, double h, const double* along, float* scores) const {
     const auto n = static_cast<double>(samples_.of_class(own));
-    const bool pairs = samples_.has_pairs();
-    const double part = pairs ? (1 - shrinkage) * n / ((n - 1) * static_cast<double>(samples_.count())) : 0;
-    const double rest = std::max(1 - part * h, 1e-6);
-    const auto own_along = static_cast<double>(along[own * kLanes]);
-    for (size_t c = 0; c < classes_; ++c) {
+    const double part = (1 - shrinkage) * n / ((n - 1) * static_cast<double>(samples_.count()));
+    const double rest = std::max(1 - part * h, kLeastRest);
+    for (size_t c = 0; c < samples_.classes(); ++c) {
       double distance = 0;
-      if (!pairs) {  // r = x - centre = m_y: nothing is left out
-        distance = static_cast<double>(inner(own, own)) + static_cast<double>(inner(c, c)) -
-                   2 * static_cast<double>(inner(own, c));
+      if (!samples_.has_pairs()) {  // nothing is left out
+        distance = apart(own, c);
       } else if (c == own) {
         distance = n / (n - 1) * n / (n - 1) * h / rest;
       } else {
-        const double across = own_along - static_cast<double>(along[c * kLanes]);
-        const double apart = static_cast<double>(inner(own, own)) + static_cast<double>(inner(c, c)) -
-                             2 * static_cast<double>(inner(own, c));
+        const double across = along[own * kGroup] - along[c * kGroup];
         const double towards = h + across;  // r^T A^-1 (x - m_c)
-        distance = h + 2 * across + apart + part * towards * towards / rest;
+        distance = h + 2 * across + apart(own, c) + part * towards * towards / rest;
       }
       scores[c] = static_cast<float>(-0.5 * distance);
     }
   }
 
-  const LabelledRows& samples_;
-  const size_t classes_;
-  const int64_t width_;
-  Floats inner_;
-};
-
-Discriminant fit(const Rows& rows, const std::vector<int32_t>& labels, size_t classes, int64_t features,
-                 double smoothing) {
-  const int64_t width = rows.width();
-  const LabelledRows samples(rows, labels, static_cast<int>(classes));
-  if (!std::isfinite(samples.scatter())) fail(kData, "The network's features of these images are no numbers.");
-  double each = samples.scatter() / static_cast<double>(samples.count()) / static_cast<double>(features);
-  if (each <= 0) each = 1;  // all the same
-  LeftOut left(samples, classes);
-  Fit fit(samples, classes, width);
-  Triangle factor(width);
-  Discriminant best;
-  double best_scale = 1, lowest = 0;
-  const double least = left.least_smoothing();
-  for (double shrinkage : kShrinkages) {
-    if (!samples.has_pairs()) shrinkage = kWithoutPairs;
-    fit.solve(shrinkage, shrinkage * each, factor);
-    fit.leave_out(shrinkage, factor, rows, left);
-    const double loss = samples.has_pairs() ? left.loss(left.best_scale(least), least).value : 0;
-    if (best.weight.empty() || loss < lowest) {
-      lowest = loss;
-      best_scale = samples.has_pairs() ? left.best_scale(std::max(least, smoothing)) : left.scale_of_sure();
-      best.weight = fit.weight;
-      best.bias.resize(classes);
-      for (size_t c = 0; c < classes; ++c) best.bias[c] = -0.5f * fit.inner(c, c);
-      best.shrinkage = shrinkage;
-      best.loss = left.loss(best_scale, 0).value;
-      best.accuracy = left.accuracy();
+  // Scales weights and biases; brings them around zero, which changes no probability; lets features not be centred.
+  void settle(double scale, Discriminant& found) {
+    if (found.left_out) {
+      found.loss = left_.loss(scale, 0);
+      found.accuracy = left_.accuracy();
     }
-    if (!samples.has_pairs()) break;
-  }
-  best.left_out = samples.has_pairs() ? static_cast<int64_t>(left.samples().size()) : 0;
-
-  // Scaled; around zero, which changes no probability; and of features that are not centred.
-  const auto w = static_cast<size_t>(width);
-  Floats mean(w);
-  float mean_bias = 0, present = 0;
-  for (size_t c = 0; c < classes; ++c) present += samples.of_class(c) > 0;
-  for (size_t c = 0; c < classes; ++c) {
-    if (!samples.of_class(c)) continue;
-    for (size_t k = 0; k < w; ++k) mean[k] += best.weight[c * w + k] / present;
-    mean_bias += best.bias[c] / present;
-  }
-  const auto scale = static_cast<float>(best_scale);
-  for (size_t c = 0; c < classes; ++c) {
-    float* weight = &best.weight[c * w];
-    if (!samples.of_class(c)) {
-      best.bias[c] = kAbsent;
-      continue;  // its weights are zero, as its mean is
+    Floats mean(static_cast<size_t>(width()));
+    double mean_bias = 0, present = 0;
+    for (size_t c = 0; c < bias.size(); ++c) present += samples_.of_class(c) > 0;
+    for (size_t c = 0; c < bias.size(); ++c) {
+      if (!samples_.of_class(c)) continue;
+      for (size_t k = 0; k < mean.size(); ++k) mean[k] += weight_of(c)[k] / static_cast<float>(present);
+      mean_bias -= 0.5 * inner(c, c) / present;
     }
-    for (size_t k = 0; k < w; ++k) weight[k] = scale * (weight[k] - mean[k]);
-    best.bias[c] = scale * (best.bias[c] - mean_bias) - static_cast<float>(dot(weight, samples.centre(), width));
-  }
-  return best;
-}
-
-// Coordinates of samples in the space that they span around their mean.
-class Coordinates : public Rows {
- public:
-  explicit Coordinates(const Rows& rows) : count_(rows.count()), factor_(rows.count()), mean_(static_cast<size_t>(rows.width())) {
-    const int64_t width = rows.width(), blocks = factor_.order() / kLanes;
-    Floats block(static_cast<size_t>(kLanes * width)), left(block.size()), right(block.size());
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t size = read_block(rows, b, block);
-      for (int64_t i = 0; i < size; ++i)
-        for (int64_t k = 0; k < width; ++k)
-          mean_[static_cast<size_t>(k)] += block[static_cast<size_t>(i * width + k)] / static_cast<float>(count_);
+    for (size_t c = 0; c < bias.size(); ++c) {
+      bias[c] = kAbsent;
+      if (!samples_.of_class(c)) continue;  // its weights are zero, as its mean is
+      float* own = weight_of(c);
+      for (size_t k = 0; k < mean.size(); ++k) own[k] = static_cast<float>(scale) * (own[k] - mean[k]);
+      bias[c] = static_cast<float>(scale * (-0.5 * inner(c, c) - mean_bias) - dot(own, samples_.centre(), width()));
     }
-    for (int64_t q = 0; q < blocks; ++q) {
-      columns_of(rows, q, block, left);
-      for (int64_t p = 0; p <= q; ++p) {
-        if (p < q) columns_of(rows, p, block, right);
-        factor_.add_block(q, p, left.data(), p < q ? right.data() : left.data(), width);
+  }
+
+  // What the classifier says of all samples.
+  void judge(Discriminant& found) const {
+    std::vector<double> logits(bias.size());
+    samples_.each_batch([&](int64_t first, int64_t count, const float* batch) {
+      for (int64_t i = 0; i < count; ++i) {
+        for (size_t c = 0; c < logits.size(); ++c)
+          logits[c] = static_cast<double>(bias[c]) + dot(weight_of(c), batch + i * width(), width());
+        const auto likeliest = std::max_element(logits.begin(), logits.end());
+        const size_t own = samples_.label(first + i);
+        double sum = 0;
+        for (const double logit : logits) sum += std::exp(logit - *likeliest);
+        found.losses += std::log(sum) + *likeliest - logits[own];
+        found.correct += likeliest == logits.begin() + static_cast<int64_t>(own);
+        found.low = std::min(found.low, *std::min_element(logits.begin(), logits.end()));
+        found.high = std::max(found.high, *likeliest);
       }
-    }
-    float longest = 0;
-    for (int64_t i = 0; i < count_; ++i) longest = std::max(longest, factor_.at(i, i));
-    factor_.factor(kRounding * longest);
+    });
   }
 
-  int64_t count() const override { return count_; }
-  int64_t width() const override { return factor_.order(); }
-  void read(int64_t first, int64_t count, float* out) const override {
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t k = 0; k < width(); ++k)
-        out[i * width() + k] = k <= first + i ? factor_.at(first + i, k) : 0;
-  }
-
-  // Weights of coordinates [classes][width()] as those of the rows, and biases to go with them.
-  void lead_back(const Rows& rows, Discriminant& found) const {
-    const size_t classes = found.bias.size(), own = static_cast<size_t>(width()), wide = static_cast<size_t>(rows.width());
-    Floats weight(classes * wide), columns(own * kLanes), block(kLanes * wide);
-    for (size_t first = 0; first < classes; first += kLanes) {
-      const size_t group = std::min<size_t>(kLanes, classes - first);
-      transpose(&found.weight[first * own], static_cast<int64_t>(group), width(), columns.data());
-      factor_.solve_transposed(columns.data());
-      for (int64_t b = 0; b < width() / kLanes; ++b) {
-        const int64_t size = read_block(rows, b, block);
-        for (int64_t i = 0; i < size; ++i)
-          for (size_t lane = 0; lane < group; ++lane) {
-            const float share = columns[static_cast<size_t>(b * kLanes + i) * kLanes + lane];
-            float* to = &weight[(first + lane) * wide];
-            for (size_t k = 0; k < wide; ++k)
-              to[k] += share * (block[static_cast<size_t>(i) * wide + k] - mean_[k]);
-          }
-      }
-    }
-    for (size_t c = 0; c < classes; ++c)
-      found.bias[c] -= static_cast<float>(dot(&weight[c * wide], mean_.data(), rows.width()));
-    found.weight = std::move(weight);
-  }
-
- private:
-  int64_t read_block(const Rows& rows, int64_t number, Floats& block) const {
-    const int64_t size = std::min<int64_t>(kLanes, count_ - number * kLanes);
-    if (size > 0) rows.read(number * kLanes, size, block.data());
-    return std::max<int64_t>(size, 0);
-  }
-
-  // Samples of a block, centred, as columns [width][16].
-  void columns_of(const Rows& rows, int64_t number, Floats& block, Floats& columns) const {
-    const int64_t size = read_block(rows, number, block);
-    for (int64_t i = 0; i < size; ++i)
-      for (size_t k = 0; k < mean_.size(); ++k) block[static_cast<size_t>(i) * mean_.size() + k] -= mean_[k];
-    transpose(block.data(), size, rows.width(), columns.data());
-  }
-
-  const int64_t count_;
-  Triangle factor_;  // L, of which the inner products are L L^T
-  Floats mean_;
+  const LabelledRows samples_;
+  LeftOut left_;
+  Triangle factor_;
+  std::vector<double> inner_;
+  const double smoothing_;
+  double each_ = 0;
 };
 
 }  // namespace
 
-Discriminant fit_discriminant(const Rows& rows, const std::vector<int32_t>& labels, int classes, int64_t features,
-                               double smoothing) {
-  if (rows.count() >= rows.width()) return fit(rows, labels, static_cast<size_t>(classes), features, smoothing);
-  const Coordinates coordinates(rows);
-  Discriminant found = fit(coordinates, labels, static_cast<size_t>(classes), features, smoothing);
-  coordinates.lead_back(rows, found);
+Discriminant fit_discriminant(const Rows& rows, const std::vector<int32_t>& labels, int classes, const Terms& terms,
+                              const TakeWeight& take) {
+  const auto count = static_cast<size_t>(classes);
+  const int64_t scores = std::clamp<int64_t>(terms.room / 32, kScores / 64, kScores);
+  const int64_t room = terms.room - scores * static_cast<int64_t>(sizeof(float));
+  if (rows.count() >= rows.width() && Fit::bytes(rows.width(), classes) <= room) {
+    Fit fit(rows, labels, count, terms, scores);
+    const Discriminant found = fit.best();
+    for (size_t c = 0; c < count; ++c) take(c, &fit.weight[c * static_cast<size_t>(rows.width())], fit.bias[c]);
+    return found;
+  }
+  int64_t basis = Triangle::padded(std::min(rows.count(), rows.width()));
+  while (basis > kGroup && Span::bytes(basis, rows.width()) + Fit::bytes(basis, classes) > room) basis -= kGroup;
+  const Span span(rows, basis, terms.folder);
+  Fit fit(span.coordinates(), labels, count, terms, scores);
+  const Discriminant found = fit.best();
+  span.lead_back(fit.weight, [&](size_t c, const float* weight, float shift) { take(c, weight, fit.bias[c] + shift); });
   return found;
 }
 

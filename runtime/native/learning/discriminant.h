@@ -2,21 +2,34 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <string>
 #include <vector>
 
 #include "rows.h"
 
 namespace tinytl {
 
-// The classifier: logits = weight features + bias.
 struct Discriminant {
-  std::vector<float> weight;  // [classes][rows.width()]
-  std::vector<float> bias;    // [classes]
   double shrinkage = 0;
-  // Of a sample that is left out of the fit, with each class as important as any other; how many samples that is.
+  // Of samples that are left out of the fit, each class being as important; how many samples that is.
   double loss = 0, accuracy = 0;
   int64_t left_out = 0;
+  // Of all samples, with the classifier found: sums, and the range of all logits.
+  double losses = 0;
+  int64_t correct = 0;
+  double low = 0, high = 0;
 };
+
+struct Terms {
+  int64_t features;    // numbers of a row that are not padding
+  double smoothing;    // of the labels
+  int64_t room;        // bytes of memory that the fit may take
+  std::string folder;  // for what does not have to be in memory
+};
+
+// Takes a class's row of the classifier: logit = weight features + bias, weight [rows.width()].
+using TakeWeight = std::function<void(size_t label, const float* weight, float bias)>;
 
 // Linear discriminant analysis: images of a class lie around its mean as those of any other class around theirs.
 //
@@ -27,12 +40,11 @@ struct Discriminant {
 // cross-entropy when each sample is left out in turn, t with the label smoothing that training goes on with, for which nothing is fitted anew: without sample i of a class of
 // n, m_y' = m_y - r / (n - 1) and N S' = N S - n / (n - 1) r r^T, whose inverse Sherman and Morrison give.
 //
-// Where samples are fewer than features, they are replaced by coordinates in the space that they span: rows of the
-// Cholesky factor of their inner products, on which all of this depends alone.
+// Where samples are fewer than features, they are replaced by coordinates in the space that they span, on which all of
+// this depends alone; where memory is short, in the space that so many of them span as there is room for.
 //
-// labels[rows.count()] < classes; `features` numbers of a row are not padding. A class without samples gets a logit a
-// little below the others' mean.
-Discriminant fit_discriminant(const Rows& rows, const std::vector<int32_t>& labels, int classes, int64_t features,
-                               double smoothing);
+// labels[rows.count()] < classes. A class without samples gets a logit a little below the others' mean.
+Discriminant fit_discriminant(const Rows& rows, const std::vector<int32_t>& labels, int classes, const Terms& terms,
+                              const TakeWeight& take);
 
 }  // namespace tinytl

@@ -42,11 +42,9 @@ void Head::observe(size_t number, const Record& op, const uint8_t* arena, float*
       std::memcpy(features + reader.first, arena + op.x, static_cast<size_t>(reader.count) * sizeof(float));
 }
 
-void Head::set(Program& program, const float* weight, int64_t stride, const float* bias) const {
-  for (int64_t row = 0; row < weight_->shape[0]; ++row) {
-    set_row(program, *weight_, row, weight + row * stride);
-    set_row(program, *bias_, row, bias + row);
-  }
+void Head::set(Program& program, size_t label, const float* weight, float bias) const {
+  set_row(program, *weight_, static_cast<int64_t>(label), weight);
+  set_row(program, *bias_, static_cast<int64_t>(label), &bias);
 }
 
 }  // namespace tinytl

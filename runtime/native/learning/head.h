@@ -17,8 +17,8 @@ class Head {
   int64_t features() const { return features_; }
   // Behind every operator of a forward pass: copies what the classifier reads of it to features[features()].
   void observe(size_t number, const Record& op, const uint8_t* arena, float* features) const;
-  // Gives it a weight, rows of `stride` numbers, and a bias.
-  void set(Program& program, const float* weight, int64_t stride, const float* bias) const;
+  // Gives a class its row: weight [features()], and bias.
+  void set(Program& program, size_t label, const float* weight, float bias) const;
 
  private:
   struct Reader {

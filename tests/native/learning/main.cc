@@ -1,4 +1,4 @@
-// Fits a discriminant to the features and labels in a file, and writes it into another: FEATURES CLASSES THREADS SMOOTHING OUT.
+// Fits a discriminant to the features and labels in a file, and writes it into another: FEATURES CLASSES THREADS SMOOTHING ROOM OUT.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -9,7 +9,7 @@
 
 int main(int count, char** words) {
   using namespace tinytl;
-  if (count != 6) return 2;
+  if (count != 7) return 2;
   try {
     start_threads(std::atoi(words[3]));
     const TensorFile file = TensorFile::open(words[1]);
@@ -24,16 +24,20 @@ int main(int count, char** words) {
     std::vector<int32_t> labels(static_cast<size_t>(samples));
     file.read(file.entry("labels"), labels.data());
     const int classes = std::atoi(words[2]);
-    const Discriminant found = fit_discriminant(rows, labels, classes, length, std::atof(words[4]));
-    std::vector<float> weight;
-    for (int64_t c = 0; c < classes; ++c)
-      weight.insert(weight.end(), &found.weight[static_cast<size_t>(c * rows.width())],
-                    &found.weight[static_cast<size_t>(c * rows.width())] + length);
-    const double said[] = {found.shrinkage, found.loss, found.accuracy, static_cast<double>(found.left_out)};
-    write_tensors(words[5],
-                  {{"said", DType::kF64, {4}, said, sizeof said},
+    std::vector<float> weight, bias;
+    const Terms terms{length, std::atof(words[4]), std::atoll(words[5]), "."};
+    const Discriminant found =
+        fit_discriminant(rows, labels, classes, terms, [&](size_t label, const float* row, float shift) {
+          if (label != bias.size()) fail(kInternal, "Classes come in another order.");
+          weight.insert(weight.end(), row, row + length);
+          bias.push_back(shift);
+        });
+    const double said[] = {found.shrinkage, found.loss, found.accuracy, static_cast<double>(found.left_out),
+                           found.losses, static_cast<double>(found.correct), found.low, found.high};
+    write_tensors(words[6],
+                  {{"said", DType::kF64, {8}, said, sizeof said},
                    {"weight", DType::kF32, {classes, length}, weight.data(), 4 * weight.size()},
-                   {"bias", DType::kF32, {classes}, found.bias.data(), 4 * found.bias.size()}},
+                   {"bias", DType::kF32, {classes}, bias.data(), 4 * bias.size()}},
                   {});
     return 0;
   } catch (const Failure& failure) {
