@@ -263,7 +263,7 @@ def test_the_demo_goes_the_whole_way_twice(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     options = ("--model", "tiny_models:Tiny", "--data", data, "--epochs", 2, "--resolution", 32, "--threads", 1)
     results = json.loads(ok("demo", "--out", out, *options, "--json"))
-    assert [result["method"] for result in results] == ["last", "lite-residual+bias"]
+    assert [result["method"] for result in results] == ["last", "auto"]
     for result in results:
         assert Path(result["onnx"]).is_file()
         assert Path(result["adapter"]).stat().st_size == result["adapter_bytes"]

@@ -24,7 +24,7 @@ from .preparation import DEFAULT_MODEL, prepare
 
 MEMORY_LIMIT = 16_000_000  # bytes of the native trainer's process: what the paper promises
 BOARD_CORES = 4  # that share it
-METHODS = ("last", "lite-residual+bias")
+METHODS = ("last", "auto")
 TRAIN_DIGITS, TEST_DIGITS = 30, 50  # of each class: a few dozen, and enough to tell methods apart
 
 
@@ -40,7 +40,7 @@ def demo(
     on_progress: Callable[[str], None] | None = None,
     watch: IO[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Adapt ImageNet weights with the classifier alone and with lite-residual+bias; one result a method.
+    """Adapt ImageNet weights with the classifier alone and with what `auto` trains; one result a method.
 
     Args:
         data: class folders with images, or a folder with train/ and test/ (or val/) of them; without it,

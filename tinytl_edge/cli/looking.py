@@ -107,7 +107,7 @@ def devices(name: str | None, as_json: bool) -> None:
 def demo(out: Path, as_json: bool, **options: Any) -> None:
     """The whole way, on handwritten digits or your images.
 
-    Prepares, trains, evaluates and exports twice: last layer alone against lite-residual+bias.
+    Prepares, trains, evaluates and exports twice: the classifier alone against what `auto` trains.
     """
     need("torch", "prepare")
     from tinytl_edge.demo import demo as run_demo

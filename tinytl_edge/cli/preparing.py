@@ -71,8 +71,8 @@ def prepare(model: str, data: Path | None, out: Path, overwrite: bool, as_json: 
     """Turn a classifier into a bundle that a board can train.
 
     MODEL is FILE.tflite, FILE.onnx, a PyTorch network (torchvision.models:NAME, timm:NAME, package.module:factory), or
-    a backbone: efficientnet-lite0/1/2, mobilenet-v2[-WIDTH], proxylessnas-mobile, or a .json. Freezes its weights,
-    inserts lite residual modules, compiles the training step. On a workstation: needs the extra `prepare`.
+    a backbone: efficientnet-lite0/1/2, mobilenet-v2[-WIDTH], proxylessnas-mobile, or a .json. Freezes most weights
+    (--train), compiles the training step. On a workstation: needs the extra `prepare`.
     """
     need("onnx_ir", "prepare")
     from tinytl_edge.inspection import describe, inspect
