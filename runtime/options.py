@@ -27,6 +27,7 @@ _RATES_OF_NEW = {
 }
 _RATES_BATCH = 8
 LOG_EVERY = 10  # steps
+BLEND = 0.65
 OPTIMIZERS = tuple(_RATES)
 STARTS = ("one-pass", "prepared")
 NEW, EXTENDED, KEPT = CLASSIFIERS = ("new", "extended", "kept")  # what a bundle's was before
@@ -39,6 +40,8 @@ class TrainOptions:
 
     `start` tells where training begins: "one-pass", with the classifier that one forward pass over the images finds,
     or "prepared", with the bundle's; None: one pass where the classifier is new. `epochs` 0: one pass is all.
+    `blend` is the share of what was trained in the result, the rest being where training began (Wortsman et al., Robust
+    fine-tuning of zero-shot models, 2022); None: BLEND, where the classifier knew its classes at the start.
     `lr` is the classifier's rate, `lr_bias`, `lr_lite_residual` and `lr_weight` the other groups'; None
     stands for the default of the optimizer and batch size. `batch_size` None is the bundle's, `threads` None
     the machine's fastest cores, `log_every` None LOG_EVERY steps, `dropout` None the model's own rate. `min_area` is
@@ -47,6 +50,7 @@ class TrainOptions:
 
     epochs: int = 10
     start: str | None = None
+    blend: float | None = None
     batch_size: int | None = None
     lr: float | None = None
     lr_bias: float | None = None
@@ -73,6 +77,7 @@ class TrainOptions:
             "lr_bias": (0, 10),
             "lr_lite_residual": (0, 10),
             "lr_weight": (0, 10),
+            "blend": (0, 1),
             "seed": (0, 2**63 - 1),
             "label_smoothing": (0, 0.99),
             "dropout": (0, 0.95),
@@ -97,7 +102,6 @@ class TrainOptions:
         optimizer = manifest.optimizer
         ratio = (self.batch_size or manifest.batch_size) / _RATES_BATCH
         factor = math.sqrt(ratio) if optimizer == "adam" else ratio
-        knows = self.start == STARTS[0] or manifest.classifier == KEPT
         given = {
             "classifier": self.lr,
             "bias": self.lr_bias,
@@ -106,8 +110,12 @@ class TrainOptions:
         }
         return {
             group: rate * factor if given[group] is None else float(given[group] or 0)
-            for group, rate in (_RATES if knows else _RATES_OF_NEW)[optimizer].items()
+            for group, rate in (_RATES if self.begins_knowing(manifest) else _RATES_OF_NEW)[optimizer].items()
         }
+
+    def begins_knowing(self, manifest: Manifest) -> bool:
+        """Does the classifier know its classes when training begins?"""
+        return self.start == STARTS[0] or manifest.classifier == KEPT
 
     @classmethod
     def from_json(cls, content: object, where: object) -> TrainOptions:

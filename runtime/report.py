@@ -149,6 +149,9 @@ class ProgressReport:
             self._line.show(self._status)
         elif kind == "one_pass":
             self._say_one_pass(event)
+        elif kind == "blend":
+            validated = event["val_accuracy"] is not None
+            self._line.say("blended with the start" + (f"  accuracy {event['val_accuracy']:.1%}" if validated else ""))
         elif kind == "step":
             self._epoch, self._loss = event["epoch"], event["loss"]
             self._show(event["step"])

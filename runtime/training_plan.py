@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
+from tinytl_edge.runtime.files.adapter import START
 from tinytl_edge.runtime.files.bundle import STEP, Bundle, open_bundle
 from tinytl_edge.runtime.files.run import CHECKPOINTS, EVENTS, RUN, open_run
 from tinytl_edge.runtime.files.tensors import make_folder
@@ -18,7 +19,7 @@ from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
 
 from .errors import DamagedFileError, DataError, MemoryLimitError, StorageError, UsageError
 from .memory import megabytes
-from .options import LOG_EVERY, NEW, STARTS, TrainOptions
+from .options import BLEND, LOG_EVERY, NEW, STARTS, TrainOptions
 from .phases import Phases
 from .threads import THREAD_BYTES, threads_for
 
@@ -100,6 +101,8 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
         threads = threads_for(bundle, options.threads)
         options = replace(options, threads=threads, log_every=options.log_every or LOG_EVERY)
         options = replace(options, start=start_of(bundle, options))
+        if options.blend is None:
+            options = replace(options, blend=BLEND if options.begins_knowing(bundle.manifest) else 1)
     command = worker_command(runtime)
     _check_memory(bundle, runtime, options)
     if not asked.resume:
@@ -161,7 +164,7 @@ def _claim(run: Path) -> None:
         raise UsageError(f"{run} already holds a trained run: go on with --resume, or choose another --out.")
     try:
         make_folder(run)
-        ours = {RUN, EVENTS, TRAIN_FILE, VAL_FILE}
+        ours = {RUN, EVENTS, START, TRAIN_FILE, VAL_FILE}
         others = sorted(p.name for p in run.iterdir() if p.name not in ours and not p.name.startswith("."))
         if others:
             raise UsageError(f"{run} holds something else ({others[0]}): choose another --out.")
@@ -188,6 +191,7 @@ def _as_recorded(run: Path, bundle: Bundle, given: TrainOptions) -> tuple[str, T
         threads=given.threads or recorded.threads,
         log_every=given.log_every or recorded.log_every,
         start=recorded.start or STARTS[-1],
+        blend=1 if recorded.blend is None else recorded.blend,
     )
     return runtime, options, train_file, val_file
 

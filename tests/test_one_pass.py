@@ -158,6 +158,38 @@ def test_a_run_that_goes_on_is_not_fitted_again(runtime: str, bundle: Bundle, da
         np.testing.assert_array_equal(value, trained[name])
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_was_trained_is_blended_with_the_start(runtime: str, bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    found, ranges = {}, {}
+    for share in (1.0, 0.25):
+        options = TrainOptions(epochs=3, start="one-pass", batch_size=4, blend=share)
+        run = tmp_path / f"{share}"
+        done = train(
+            bundle.path, data / "train.safetensors", data / "val.safetensors", run, runtime=runtime, options=options
+        )
+        assert done["val_accuracy"] == pytest.approx(evaluate(run, data / "val.safetensors")["accuracy"])
+        found[share] = adapter(run)
+        ranges[share] = json.loads(open_tensors(run / "adapter.safetensors").metadata["logits"])
+    start = open_tensors(tmp_path / "0.25" / "start.safetensors")
+    for name, trained in found[1.0].items():
+        first = np.frombuffer(start.read(name), np.float32).reshape(trained.shape)
+        np.testing.assert_allclose(found[0.25][name], first + 0.25 * (trained - first), rtol=1e-5, atol=1e-6)
+        assert not np.array_equal(first, trained) or not trained.any()
+    first = json.loads(start.metadata["logits"])
+    assert ranges[0.25] == [min(first[0], ranges[1.0][0]), max(first[1], ranges[1.0][1])]
+
+    train(bundle.path, out=tmp_path / "0.25", resume=True)  # from what was trained, not from the blend
+    for name, value in adapter(tmp_path / "0.25").items():
+        np.testing.assert_array_equal(value, found[0.25][name])
+
+
+def test_what_begins_at_random_is_not_blended(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    options = TrainOptions(epochs=1, start="prepared")
+    train(bundle.path, data / "train.safetensors", None, tmp_path / "run", options=options)
+    assert "blend" not in {event["event"] for event in events(tmp_path / "run")}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["options"]["blend"] == 1
+
+
 def test_where_it_begins_by_itself(network: SmallNetwork, data: Path, tmp_path: Path) -> None:
     """With one pass where the classifier is new; where it is the file's own, with that."""
     for classifier, start in (("new", "one-pass"), ("kept", "prepared"), ("extended", "prepared")):

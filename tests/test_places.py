@@ -107,7 +107,7 @@ def test_a_disk_that_fills_up_leaves_the_last_adapter(bundle: Path, run: Path, w
         with pytest.raises(StorageError, match="could not be written: No space left on device"):
             tinytl_edge.train(bundle, run / "train.safetensors", out=disk / "run", options=options, on_event=fill)
         assert sorted(path.name for path in (disk / "run").iterdir()) == [
-            ADAPTER, CHECKPOINT, "events.jsonl", "run.json",
+            ADAPTER, CHECKPOINT, "events.jsonl", "run.json", "start.safetensors",
         ]  # fmt: skip
         (disk / "filler").unlink()
         ok("predict", disk / "run", workplace / "val/cat/0.png", "--bundle", bundle)

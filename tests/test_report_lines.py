@@ -68,6 +68,8 @@ def trainings(draw: st.DrawFn) -> Timed:
              "train_accuracy": draw(st.floats(0, 1)), "val_accuracy": draw(shares), "peak_rss_bytes": draw(sizes),
              "rss_bytes": draw(sizes)}
         )  # fmt: skip
+    if draw(st.booleans()):
+        events.append({"event": "blend", "share": 0.5, "val_accuracy": draw(shares), "rss_bytes": draw(sizes)})
     phases = draw(st.lists(st.sampled_from(["start", "packing", "training"]), unique=True, min_size=1))
     events.append(
         {"event": "done", "steps": steps * epochs, "step_ms_median": draw(st.one_of(st.none(), st.floats(0, 1e6))),

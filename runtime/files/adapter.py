@@ -20,6 +20,7 @@ from .tensors import TensorFile, open_tensors, write_tensors
 FORMAT = "tinytl-edge-adapter"
 VERSION = "1"
 FILE = "adapter.safetensors"
+START = "start.safetensors"  # of a run: the same parameters where training began
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,10 @@ void Report::hear(const json::Value& event, double time) {
     line_.show(status_);
   } else if (kind == "one_pass") {
     say_one_pass(event, time);
+  } else if (kind == "blend") {
+    std::string text = "blended with the start";
+    if (says(event, "val_accuracy")) text += "  accuracy " + percent(number_of(event, "val_accuracy"), 1);
+    line_.say(text);
   } else if (kind == "step") {
     epoch_ = integer_of(event, "epoch");
     loss_ = number_of(event, "loss");

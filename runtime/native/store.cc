@@ -40,6 +40,30 @@ void put_rows(const Program& program, const Parameter& parameter, const Sink& pu
   }
 }
 
+TensorFile open_adapter(const std::string& path) {
+  TensorFile file = TensorFile::open(path);
+  if (metadata(file, "format") != kAdapterFormat) fail(kDamaged, "%s is no adapter of tinytl-edge.", path.c_str());
+  return file;
+}
+
+// Calls take(parameter, row, values) for every row of an adapter's tensors.
+template <typename Take>
+void each_row(const TensorFile& file, const Program& program, Take take) {
+  std::vector<float> rows;
+  for (const Parameter& parameter : program.parameters) {
+    if (!parameter.trains()) continue;
+    const TensorEntry& entry = matching(file, parameter.name, DType::kF32, 4 * parameter.elements);
+    const int64_t row = parameter.elements / parameter.shape[0];
+    const int64_t at_once = std::clamp<int64_t>(kPiece / row, 1, parameter.shape[0]);
+    rows.resize(static_cast<size_t>(at_once * row));
+    for (int64_t first = 0; first < parameter.shape[0]; first += at_once) {
+      const int64_t count = std::min(at_once, parameter.shape[0] - first);
+      file.read_part(entry, static_cast<uint64_t>(4 * first * row), static_cast<size_t>(4 * count * row), rows.data());
+      for (int64_t i = 0; i < count; ++i) take(parameter, first + i, rows.data() + i * row);
+    }
+  }
+}
+
 // As text that reads as the same number again.
 std::string precise(double value) {
   char digits[32];
@@ -115,21 +139,24 @@ void write_adapter(const std::string& path, const Program& program, const std::s
 }
 
 void read_adapter(const std::string& path, Program& program) {
-  const TensorFile file = TensorFile::open(path);
-  if (metadata(file, "format") != kAdapterFormat) fail(kDamaged, "%s is no adapter of tinytl-edge.", path.c_str());
-  std::vector<float> rows;
-  for (const Parameter& parameter : program.parameters) {
-    if (!parameter.trains()) continue;
-    const TensorEntry& entry = matching(file, parameter.name, DType::kF32, 4 * parameter.elements);
-    const int64_t row = parameter.elements / parameter.shape[0];
-    const int64_t at_once = std::clamp<int64_t>(kPiece / row, 1, parameter.shape[0]);
-    rows.resize(static_cast<size_t>(at_once * row));
-    for (int64_t first = 0; first < parameter.shape[0]; first += at_once) {
-      const int64_t count = std::min(at_once, parameter.shape[0] - first);
-      file.read_part(entry, static_cast<uint64_t>(4 * first * row), static_cast<size_t>(4 * count * row), rows.data());
-      for (int64_t i = 0; i < count; ++i) set_row(program, parameter, first + i, rows.data() + i * row);
-    }
-  }
+  each_row(open_adapter(path), program,
+           [&](const Parameter& parameter, int64_t row, const float* values) { set_row(program, parameter, row, values); });
+}
+
+void blend(const std::string& path, double share, Program& program, EpochSums& sums) {
+  const TensorFile file = open_adapter(path);
+  std::vector<float> own;
+  each_row(file, program, [&](const Parameter& parameter, int64_t row, const float* values) {
+    own.resize(static_cast<size_t>(parameter.elements / parameter.shape[0]));
+    get_row(program, parameter, row, own.data());
+    for (size_t i = 0; i < own.size(); ++i) own[i] = values[i] + static_cast<float>(share) * (own[i] - values[i]);
+    set_row(program, parameter, row, own.data());
+  });
+  const std::string damaged = path + " is damaged: it does not say the range of its logits.";
+  const json::Value ends = json::parse_or_fail(metadata(file, "logits"), kDamaged, damaged.c_str());
+  if (ends.size() != 2) fail(kDamaged, "%s", damaged.c_str());
+  sums.low = std::min(sums.low, ends[0].number());
+  sums.high = std::max(sums.high, ends[1].number());
 }
 
 void write_checkpoint(const std::string& path, const Program& program, int64_t step, const EpochSums& sums) {

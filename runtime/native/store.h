@@ -30,6 +30,9 @@ void write_adapter(const std::string& path, const Program& program, const std::s
                    const std::vector<std::string>& classes, int64_t steps, const EpochSums& sums);
 // Fills the trainables from an adapter.
 void read_adapter(const std::string& path, Program& program);
+// Brings the trainables to start + share (trainables - start), where an adapter says what they were at the start, and
+// widens the range of the logits by its own.
+void blend(const std::string& path, double share, Program& program, EpochSums& sums);
 
 // Trainables and optimizer state in the engine's layout, and where the run stands.
 void write_checkpoint(const std::string& path, const Program& program, int64_t step, const EpochSums& sums);

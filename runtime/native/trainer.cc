@@ -71,6 +71,7 @@ class Training {
         rates_(job.rates("learning_rates")),
         batch_size_(job.integer("batch_size", 1, 1 << 20)),
         epochs_(options_.integer("epochs", 0, 1 << 30)),
+        blend_(options_.is_null("blend") ? 1 : options_.number("blend", 0, 1)),
         memory_(job.is_null("memory") ? INT64_MAX : job.integer("memory", 1, INT64_MAX)),
         seed_(static_cast<uint64_t>(options_.integer("seed", 0, INT64_MAX))),
         order_(dataset_.count()) {
@@ -97,7 +98,10 @@ class Training {
 
   void run() {
     say_start();
-    if (!goes_on_ && options_.optional_text("start") == "one-pass") begin_in_one_pass();
+    if (!goes_on_) {
+      if (options_.optional_text("start") == "one-pass") begin_in_one_pass();
+      if (total_ > 0 && blend_ < 1) write_adapter(start_path(), *program_, bundle_, classes_, 0, sums_);
+    }
     const int64_t begun_at = step_;
     while (step_ < total_) {
       give_back_unused();
@@ -123,12 +127,14 @@ class Training {
       save();
       if (validation_) score_ = measure();
     }
+    if (step_ > 0 && blend_ < 1) blend_with_start();
     say_done();
   }
 
  private:
   std::string checkpoint_path() const { return run_ + "/checkpoint.safetensors"; }
   std::string adapter_path() const { return run_ + "/adapter.safetensors"; }
+  std::string start_path() const { return run_ + "/start.safetensors"; }
 
   void begin_in_one_pass() {
     const double begin = now();
@@ -153,6 +159,17 @@ class Training {
     }
     say_score(event);
     event.number("ms", 1e3 * (now() - begin)).integer("peak_rss_bytes", peak_rss());
+    send();
+  }
+
+  // The checkpoint stays what was trained.
+  void blend_with_start() {
+    blend(start_path(), blend_, *program_, sums_);
+    write_adapter(adapter_path(), *program_, bundle_, classes_, step_, sums_);
+    if (validation_) score_ = measure();
+    json::Writer& event = events_.begin("blend");
+    event.number("share", blend_);
+    say_score(event);
     send();
   }
 
@@ -301,6 +318,7 @@ class Training {
   Execution execution_;
   const Rates rates_;
   const int64_t batch_size_, epochs_;
+  const double blend_;  // the share of what was trained in the result
   const int64_t memory_;  // bytes that the process may take
   const uint64_t seed_;
   std::vector<uint32_t> order_;

@@ -13,7 +13,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from tinytl_edge.runtime.errors import DivergedError, InterruptedTrainingError, TinyTLError, WorkerError
 from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
-from tinytl_edge.runtime.files.adapter import open_adapter, write_adapter
+from tinytl_edge.runtime.files.adapter import START, Adapter, open_adapter, write_adapter
 from tinytl_edge.runtime.files.bundle import Bundle, open_bundle
 from tinytl_edge.runtime.files.run import CHECKPOINTS
 from tinytl_edge.runtime.images.batches import Batches
@@ -32,7 +32,7 @@ from tinytl_edge.runtime.options import LOG_EVERY, TrainOptions, schedule
 
 from .events import emit
 from .measuring import evaluated, measure, probabilities, right
-from .ort_session import OrtSession, out_of_memory, reason
+from .ort_session import Array, OrtSession, out_of_memory, reason
 
 _HOPELESS = 10  # times the loss of guessing: an adapter with a loss above that is not kept
 
@@ -93,6 +93,7 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
 
     batch_size = options.batch_size or manifest.batch_size
     rates = job["learning_rates"]
+    blend = 1.0 if options.blend is None else options.blend
     steps_an_epoch = math.ceil(batches.dataset.count / batch_size)
     total = steps_an_epoch * options.epochs
     emit(
@@ -108,11 +109,13 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
         peak_rss_bytes=peak_rss(),
     )
 
+    def trainables() -> dict[str, tuple[tuple[int, ...], bytes]]:
+        return {name: (array.shape, array.tobytes()) for name, array in session.trainable.items()}
+
     def save() -> None:
         if not all(np.isfinite(array).all() for array in session.trainable.values()):
             raise diverged("a parameter is no longer a number")
-        content = {name: (array.shape, array.tobytes()) for name, array in session.trainable.items()}
-        write_adapter(run / ADAPTER, bundle, classes, step, content, (low, high))
+        write_adapter(run / ADAPTER, bundle, classes, step, trainables(), (low, high))
         session.save(checkpoint, step=step, epoch_sums=json.dumps([losses, correct, seen, low, high]))
         emit("checkpoint", step=step)
 
@@ -145,6 +148,8 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
             ms=1e3 * (time.perf_counter() - begin),
             peak_rss_bytes=peak_rss(),
         )
+    if not resuming and total and blend < 1:
+        write_adapter(run / START, bundle, classes, 0, trainables(), (low, high))
     first_loss = math.nan  # a loss that was high from the start, as with random weights, has not grown
     for epoch in range(step // steps_an_epoch, options.epochs):
         if step % steps_an_epoch == 0:
@@ -195,6 +200,16 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
         save()
         if validation is not None:
             val_loss, val_accuracy = _measure(session, validation, batch_size, end_if_asked)
+    if total and blend < 1:
+        start = open_adapter(run / START, bundle)
+        session.load_parameters(
+            {name: first + np.float32(blend) * (session.trainable[name] - first) for name, first in _values(start)}
+        )
+        low, high = min(low, start.logits[0]), max(high, start.logits[1])
+        write_adapter(run / ADAPTER, bundle, classes, step, trainables(), (low, high))
+        if validation is not None:
+            val_loss, val_accuracy = _measure(session, validation, batch_size, end_if_asked)
+        emit("blend", share=blend, val_loss=val_loss, val_accuracy=val_accuracy)
     emit(
         "done",
         runtime="onnxruntime-training",
@@ -253,14 +268,13 @@ def _measure(
 def _adapted(job: dict[str, Any], bundle: Bundle) -> OrtSession:
     session = OrtSession(bundle, job["threads"], training=False)
     if job["adapter"]:
-        adapter = open_adapter(Path(job["adapter"]), bundle)
-        session.load_parameters(
-            {
-                name: np.frombuffer(adapter.tensors.read(name), np.float32).reshape(entry.shape)
-                for name, entry in adapter.tensors.entries.items()
-            }
-        )
+        session.load_parameters(dict(_values(open_adapter(Path(job["adapter"]), bundle))))
     return session
+
+
+def _values(adapter: Adapter) -> Iterator[tuple[str, Array]]:
+    for name, entry in adapter.tensors.entries.items():
+        yield name, np.frombuffer(adapter.tensors.read(name), np.float32).reshape(entry.shape)
 
 
 def _evaluate(job: dict[str, Any], bundle: Bundle) -> None:

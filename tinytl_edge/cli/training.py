@@ -90,6 +90,12 @@ _TRAINING = [
         help="Begin with the classifier that one pass over the images finds, or with the bundle's.  "
         "[default: one-pass, where its classes are new]",
     ),
+    click.option(
+        "--blend",
+        type=float,
+        help="Share of what was trained in the result; the rest is where training began.  "
+        "[default: 0.65, or 1 where a new classifier began at random]",
+    ),
     click.option("--batch-size", type=int, help="Images a step.  [default: the bundle's]"),
     click.option("--lr", type=float, help="Learning rate of the classifier.  [default: by optimizer and batch size]"),
     click.option("--lr-bias", type=float, help="... of the biases."),
