@@ -147,10 +147,10 @@ def test_the_native_trainer_finds_the_same(native: NativeFit, problem: tuple[Flo
         return
     scale = np.abs(x @ wanted.weight.T + wanted.bias).max()
     np.testing.assert_allclose(
-        x @ got.weight.T + got.bias, x @ wanted.weight.T + wanted.bias, rtol=2e-3, atol=2e-3 * max(scale, 1)
+        x @ got.weight.T + got.bias, x @ wanted.weight.T + wanted.bias, rtol=1e-2, atol=1e-2 * max(scale, 1)
     )
     if wanted.loss is not None:
-        assert got.loss == pytest.approx(wanted.loss, rel=2e-3, abs=2e-4)
+        assert got.loss == pytest.approx(wanted.loss, rel=1e-2, abs=1e-3)
     check_what_is_said_of_all(x, labels, got, read["said"][4:])
 
 
@@ -193,4 +193,4 @@ def check_what_is_said_of_all(x: Floats, labels: Labels, found: Discriminant, sa
     assert losses == pytest.approx(-np.log(chances[np.arange(len(x)), labels]).sum(), rel=0.01, abs=0.01)
     assert abs(correct - (logits.argmax(1) == labels).sum()) <= 1  # ties
     scale = np.abs(logits).max()
-    assert (low, high) == pytest.approx((min(logits.min(), 0), max(logits.max(), 0)), abs=2e-3 * max(scale, 1))
+    assert (low, high) == pytest.approx((min(logits.min(), 0), max(logits.max(), 0)), abs=5e-3 * max(scale, 1))

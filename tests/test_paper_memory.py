@@ -65,7 +65,9 @@ def test_figure_5(resolution: int, batch_8: float, batch_1: float) -> None:
 def test_parameters() -> None:
     assert counted(224)["lite-residual+bias"].parameters == 10_633_520
     assert counted(224)["full"].parameters == 18_986_360
-    assert all(counted(320)[m].parameters == counted(224)[m].parameters for m in METHODS)
+    assert all(
+        counted(320)[m].parameters == counted(224)[m].parameters for m in METHODS if m != "auto"
+    )  # which depends on it
 
 
 # Counted by hand ----------------------------------------------------------------------------------------
