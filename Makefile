@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # What was built of older sources is built again. Without a C++ compiler there is none, which the tests say.
-$(TRAINER): $(STAMP) $(wildcard runtime/native/*.* runtime/native/kernels/*)
+$(TRAINER): $(STAMP) $(wildcard runtime/native/*.* runtime/native/*/*)
 	@$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@$(BIN)/python -c "import sys, tinytl_edge.runtime.workers.native_worker as w; sys.exit(not w.find_trainer())" || \
 		! command -v c++ >/dev/null || { echo "The native trainer does not compile: $(BIN)/python -m pip install --verbose --editable . says why."; \

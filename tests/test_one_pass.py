@@ -50,8 +50,11 @@ class Headed(Tiny):
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Sequential(nn.Conv2d(16, FEATURES, 1, bias=False), nn.BatchNorm2d(FEATURES), nn.ReLU6())
-        self.classifier = nn.Linear(FEATURES, len(CLASSES))
+        self.classifier: nn.Module = self.last()
         self.settle()
+
+    def last(self) -> nn.Module:
+        return nn.Linear(FEATURES, len(CLASSES))
 
     def middle(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.head(x)
@@ -94,12 +97,58 @@ def features(bundle: Bundle, network: SmallNetwork, dataset: Path) -> tuple[np.n
     return made.numpy().reshape(len(batch.labels), -1), batch.labels
 
 
+class Flattened(Headed):
+    """Its classifier reads every pixel of its last map, [channels, 2, 4]."""
+
+    def last(self) -> nn.Module:
+        return nn.Linear(FEATURES * 8, len(CLASSES))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.stem(images)
+        for block in self.blocks:
+            x = block(x)
+        x = nn.functional.avg_pool2d(self.middle(x), (4, 2))
+        return self.classify(x)
+
+    def classify(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.dropout(x.flatten(1)))
+        return logits
+
+
+class OfAWholeMap(Flattened):
+    """The same by a convolution as large as the map."""
+
+    def last(self) -> nn.Module:
+        return nn.Conv2d(FEATURES, len(CLASSES), (2, 4))
+
+    def classify(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(x).flatten(1)
+        return logits
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("module", [Flattened, OfAWholeMap])
+def test_a_classifier_of_maps_is_fitted_in_the_order_of_its_weights(
+    runtime: str, module: type[Flattened], data: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(2)
+    network = prepared(module(), "last")
+    made = make_bundle(tmp_path / "bundle", network)
+    check_discriminant(runtime, data / "train.safetensors", made, network, data, tmp_path)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("part", ["train", "few"])
 def test_it_is_the_discriminant_of_the_networks_features(
     runtime: str, part: str, bundle: Bundle, network: SmallNetwork, data: Path, tmp_path: Path
 ) -> None:
-    source, run = data / f"{part}.safetensors", tmp_path / "run"
+    check_discriminant(runtime, data / f"{part}.safetensors", bundle, network, data, tmp_path)
+
+
+def check_discriminant(
+    runtime: str, source: Path, bundle: Bundle, network: SmallNetwork, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
     done = train(bundle.path, source, data / "val.safetensors", run, runtime=runtime, options=ONE_PASS)
     x, labels = features(bundle, network, source)
     wanted = fit_discriminant(x, labels, len(CLASSES), ONE_PASS.label_smoothing)

@@ -146,9 +146,10 @@ def make_adaptable(
     cut = area_note(wanted.folders, network.input)
     deep = deep_note(wanted.folders, network.input)
     notes += [note for note in (cut, deep) if note is not None]
+    classifier_is = KEPT if is_kept else NEW
     if matched.change == REPLACE:
         new_outputs(model, classifier, matched.count, seed)
     elif matched.change == EXTEND:
         more_outputs(model, classifier, matched.count - outputs)
-    classifier_is = KEPT if is_kept and matched.change != EXTEND else EXTENDED if is_kept else NEW
+        classifier_is = EXTENDED
     return Adaptable(network, names, matched.count, (*notes, *said), label_file, classifier_is)

@@ -37,8 +37,9 @@ using TakeWeight = std::function<void(size_t label, const float* weight, float b
 //   logit_c = t (m_c^T A^-1 x - m_c^T A^-1 m_c / 2),   all classes being as likely.
 //
 // The shrinkage s (Friedman, Regularized discriminant analysis, 1989) and the scale t are those of the lowest
-// cross-entropy when each sample is left out in turn, t with the label smoothing that training goes on with, for which nothing is fitted anew: without sample i of a class of
-// n, m_y' = m_y - r / (n - 1) and N S' = N S - n / (n - 1) r r^T, whose inverse Sherman and Morrison give.
+// cross-entropy when each sample is left out in turn, t with the label smoothing that training goes on with. Nothing is
+// fitted anew for that: without sample i of a class of n, m_y' = m_y - r / (n - 1) and N S' = N S - n / (n - 1) r r^T, whose
+// inverse Sherman and Morrison give.
 //
 // Where samples are fewer than features, they are replaced by coordinates in the space that they span, on which all of
 // this depends alone; where memory is short, in the space that so many of them span as there is room for.

@@ -15,7 +15,8 @@ class Head {
   explicit Head(const Program& program);
 
   int64_t features() const { return features_; }
-  // Behind every operator of a forward pass: copies what the classifier reads of it to features[features()].
+  // Behind every operator of a forward pass: copies what the classifier reads of it to features[features()], in PyTorch's
+  // order, as the rows of its weight are.
   void observe(size_t number, const Record& op, const uint8_t* arena, float* features) const;
   // Gives a class its row: weight [features()], and bias.
   void set(Program& program, size_t label, const float* weight, float bias) const;
@@ -23,12 +24,12 @@ class Head {
  private:
   struct Reader {
     size_t number;  // of an operator
-    int64_t first, count;
+    int64_t first, channels;
   };
   std::vector<Reader> readers_;
   const Parameter* weight_ = nullptr;
   const Parameter* bias_ = nullptr;
-  int64_t features_ = 0;
+  int64_t features_ = 0, taps_ = 1;  // pixels of a map that is flattened, for each of its channels
 };
 
 }  // namespace tinytl
