@@ -61,7 +61,7 @@ def test_what_is_left_out_is_as_if_it_had_never_been_there(monkeypatch: pytest.M
         monkeypatch.setattr(discriminant, "_scale", lambda scores, *_, to=kept: to.append(scores) or 1.0)
         fit_discriminant(x.astype(np.float32), labels, 4)
         means = np.stack([x[labels == label].mean(0) for label in range(4)])
-        each = ((x - means[labels]) ** 2).sum() / x.size
+        each = ((x - means[labels]) ** 2).mean()
         judged = np.flatnonzero(labels != 3)
         for row, sample in enumerate(judged):
             without = np.arange(len(x)) != sample
@@ -194,3 +194,13 @@ def check_what_is_said_of_all(x: Floats, labels: Labels, found: Discriminant, sa
     assert abs(correct - (logits.argmax(1) == labels).sum()) <= 1  # ties
     scale = np.abs(logits).max()
     assert (low, high) == pytest.approx((min(logits.min(), 0), max(logits.max(), 0)), abs=5e-3 * max(scale, 1))
+
+
+def test_where_all_samples_look_alike_it_is_not_steep(native: NativeFit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with random weights: of a steeper one, each step of training would change all answers."""
+    labels = np.arange(40) % 4
+    x = (1 + 1e-6 * features_of(6, labels, 30)).astype(np.float32)
+    for found in (fit_discriminant(x, labels, 4, 0.1), native(x, labels, 4)[0]):
+        assert np.abs(found.weight).max() < 2000
+    monkeypatch.setattr(discriminant, "_LEAST_VARIANCE", 1e-30)
+    assert np.abs(fit_discriminant(x, labels, 4, 0.1).weight).max() > 100_000

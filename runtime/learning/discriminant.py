@@ -17,6 +17,7 @@ SHRINKAGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 _WITHOUT_PAIRS = 0.5  # the shrinkage where no class has two samples
 _SURE = 0.9  # and how sure of these they are to be
 _SCORES = 1 << 18  # of samples left out
+_LEAST_VARIANCE = 1e-4  # of a feature
 _ABSENT = -1.0  # the logit of a class without samples, others being 0 on the mean
 
 
@@ -57,7 +58,7 @@ def fit_discriminant(
     residuals = x - centre - (means[own] if has_pairs else 0)
     if not np.isfinite(residuals).all():
         raise DataError("The network's features of these images are no numbers.")
-    each = float((residuals**2).sum() / residuals.size) or 1.0
+    each = max(float((residuals**2).mean()), _LEAST_VARIANCE)
     covariance = residuals.T @ residuals / len(x)
     left = _left_out(labels, counts, classes, has_pairs)
     shares = 1 / np.bincount(own[left], minlength=len(present))[own[left]]

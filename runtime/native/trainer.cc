@@ -140,7 +140,7 @@ class Training {
     const double begin = now();
     const double smoothing = options_.number("label_smoothing", 0, 1);
     const Discriminant found = fit_in_one_pass(*program_, dataset_, samples_, execution_, run_, smoothing, memory_, [&](uint32_t done) {
-      if (stop_asked) fail(kInterrupted, "Interrupted before the first step: nothing is kept.");
+      if (stop_asked) fail(kInterrupted, "Interrupted before the first step: go on with --resume.");
       events_.tick();
       if (done % kFittingSaid != 0 && done != dataset_.count()) return;
       events_.begin("fitting").integer("done", done).integer("total", dataset_.count());

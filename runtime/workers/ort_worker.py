@@ -126,6 +126,8 @@ def _train(job: dict[str, Any], bundle: Bundle, stop: _StopRequest) -> None:
         )
 
     def end_if_asked() -> None:
+        if stop.asked and not step and not (run / ADAPTER).is_file():
+            raise InterruptedTrainingError("Interrupted before the first step: go on with --resume.")
         if stop.asked:
             raise InterruptedTrainingError(
                 f"Interrupted at step {step} of {total}: go on with --resume, or use the adapter as it is."
@@ -232,10 +234,14 @@ def _fit_in_one_pass(
     """
     head = batches.manifest.head
     assert head is not None
-    rows, labels = [], []
+    rows: list[Array] = []
+    labels: list[Any] = []
+    done = 0
     for batch in batches.evaluation(options.batch_size or batches.manifest.batch_size):
         rows.append(session.features(batch.feeds))
         labels.append(batch.labels)
+        done += len(batch.labels)
+        emit("fitting", done=done, total=batches.dataset.count)
         between()
     features, targets = np.concatenate(rows), np.concatenate(labels)
     found = fit_discriminant(features, targets, batches.manifest.class_count, options.label_smoothing)

@@ -21,6 +21,7 @@ constexpr double kSure = 0.9;                   // and how sure of these they ar
 constexpr int64_t kScores = 1 << 18;            // of samples left out, in memory
 constexpr double kLeastRest = 1e-6;             // of the determinant when a sample is left out; rounding may take it all
 constexpr float kAbsent = -1;                   // the logit of a class without samples, others being 0 on the mean
+constexpr double kLeastVariance = 1e-4;         // of a feature
 
 using Floats = std::vector<float>;
 
@@ -31,7 +32,7 @@ class Fit {
         left_(samples_, scores), factor_(rows.width()), inner_(classes * classes), smoothing_(terms.smoothing) {
     if (!std::isfinite(samples_.scatter())) fail(kData, "The network's features of these images are no numbers.");
     each_ = samples_.scatter() / static_cast<double>(samples_.count()) / static_cast<double>(terms.features);
-    if (each_ <= 0) each_ = 1;  // all the same
+    each_ = std::max(each_, kLeastVariance);
   }
 
   // What a fit in rows of `width` numbers takes beside them, in bytes.

@@ -33,8 +33,11 @@ using TakeWeight = std::function<void(size_t label, const float* weight, float b
 
 // Linear discriminant analysis: images of a class lie around its mean as those of any other class around theirs.
 //
-//   S = sum over samples of r r^T / N, r = x - m_y,   A = (1 - s) S + s tr(S) / d I,
+//   S = sum over samples of r r^T / N, r = x - m_y,   A = (1 - s) S + s max(tr(S) / d, 0.0001) I,
 //   logit_c = t (m_c^T A^-1 x - m_c^T A^-1 m_c / 2),   all classes being as likely.
+//
+// Where all images look alike to the network, as with random weights, a classifier that tells them apart all the same would
+// be so steep that no training, whose steps are as long for any network, could go on from it: hence the least variance.
 //
 // The shrinkage s (Friedman, Regularized discriminant analysis, 1989) and the scale t are those of the lowest
 // cross-entropy when each sample is left out in turn, t with the label smoothing that training goes on with. Nothing is
