@@ -193,7 +193,7 @@ def _compile(adaptable: Adaptable, options: PrepareOptions, limited_by: str, say
             model = network.model
         except MemoryLimitError:
             too_many = middle
-    network.model = model
+    network.model = model  # the best one's, not that of the last attempt
     note = f"Of the weights that train for little memory, {fitting} of {count} fit the limit."
     return replace(best, notes=(*best.notes, note))
 

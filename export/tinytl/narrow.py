@@ -1,9 +1,9 @@
 """Weights that train for little memory: those of layers whose input is narrow.
 
 A weight's gradient needs the layer's input, which has to wait for the backward pass. In an inverted residual block the
-input of the widening layer is the block's own, a sixth of what lies inside; the weights of these layers in the later
-blocks train as accurately as all weights do, for a hundredth of the saved activations (docs/accuracy.md). "On-Device
-Training Under 256KB Memory" (Lin et al. 2022) chooses such sets by search.
+input of the widening layer is the block's own, a sixth of what lies inside, and small in the later blocks (what training
+these weights brings: docs/accuracy.md). "On-Device Training Under 256KB Memory" (Lin et al. 2022) chooses such sets by
+search.
 """
 
 from __future__ import annotations
