@@ -1,9 +1,9 @@
 """Weights that train for little memory: those of layers whose input is narrow.
 
 A weight's gradient needs the layer's input, which has to wait for the backward pass. In an inverted residual block the
-input of the widening layer is the block's own, a sixth of what lies inside, and small in the later blocks. What training
-these weights brings is in docs/accuracy.md. "On-Device Training Under 256KB Memory" (Lin et al. 2022) chooses such sets by
-search.
+input of the widening layer is the block's own, a sixth of what lies inside, and small in the later blocks. What it
+brings to train these weights is in docs/accuracy.md. "On-Device Training Under 256KB Memory" (Lin et al. 2022) chooses
+such sets by search.
 """
 
 from __future__ import annotations
