@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,10 @@ from PIL import Image
 # Of torch, also in processes that tests start: its threads wait for each other by spinning, which takes ten times as
 # long where another program has one of the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Where the tests run in the background, or by nohup, these are ignored, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TESTS = Path(__file__).parent
 COLOURS = {"cat": (200, 40, 40), "dog": (40, 180, 60), "fox": (50, 60, 200)}

@@ -118,9 +118,7 @@ def test_there_is_one_process_and_what_it_says_of_its_memory_is_what_is_seen(wor
 def test_a_signal_leaves_a_checkpoint_and_a_sentence(
     number: signal.Signals, bundle: Path, run: Path, tmp_path: Path
 ) -> None:
-    inherited = signal.signal(number, signal.SIG_DFL)  # ignored, where the tests were begun with nohup
     process = started(bundle, tmp_path / "run", images=run / "train.safetensors")
-    signal.signal(number, inherited)
     process.send_signal(number)
     out, complaints = process.communicate(timeout=60)
     answer = Answer(process.returncode, out, complaints)

@@ -106,7 +106,8 @@ def test_a_disk_that_fills_up_leaves_the_last_adapter(bundle: Path, run: Path, w
         options = tinytl_edge.TrainOptions(epochs=1000)
         with pytest.raises(StorageError, match="could not be written: No space left on device"):
             tinytl_edge.train(bundle, run / "train.safetensors", out=disk / "run", options=options, on_event=fill)
-        assert sorted(path.name for path in (disk / "run").iterdir()) == [
+        # Where the log is what fails first, the trainer is ended while it may be writing, under a name with a dot.
+        assert sorted(path.name for path in (disk / "run").iterdir() if not path.name.startswith(".")) == [
             ADAPTER, CHECKPOINT, "events.jsonl", "run.json", "start.safetensors",
         ]  # fmt: skip
         (disk / "filler").unlink()
