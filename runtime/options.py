@@ -28,6 +28,7 @@ _RATES_OF_NEW = {
 _RATES_BATCH = 8
 LOG_EVERY = 10  # steps
 BLEND = 0.65
+HELD_OUT = 0.2
 OPTIMIZERS = tuple(_RATES)
 STARTS = ("one-pass", "prepared")
 NEW, EXTENDED, KEPT = CLASSIFIERS = ("new", "extended", "kept")  # what a bundle's was before
@@ -40,8 +41,9 @@ class TrainOptions:
 
     `start` tells where training begins: "one-pass", with the classifier that one forward pass over the images finds,
     or "prepared", with the bundle's; None: one pass where the classifier is new. `epochs` 0: one pass is all.
-    `blend` is the share of what was trained in the result, the rest being where training began (Wortsman et al., Robust
-    fine-tuning of zero-shot models, 2022); None: BLEND, where the classifier knew its classes at the start.
+    `hold_out` is the share of the images that training is first not shown, to be judged on; None: HELD_OUT, where there
+    are images enough. `blend` is the share of what was trained in the result, the rest being where training began;
+    None: what is judged best, or BLEND without a judge; 1 where the classifier did not know its classes at the start.
     `lr` is the classifier's rate, `lr_bias`, `lr_lite_residual` and `lr_weight` the other groups'; None
     stands for the default of the optimizer and batch size. `batch_size` None is the bundle's, `threads` None
     the machine's fastest cores, `log_every` None LOG_EVERY steps, `dropout` None the model's own rate. `min_area` is
@@ -50,6 +52,7 @@ class TrainOptions:
 
     epochs: int = 10
     start: str | None = None
+    hold_out: float | None = None
     blend: float | None = None
     batch_size: int | None = None
     lr: float | None = None
@@ -77,6 +80,7 @@ class TrainOptions:
             "lr_bias": (0, 10),
             "lr_lite_residual": (0, 10),
             "lr_weight": (0, 10),
+            "hold_out": (0, 0.5),
             "blend": (0, 1),
             "seed": (0, 2**63 - 1),
             "label_smoothing": (0, 0.99),

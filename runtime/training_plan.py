@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tinytl_edge.runtime.files.adapter import BEST, START
 from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
-from tinytl_edge.runtime.files.adapter import START
 from tinytl_edge.runtime.files.bundle import STEP, Bundle, open_bundle
 from tinytl_edge.runtime.files.run import CHECKPOINTS, EVENTS, RUN, open_run
 from tinytl_edge.runtime.files.tensors import make_folder
@@ -17,9 +17,10 @@ from tinytl_edge.runtime.images.source import check_exists, dataset_for
 from tinytl_edge.runtime.workers.event_log import EventLog
 from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
 
+from .course import Course, plan_course
 from .errors import DamagedFileError, DataError, MemoryLimitError, StorageError, UsageError
 from .memory import megabytes
-from .options import BLEND, LOG_EVERY, NEW, STARTS, TrainOptions
+from .options import LOG_EVERY, NEW, STARTS, TrainOptions
 from .phases import Phases
 from .threads import THREAD_BYTES, threads_for
 
@@ -51,6 +52,7 @@ class TrainingPlan:
     options: TrainOptions
     train_file: Path
     val_file: Path | None
+    course: Course
     resume: bool
     memory: dict[str, Any]  # the `measure`, and the peaks of the phases before, in bytes
 
@@ -81,6 +83,7 @@ class TrainingPlan:
             "train": os.fspath(self.train_file.resolve()),
             "val": os.fspath(self.val_file.resolve()) if self.val_file else None,
             "options": asdict(self.options),
+            **self.course.job(),
             "resume": self.resume,
         }
 
@@ -101,17 +104,19 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
         threads = threads_for(bundle, options.threads)
         options = replace(options, threads=threads, log_every=options.log_every or LOG_EVERY)
         options = replace(options, start=start_of(bundle, options))
-        if options.blend is None:
-            options = replace(options, blend=BLEND if options.begins_knowing(bundle.manifest) else 1)
     command = worker_command(runtime)
     _check_memory(bundle, runtime, options)
     if not asked.resume:
         _claim(run)
     log.open(run / EVENTS)
     phases.end("start")
-    files = _datasets(run, bundle, data, val, log)
+    train_file, val_file = _datasets(run, bundle, data, val, log)
+    with open_dataset(train_file) as dataset:
+        course = plan_course(bundle.manifest, options, dataset, val_file is not None)
     phases.end("packing")
-    return TrainingPlan(bundle, run, runtime, command, options, *files, asked.resume, phases.record)
+    return TrainingPlan(
+        bundle, run, runtime, command, options, train_file, val_file, course, asked.resume, phases.record
+    )
 
 
 def planned_bytes(bundle: Bundle, runtime: str, options: TrainOptions) -> int | None:
@@ -164,7 +169,7 @@ def _claim(run: Path) -> None:
         raise UsageError(f"{run} already holds a trained run: go on with --resume, or choose another --out.")
     try:
         make_folder(run)
-        ours = {RUN, EVENTS, START, TRAIN_FILE, VAL_FILE}
+        ours = {RUN, EVENTS, START, BEST, TRAIN_FILE, VAL_FILE}
         others = sorted(p.name for p in run.iterdir() if p.name not in ours and not p.name.startswith("."))
         if others:
             raise UsageError(f"{run} holds something else ({others[0]}): choose another --out.")
@@ -191,7 +196,6 @@ def _as_recorded(run: Path, bundle: Bundle, given: TrainOptions) -> tuple[str, T
         threads=given.threads or recorded.threads,
         log_every=given.log_every or recorded.log_every,
         start=recorded.start or STARTS[-1],
-        blend=1 if recorded.blend is None else recorded.blend,
     )
     return runtime, options, train_file, val_file
 

@@ -145,7 +145,7 @@ def test_the_whole_way_by_commands(tmp_path: Path, workplace: Path) -> None:
     assert (process.returncode, complaints) == (0, "")
     events = [json.loads(line) for line in out.splitlines()]
     assert [event["event"] for event in events] == [
-        "start", "step", "checkpoint", "epoch", "step", "checkpoint", "epoch", "done",
+        "start", "step", "checkpoint", "epoch", "step", "checkpoint", "epoch", "checkpoint", "choice", "done",
     ]  # fmt: skip
     done = events[-1]
     assert (done["runtime"], done["steps"]) == ("native" if find_trainer() else "onnxruntime-training", 6)

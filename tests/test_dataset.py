@@ -137,10 +137,11 @@ def test_importing_is_cheap() -> None:
 
 
 GOOD = {
-    "format": FORMAT, "version": "2", "classes": '["a", "b"]',
+    "format": FORMAT, "version": "3", "classes": '["a", "b"]',
     "height": "7", "width": "7", "channels": "3", "fit": "crop", "margin": "true",
 }  # fmt: skip
 IMAGES = ("images", "U8", (2, 8, 8, 3), bytes(384))
+PRINTS = ("fingerprints", "U8", (2, 8), bytes(16))
 LABELS = ("labels", "I32", (2,), struct.pack("<2i", 0, 1))
 
 
@@ -149,35 +150,45 @@ def labels(*numbers: int) -> tuple[str, str, tuple[int, ...], bytes]:
 
 
 DAMAGED: dict[str, tuple[list[Any], dict[str, str], str]] = {
-    "another file": ([IMAGES, LABELS], {"format": "pt"}, "not written by 'tinytl-edge pack'"),
-    "earlier version": ([IMAGES, LABELS], {"version": "1"}, "version '1', not '2'"),
-    "no height": ([IMAGES, LABELS], {"height": ""}, "height is not a number"),
-    "odd width": ([IMAGES, LABELS], {"width": "7_0"}, "width is not a number"),
-    "vast width": ([IMAGES, LABELS], {"width": "16385"}, "width is not a number"),
-    "other height": ([IMAGES, LABELS], {"height": "14"}, r"not U8 \[N, 16, 8, 3\] as an input of 14 x 7 px"),
-    "two channels": ([IMAGES, LABELS], {"channels": "2"}, "channels are neither 1 nor 3"),
-    "one channel": ([IMAGES, LABELS], {"channels": "1"}, r"not U8 \[N, 8, 8, 1\] as"),
-    "no fit": ([IMAGES, LABELS], {"fit": ""}, "fit is none of crop, squash, pad"),
-    "odd margin": ([IMAGES, LABELS], {"margin": "1"}, "margin is neither true nor false"),
-    "no margin": ([IMAGES, LABELS], {"margin": "false"}, r"not U8 \[N, 7, 7, 3\] as"),
-    "classes no JSON": ([IMAGES, LABELS], {"classes": "a, b"}, "classes are not a list"),
-    "classes without end": ([IMAGES, LABELS], {"classes": "[" * 200_000}, "classes are not a list"),
-    "classes a table": ([IMAGES, LABELS], {"classes": '{"a": 1}'}, "classes are not a list"),
-    "classes numbers": ([IMAGES, LABELS], {"classes": "[1, 2]"}, "classes are not a list"),
-    "no images": ([LABELS], {}, "no tensor 'images'"),
-    "no labels": ([IMAGES], {}, "no tensor 'labels'"),
-    "images of bytes": ([("images", "I8", *IMAGES[2:]), LABELS], {}, r"images are I8 \[2, 8, 8, 3\], not U8"),
+    "another file": ([IMAGES, PRINTS, LABELS], {"format": "pt"}, "not written by 'tinytl-edge pack'"),
+    "earlier version": ([IMAGES, PRINTS, LABELS], {"version": "1"}, "version '1', not '3'"),
+    "no height": ([IMAGES, PRINTS, LABELS], {"height": ""}, "height is not a number"),
+    "odd width": ([IMAGES, PRINTS, LABELS], {"width": "7_0"}, "width is not a number"),
+    "vast width": ([IMAGES, PRINTS, LABELS], {"width": "16385"}, "width is not a number"),
+    "other height": ([IMAGES, PRINTS, LABELS], {"height": "14"}, r"not U8 \[N, 16, 8, 3\] as an input of 14 x 7 px"),
+    "two channels": ([IMAGES, PRINTS, LABELS], {"channels": "2"}, "channels are neither 1 nor 3"),
+    "one channel": ([IMAGES, PRINTS, LABELS], {"channels": "1"}, r"not U8 \[N, 8, 8, 1\] as"),
+    "no fit": ([IMAGES, PRINTS, LABELS], {"fit": ""}, "fit is none of crop, squash, pad"),
+    "odd margin": ([IMAGES, PRINTS, LABELS], {"margin": "1"}, "margin is neither true nor false"),
+    "no margin": ([IMAGES, PRINTS, LABELS], {"margin": "false"}, r"not U8 \[N, 7, 7, 3\] as"),
+    "classes no JSON": ([IMAGES, PRINTS, LABELS], {"classes": "a, b"}, "classes are not a list"),
+    "classes without end": ([IMAGES, PRINTS, LABELS], {"classes": "[" * 200_000}, "classes are not a list"),
+    "classes a table": ([IMAGES, PRINTS, LABELS], {"classes": '{"a": 1}'}, "classes are not a list"),
+    "classes numbers": ([IMAGES, PRINTS, LABELS], {"classes": "[1, 2]"}, "classes are not a list"),
+    "no images": ([PRINTS, LABELS], {}, "no tensor 'images'"),
+    "no labels": ([IMAGES, PRINTS], {}, "no tensor 'labels'"),
+    "images of bytes": ([("images", "I8", *IMAGES[2:]), PRINTS, LABELS], {}, r"images are I8 \[2, 8, 8, 3\], not U8"),
     "images flat": (
-        [("images", "U8", (2, 192), bytes(384)), LABELS],
+        [("images", "U8", (2, 192), bytes(384)), PRINTS, LABELS],
         {},
         r"images are U8 \[2, 192\], not U8",
     ),
-    "labels wide": ([IMAGES, ("labels", "I64", (2,), bytes(16))], {}, r"labels are I64 \[2\], not I32 \[2\]"),
-    "labels too few": ([IMAGES, labels(0)], {}, r"labels are I32 \[1\], not I32 \[2\]"),
-    "label too high": ([IMAGES, labels(0, 2)], {}, "label 2 of sample 1 is none of its 2 classes"),
-    "label negative": ([IMAGES, labels(-1, 0)], {}, "label -1 of sample 0"),
-    "label without classes": ([IMAGES, labels(-1, 0)], {"classes": "[]"}, "label 0 of sample 1"),
-    "no samples": ([("images", "U8", (0, 8, 8, 3), b""), labels()], {}, "no samples"),
+    "no fingerprints": ([IMAGES, LABELS], {}, "no tensor 'fingerprints'"),
+    "fingerprints short": (
+        [IMAGES, ("fingerprints", "U8", (2, 4), bytes(8)), LABELS],
+        {},
+        r"fingerprints are U8 \[2, 4\], not U8 \[2, 8\]",
+    ),
+    "labels wide": ([IMAGES, PRINTS, ("labels", "I64", (2,), bytes(16))], {}, r"labels are I64 \[2\], not I32 \[2\]"),
+    "labels too few": ([IMAGES, PRINTS, labels(0)], {}, r"labels are I32 \[1\], not I32 \[2\]"),
+    "label too high": ([IMAGES, PRINTS, labels(0, 2)], {}, "label 2 of sample 1 is none of its 2 classes"),
+    "label negative": ([IMAGES, PRINTS, labels(-1, 0)], {}, "label -1 of sample 0"),
+    "label without classes": ([IMAGES, PRINTS, labels(-1, 0)], {"classes": "[]"}, "label 0 of sample 1"),
+    "no samples": (
+        [("images", "U8", (0, 8, 8, 3), b""), ("fingerprints", "U8", (0, 8), b""), labels()],
+        {},
+        "no samples",
+    ),
 }
 
 
@@ -192,12 +203,12 @@ def test_each_kind_of_damage_is_named(tmp_path: Path, case: str) -> None:
 
 
 def test_the_undamaged_file_of_these_cases_opens(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "f", [IMAGES, LABELS], GOOD)
+    write_tensors(tmp_path / "f", [IMAGES, PRINTS, LABELS], GOOD)
     assert open_dataset(tmp_path / "f").labels == [0, 1]
 
 
 def test_a_file_that_shrinks_while_open_is_named(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "f", [LABELS, IMAGES], GOOD)
+    write_tensors(tmp_path / "f", [LABELS, PRINTS, IMAGES], GOOD)
     dataset = open_dataset(tmp_path / "f")
     os.truncate(tmp_path / "f", (tmp_path / "f").stat().st_size - 1)
     assert len(dataset.image(0)) == 192
@@ -209,7 +220,7 @@ def test_a_file_that_shrinks_while_open_is_named(tmp_path: Path) -> None:
 @given(data=st.data())
 def test_random_damage_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed-dataset.safetensors"
-    write_tensors(path, [IMAGES, LABELS], GOOD)
+    write_tensors(path, [IMAGES, PRINTS, LABELS], GOOD)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -351,6 +362,7 @@ def test_other_programs_can_read_the_file(tmp_path: Path) -> None:
     file = open_tensors(tmp_path / "out")
     assert [(name, e.dtype, e.shape) for name, e in file.entries.items()] == [
         ("images", "U8", (2, 8, 8, 3)),
+        ("fingerprints", "U8", (2, 8)),
         ("labels", "I32", (2,)),
     ]
     assert file.metadata["format"] == "tinytl-edge-dataset"

@@ -118,10 +118,11 @@ def test_each_kind_of_damage_is_named(tmp_path: Path, case: str) -> None:
     """The trainer is held to the same sentences in tests/test_native_sampling.py."""
     changes, dtype, shape, content, sentence = DAMAGED[case]
     metadata = {
-        "format": FORMAT, "version": "2", "classes": '["a", "b"]', "labels": "multi",
+        "format": FORMAT, "version": "3", "classes": '["a", "b"]', "labels": "multi",
         "height": "7", "width": "7", "channels": "3", "fit": "crop", "margin": "true",
     }  # fmt: skip
     pixels = ("images", "U8", (2, 8, 8, 3), bytes(384))
-    write_tensors(tmp_path / "data", [pixels, ("labels", dtype, shape, content)], {**metadata, **changes})
+    prints = ("fingerprints", "U8", (2, 8), bytes(16))
+    write_tensors(tmp_path / "data", [pixels, prints, ("labels", dtype, shape, content)], {**metadata, **changes})
     with pytest.raises(DamagedFileError, match=sentence):
         open_dataset(tmp_path / "data")

@@ -219,8 +219,9 @@ def test_of_equal_names_the_last_counts_in_both(program: Path, tmp_path: Path) -
     assert said(program, "tensors", path).startswith("t U8 [2] ")
 
 
+PRINTS = ("fingerprints", "U8", (2, 8), bytes(16))
 METADATA = {
-    "format": FORMAT, "version": "2", "classes": '["cat", "Öchslein"]',
+    "format": FORMAT, "version": "3", "classes": '["cat", "Öchslein"]',
     "height": "20", "width": "30", "channels": "3", "fit": "crop", "margin": "true",
 }  # fmt: skip
 
@@ -232,6 +233,7 @@ def write_dataset(path: Path, labels: list[int], shape: tuple[int, int, int] | N
         path,
         [
             ("images", "U8", (len(labels), *shape), pixels),
+            ("fingerprints", "U8", (len(labels), 8), bytes(8 * len(labels))),
             ("labels", "I32", (len(labels),), struct.pack(f"<{len(labels)}i", *labels)),
         ],
         {**METADATA, **changes},
@@ -307,7 +309,7 @@ def test_it_refuses_unusable_multi_label_with_the_same_sentence(
 ) -> None:
     path = tmp_path / "data"
     metadata = {**METADATA, "classes": '["a", "b"]', "height": "7", "width": "7", "labels": "multi"}
-    tensors = [("images", "U8", (2, 8, 8, 3), bytes(384)), ("labels", "U8", shape, content)]
+    tensors = [("images", "U8", (2, 8, 8, 3), bytes(384)), PRINTS, ("labels", "U8", shape, content)]
     write_tensors(path, tensors, {**metadata, **changes})
     with pytest.raises(DamagedFileError) as refused:
         open_dataset(path)
@@ -316,7 +318,7 @@ def test_it_refuses_unusable_multi_label_with_the_same_sentence(
 
 def test_it_reads_the_same_multi_label(program: Path, tmp_path: Path) -> None:
     metadata = {**METADATA, "classes": '["a", "b"]', "height": "7", "width": "7", "labels": "multi"}
-    tensors = [("images", "U8", (2, 8, 8, 3), bytes(384)), ("labels", "U8", (2, 2), b"\0\1\1\1")]
+    tensors = [("images", "U8", (2, 8, 8, 3), bytes(384)), PRINTS, ("labels", "U8", (2, 2), b"\0\1\1\1")]
     write_tensors(tmp_path / "data", tensors, metadata)
     with open_dataset(tmp_path / "data") as dataset:
         marks = ["".join(map(str, row)) for row in dataset.marks]

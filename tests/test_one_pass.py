@@ -235,8 +235,8 @@ def test_what_was_trained_is_blended_with_the_start(runtime: str, bundle: Bundle
 def test_what_begins_at_random_is_not_blended(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     options = TrainOptions(epochs=1, start="prepared")
     train(bundle.path, data / "train.safetensors", None, tmp_path / "run", options=options)
-    assert "blend" not in {event["event"] for event in events(tmp_path / "run")}
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["options"]["blend"] == 1
+    assert "choice" not in {event["event"] for event in events(tmp_path / "run")}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["result"]["share"] == 1
 
 
 def test_where_it_begins_by_itself(network: SmallNetwork, data: Path, tmp_path: Path) -> None:

@@ -39,6 +39,23 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @st.composite
+def judged(draw: st.DrawFn) -> dict[str, Any]:
+    """What the `choice` and `done` events say of a result."""
+    share = draw(st.sampled_from([0, 0.35, 0.5, 0.65, 1.0]))
+    judge = draw(st.sampled_from(["val", "held-out", None]))
+    if judge is None:
+        none = dict.fromkeys(("val_accuracy", "val_class_accuracy", "start_accuracy", "val_interval"))
+        return {"share": share, "judge": None, "val_images": 0, **none}
+    accuracy, of_classes = draw(st.floats(0, 1)), draw(st.floats(0, 1))
+    return {
+        "share": share, "epoch": draw(st.integers(1, 30)), "judge": judge, "val_images": draw(st.integers(1, 3000)),
+        "val_loss": draw(losses), "start_loss": draw(losses), "val_accuracy": accuracy,
+        "val_class_accuracy": draw(st.sampled_from([accuracy, of_classes])), "start_accuracy": draw(shares),
+        "val_interval": draw(st.none() | st.lists(st.floats(0, 1), min_size=2, max_size=2)),
+    }  # fmt: skip
+
+
+@st.composite
 def trainings(draw: st.DrawFn) -> Timed:
     """The events of a training of a few epochs, each at its time."""
     images, batch, epochs = draw(st.integers(1, 4000)), draw(st.integers(1, 64)), draw(st.integers(0, 3))
@@ -46,14 +63,15 @@ def trainings(draw: st.DrawFn) -> Timed:
     begun = draw(st.integers(0, steps * epochs))
     events: list[dict[str, Any]] = [
         {"event": "start", "runtime": "native", "step": begun, "total_steps": steps * epochs, "epochs": epochs,
-         "images": images, "batch_size": batch, "rss_bytes": draw(sizes)},
+         "images": images, "held_out": draw(st.integers(0, 1) | st.integers(0, images)), "batch_size": batch,
+         "rss_bytes": draw(sizes)},
     ]  # fmt: skip
     if draw(st.booleans()):
         done = draw(st.integers(0, images))
         events.append({"event": "fitting", "done": done, "total": images, "rss_bytes": draw(sizes)})
         events.append(
-            {"event": "one_pass", "left_out_accuracy": draw(shares), "val_accuracy": draw(shares),
-             "peak_rss_bytes": draw(sizes), "rss_bytes": draw(sizes)}
+            {"event": "one_pass", "anew": draw(st.booleans()), "left_out_accuracy": draw(shares),
+             "val_accuracy": draw(shares), "peak_rss_bytes": draw(sizes), "rss_bytes": draw(sizes)}
         )  # fmt: skip
     for epoch in range(1, epochs + 1):
         for _ in range(draw(st.integers(0, 3))):
@@ -69,11 +87,11 @@ def trainings(draw: st.DrawFn) -> Timed:
              "rss_bytes": draw(sizes)}
         )  # fmt: skip
     if draw(st.booleans()):
-        events.append({"event": "blend", "share": 0.5, "val_accuracy": draw(shares), "rss_bytes": draw(sizes)})
+        events.append({"event": "choice", **draw(judged()), "rss_bytes": draw(sizes)})
     phases = draw(st.lists(st.sampled_from(["start", "packing", "training"]), unique=True, min_size=1))
     events.append(
         {"event": "done", "steps": steps * epochs, "step_ms_median": draw(st.one_of(st.none(), st.floats(0, 1e6))),
-         "val_accuracy": draw(shares), "adapter": "some where/adapter.safetensors",
+         **draw(judged()), "adapter": "some where/adapter.safetensors",
          "memory": {"measure": draw(st.sampled_from(["PSS", "RSS"])), **{phase: draw(sizes) for phase in phases}}}
     )  # fmt: skip
     gaps = draw(st.lists(st.floats(0, 50), min_size=len(events), max_size=len(events)))

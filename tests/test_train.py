@@ -54,7 +54,7 @@ def test_the_events_tell_the_whole_story(run: Path) -> None:
     events = events_of(run)
     kinds = [event["event"] for event in events]
     epoch = ["step"] * STEPS_AN_EPOCH + ["checkpoint", "epoch"]
-    assert kinds == ["start", "checkpoint", "one_pass", *epoch * EPOCHS, "blend", "done"]
+    assert kinds == ["start", "checkpoint", "one_pass", *epoch * EPOCHS, "checkpoint", "choice", "done"]
     head, *middle, done = events
     assert (head["step"], head["total_steps"], head["epochs"], head["images"]) == (0, STEPS, EPOCHS, 18)
     assert head["learning_rates"]["classifier"] == 0.03
@@ -246,8 +246,8 @@ def test_without_a_terminal_a_long_silence_is_broken(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ProgressReport, "silence", 0.2)
     stream = io.StringIO()
     with ProgressReport(stream) as report:
-        report({"event": "start", "runtime": "native", "images": 8, "epochs": 1, "batch_size": 8, "step": 0,
-                "total_steps": 1})  # fmt: skip
+        report({"event": "start", "runtime": "native", "images": 8, "held_out": 0, "epochs": 1, "batch_size": 8,
+                "step": 0, "total_steps": 1})  # fmt: skip
         time.sleep(0.7)
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("native: 8 images") and "at work" in lines[1]
@@ -284,7 +284,7 @@ def test_a_terminal_sees_a_live_line_and_a_file_sees_plain_ones(
     plain = tinytl("train", bundle, *arguments, tmp_path / "plain").err
     assert "\r" not in plain
     lines = plain.splitlines()
-    assert lines[0] == "onnxruntime-training: 18 images, 2 epochs of 5 steps"
+    assert lines[0] == "onnxruntime-training: 18 images, 2 epochs, 10 steps"
     assert [line.split()[:2] for line in lines[1:]] == [
         ["classifier", "in"], ["epoch", "1/2"], ["epoch", "2/2"], ["blended", "with"],
     ]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from tinytl_edge.devices.cores import performance_cores
 from tinytl_edge.runtime.errors import DataError, UsageError
+from tinytl_edge.runtime.evaluate import evaluate
 from tinytl_edge.runtime.images.dataset import pack
 from tinytl_edge.runtime.images.folders import find_images
 from tinytl_edge.runtime.images.label_table import TABLE, has_table
@@ -86,17 +87,18 @@ def demo(
             pack(held_out, test_file, framing, classes, say)
         begin = time.monotonic()
         if watch is None:
-            done = train(bundle, train_file, test_file, run, runtime=runtime, options=options)
+            done = train(bundle, train_file, None, run, runtime=runtime, options=options)
         else:
             with ProgressReport(watch) as report:
-                done = train(bundle, train_file, test_file, run, runtime=runtime, options=options, on_event=report)
+                done = train(bundle, train_file, None, run, runtime=runtime, options=options, on_event=report)
+        seconds = time.monotonic() - begin
         exported = export(run, run / "model.onnx")
         results.append(
             {
                 "method": method,
                 "runtime": done["runtime"],
-                "accuracy": done["val_accuracy"],
-                "seconds": time.monotonic() - begin,
+                "accuracy": evaluate(run, test_file)["accuracy"],
+                "seconds": seconds,
                 "step_ms_median": done["step_ms_median"],
                 "peak_rss_bytes": done["peak_rss_bytes"],
                 "trainable": prepared.bundle.manifest.trainable_count,

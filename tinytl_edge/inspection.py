@@ -17,6 +17,7 @@ from tinytl_edge.runtime.files.tensors import open_tensors
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.images.framing import Framing
 from tinytl_edge.runtime.memory import megabytes
+from tinytl_edge.runtime.report import judgement
 
 from .board_choice import seconds_text
 from .knob_words import KNOB_WORDS, knob_words
@@ -128,8 +129,7 @@ def describe(content: dict[str, Any]) -> str:
         if result.get("steps") is not None:
             lines.append(_row("runtime", result["runtime"]))
             lines.append(_row("steps", result["steps"]))
-            if result["val_accuracy"] is not None:
-                lines.append(_row("validation accuracy", f"{result['val_accuracy']:.1%}"))
+            lines.append(_row("judged", judgement(result)))
             for phase in ("start", "packing", "training"):
                 if result["memory"] is not None:
                     lines.append(_row(f"peak memory, {phase}", megabytes(result["memory"][phase])))

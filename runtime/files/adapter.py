@@ -21,6 +21,7 @@ FORMAT = "tinytl-edge-adapter"
 VERSION = "1"
 FILE = "adapter.safetensors"
 START = "start.safetensors"  # of a run: the same parameters where training began
+BEST = "best.safetensors"  # and behind the epoch that was judged best
 
 
 @dataclass(frozen=True)

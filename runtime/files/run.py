@@ -40,8 +40,16 @@ class Result:
     steps: int | None = None
     step_ms_median: float | None = None
     train_loss: float | None = None
+    share: float | None = None
+    judge: str | None = None
+    val_images: int = 0
+    start_loss: float | None = None
+    start_accuracy: float | None = None
+    start_class_accuracy: float | None = None
     val_loss: float | None = None
     val_accuracy: float | None = None
+    val_class_accuracy: float | None = None
+    val_interval: tuple[float, ...] | None = None
     peak_rss_bytes: int | None = None
     memory: Memory | None = None
 

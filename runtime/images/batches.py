@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +40,14 @@ class Batches:
         """How many answers an image takes: one class, or (multi-label) every one."""
         return self.manifest.class_count if self.manifest.labels == MULTI else 1
 
-    def training(self, options: TrainOptions, batch_size: int, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """One epoch's batches, augmented, from batch number `first` on."""
-        seed, count, size = options.seed, self.dataset.count, self.dataset.shape[:2]
-        order = epoch_order(seed, epoch, count)
+    def training(
+        self, options: TrainOptions, batch_size: int, epoch: int, first: int = 0, images: Sequence[int] | None = None
+    ) -> Iterator[Batch]:
+        """One epoch's batches of all samples or of `images`, augmented, from batch number `first` on."""
+        seed, size = options.seed, self.dataset.shape[:2]
+        images = range(self.dataset.count) if images is None else images
+        count = len(images)
+        order = [images[at] for at in epoch_order(seed, epoch, count)]
         for start in range(first * batch_size, count, batch_size):
             positions = range(start, min(start + batch_size, count))
             crops = [random_crop(seed, epoch, position, size, options.min_area, options.flip) for position in positions]
@@ -54,11 +58,12 @@ class Batches:
                 batch.feeds[dropout.name] = np.stack(masks)
             yield batch
 
-    def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """All samples once, in order, their centres, without dropout."""
+    def evaluation(self, batch_size: int, images: Sequence[int] | None = None) -> Iterator[Batch]:
+        """All samples or `images` once, in order, their centres, without dropout."""
         crop = centre_crop(self.dataset.shape[:2], self._size)
-        for start in range(0, self.dataset.count, batch_size):
-            indices = list(range(start, min(start + batch_size, self.dataset.count)))
+        images = range(self.dataset.count) if images is None else images
+        for start in range(0, len(images), batch_size):
+            indices = list(images[start : start + batch_size])
             batch = self._batch(indices, [crop] * len(indices), 0.0)
             for dropout in self.manifest.dropouts:
                 batch.feeds[dropout.name] = np.ones((len(indices), *dropout.shape), np.float32)

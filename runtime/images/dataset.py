@@ -1,6 +1,7 @@
 """What the board learns from: the file dataset.safetensors, reading it and packing images into it.
 
-Tensors `images` U8 [N, stored height, stored width, channels] (RGB or grey, row by row) and `labels`. Metadata:
+Tensors `images` U8 [N, stored height, stored width, channels] (RGB or grey, row by row), `fingerprints` U8 [N, 8] (see
+`fingerprint`) and `labels`. Metadata:
 `format`, `version`, `classes` (a JSON list of names); `height` and `width` of the model's input, `channels` (3 or 1),
 `fit` (crop, squash or pad), `margin` (true or false) and `pixel_range` ("low:high", or nothing), which say how images
 became what is stored, see `framing`; and
@@ -26,12 +27,13 @@ from tinytl_edge.runtime.wording import list_names, shown
 
 from .decoding import UnusableImageError, read_image
 from .depth import DeepPixels
+from .fingerprint import BYTES, fingerprint
 from .folders import composed, find_images
 from .framing import FITS, LARGEST, Framing, range_text
 from .label_table import TABLE, has_table, read_table
 
 FORMAT = "tinytl-edge-dataset"
-VERSION = "2"
+VERSION = "3"
 UNLABELLED = -1
 SINGLE, MULTI = "single", "multi"  # label or labels an image
 
@@ -43,6 +45,7 @@ class Dataset:
     """An open dataset: labels in memory, images on the medium until one is asked for.
 
     `labels` are numbers of classes, or empty where it is multi-label: then `marks` has a byte a class for each.
+    `fingerprints` tell which images are nearly the same.
 
     The file stays open, so that replacing it does not mix two datasets. `close` closes it, as does the end of
     a `with` block, or letting go of the object.
@@ -54,12 +57,14 @@ class Dataset:
         images_start: int,
         labels: list[int],
         marks: list[bytes],
+        fingerprints: list[bytes],
         classes: list[str],
         framing: Framing,
     ) -> None:
         self.path = path
         self.labels = labels
         self.marks = marks
+        self.fingerprints = fingerprints
         self.classes = classes
         self.framing = framing
         self._images_start = images_start
@@ -145,7 +150,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     kind = file.metadata.get("labels", SINGLE)
     if kind not in (SINGLE, MULTI):
         raise damaged("its labels are of an unknown kind")
-    for name in ("images", "labels"):
+    for name in ("images", "fingerprints", "labels"):
         if name not in file.entries:
             raise damaged(f"it has no tensor '{name}'")
 
@@ -158,8 +163,9 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     count = images.shape[0]
     labels = _read_labels(file, count, len(classes), damaged) if kind == SINGLE else []
     marks = _read_marks(file, count, len(classes), damaged) if kind == MULTI else []
+    seen = _read_fingerprints(file, count, damaged)
     try:
-        return Dataset(file.path, images.start, labels, marks, classes, framing)
+        return Dataset(file.path, images.start, labels, marks, seen, classes, framing)
     except OSError as error:
         raise DamagedFileError(f"{file.path} cannot be read: {error.strerror}.") from None
 
@@ -216,6 +222,14 @@ def _read_marks(
         if mark > 1:
             raise damaged(f"the label {mark} of sample {index // class_count} is neither 0 nor 1")
     return [content[start : start + class_count] for start in range(0, len(content), class_count)]
+
+
+def _read_fingerprints(file: TensorFile, count: int, damaged: Callable[[str], DamagedFileError]) -> list[bytes]:
+    entry = file.entries["fingerprints"]
+    if entry.dtype != "U8" or entry.shape != (count, BYTES):
+        raise damaged(f"its fingerprints are {_typed(entry.dtype, entry.shape)}, not {_typed('U8', (count, BYTES))}")
+    content = file.read("fingerprints")
+    return [content[start : start + BYTES] for start in range(0, len(content), BYTES)]
 
 
 def _typed(dtype: str, shape: Sequence[int]) -> str:
@@ -380,16 +394,19 @@ def _write(
 
     def header(count: int, length: int | None = None) -> bytes:
         labelled = ("U8", (count, len(classes))) if kind == MULTI else ("I32", (count,))
-        tensors = {"images": ("U8", (count, *framing.stored)), "labels": labelled}
+        prints = ("U8", (count, BYTES))
+        tensors = {"images": ("U8", (count, *framing.stored)), "fingerprints": prints, "labels": labelled}
         return encode_header(tensors, metadata, length)
 
     room = len(header(at_most))
     labels: list[bytes] = []
+    prints: list[bytes] = []
     with atomic_write(out) as file:
         file.seek(room)
         for label, pixels in samples:
             file.write(pixels)
+            prints.append(fingerprint(pixels, framing.stored))
             labels.append(label)
-        file.write(b"".join(labels))
+        file.write(b"".join(prints + labels))
         file.seek(0)
         file.write(header(len(labels), room))

@@ -11,7 +11,7 @@ namespace tinytl {
 namespace {
 
 constexpr char kFormat[] = "tinytl-edge-dataset";
-constexpr char kVersion[] = "2";
+constexpr char kVersion[] = "3";
 constexpr int32_t kLargest = 16384;  // pixels of a side
 
 [[noreturn]] void damaged(const std::string& path, const std::string& what) {

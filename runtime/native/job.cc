@@ -53,9 +53,44 @@ bool Job::flag(const char* name) const {
   return get(name).boolean();
 }
 
-std::vector<std::string> Job::texts(const char* name) const {
+const json::Value& Job::array(const char* name) const {
   const json::Value& value = get(name);
   if (!value.is_array()) bad(name);
+  return value;
+}
+
+std::vector<int64_t> Job::integers(const char* name, int64_t low, int64_t high) const {
+  const json::Value& value = array(name);
+  std::vector<int64_t> integers;
+  for (size_t i = 0; i < value.size(); ++i) {
+    if (!value[i].is_integer() || value[i].integer() < low || value[i].integer() > high) bad(name);
+    integers.push_back(value[i].integer());
+  }
+  return integers;
+}
+
+std::vector<double> Job::numbers(const char* name, double low, double high) const {
+  const json::Value& value = array(name);
+  std::vector<double> numbers;
+  for (size_t i = 0; i < value.size(); ++i) {
+    if (!value[i].is_number() || !(value[i].number() >= low && value[i].number() <= high)) bad(name);
+    numbers.push_back(value[i].number());
+  }
+  return numbers;
+}
+
+std::vector<Job> Job::objects(const char* name) const {
+  const json::Value& value = array(name);
+  std::vector<Job> objects;
+  for (size_t i = 0; i < value.size(); ++i) {
+    if (!value[i].is_object()) bad(name);
+    objects.push_back(Job(value[i]));
+  }
+  return objects;
+}
+
+std::vector<std::string> Job::texts(const char* name) const {
+  const json::Value& value = array(name);
   std::vector<std::string> texts;
   for (size_t i = 0; i < value.size(); ++i) {
     if (!value[i].is_string()) bad(name);

@@ -23,6 +23,9 @@ class Job {
   bool flag(const char* name) const;
   bool is_null(const char* name) const;
   std::vector<std::string> texts(const char* name) const;
+  std::vector<int64_t> integers(const char* name, int64_t low, int64_t high) const;
+  std::vector<double> numbers(const char* name, double low, double high) const;
+  std::vector<Job> objects(const char* name) const;
   Rates rates(const char* name) const;
   // Its members, into an object that is open.
   void write_members(json::Writer& out) const;
@@ -32,6 +35,7 @@ class Job {
  private:
   explicit Job(json::Value value) : value_(std::move(value)) {}
   const json::Value& get(const char* name) const;
+  const json::Value& array(const char* name) const;
   [[noreturn]] static void bad(const char* name);
 
   json::Value value_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include "json.h"
 #include "layout.h"
@@ -69,6 +70,45 @@ std::string precise(double value) {
   char digits[32];
   std::snprintf(digits, sizeof digits, "%.17g", value);
   return digits;
+}
+
+std::string standing_text(const Standing& at) {
+  json::Writer out;
+  out.begin_object()
+      .integer("step", at.step)
+      .number("losses", at.sums.losses)
+      .integer("correct", at.sums.correct)
+      .integer("seen", at.sums.seen)
+      .number("low", at.sums.low)
+      .number("high", at.sums.high)
+      .integer("best_step", at.best_step)
+      .integer("ended", at.ended)
+      .number("share", at.share);
+  write_score(out, "start", at.start);
+  write_score(out, "score", at.score);
+  write_score(out, "best", at.best);
+  return out.end_object().str();
+}
+
+Standing standing_from(const json::Value& told) {
+  const auto number = [&](const char* name, double absent) {
+    const json::Value* value = told.find(name);
+    return value && value->is_number() ? value->number() : absent;
+  };
+  const auto integer = [&](const char* name) {
+    const json::Value* value = told.find(name);
+    return value && value->is_integer() ? value->integer() : 0;
+  };
+  Standing at;
+  at.step = integer("step");
+  at.sums = {number("losses", 0), integer("correct"), integer("seen"), number("low", 0), number("high", 0)};
+  at.start = read_score(told, "start");
+  at.score = read_score(told, "score");
+  at.best = read_score(told, "best");
+  at.best_step = integer("best_step");
+  at.ended = integer("ended");
+  at.share = number("share", NAN);
+  return at;
 }
 
 // A parameter's arrays as they lie in memory: its values, and each moment of its optimizer.
@@ -143,15 +183,18 @@ void read_adapter(const std::string& path, Program& program) {
            [&](const Parameter& parameter, int64_t row, const float* values) { set_row(program, parameter, row, values); });
 }
 
-void blend(const std::string& path, double share, Program& program, EpochSums& sums) {
-  const TensorFile file = open_adapter(path);
+void blend(const std::string& path, double share, Program& program) {
   std::vector<float> own;
-  each_row(file, program, [&](const Parameter& parameter, int64_t row, const float* values) {
+  each_row(open_adapter(path), program, [&](const Parameter& parameter, int64_t row, const float* values) {
     own.resize(static_cast<size_t>(parameter.elements / parameter.shape[0]));
     get_row(program, parameter, row, own.data());
     for (size_t i = 0; i < own.size(); ++i) own[i] = values[i] + static_cast<float>(share) * (own[i] - values[i]);
     set_row(program, parameter, row, own.data());
   });
+}
+
+void add_range(const std::string& path, EpochSums& sums) {
+  const TensorFile file = open_adapter(path);
   const std::string damaged = path + " is damaged: it does not say the range of its logits.";
   const json::Value ends = json::parse_or_fail(metadata(file, "logits"), kDamaged, damaged.c_str());
   if (ends.size() != 2) fail(kDamaged, "%s", damaged.c_str());
@@ -159,7 +202,13 @@ void blend(const std::string& path, double share, Program& program, EpochSums& s
   sums.high = std::max(sums.high, ends[1].number());
 }
 
-void write_checkpoint(const std::string& path, const Program& program, int64_t step, const EpochSums& sums) {
+void forget_moments(const Program& program) {
+  for_each_array(program, [](const StoredArray& array) {
+    if (array.name.rfind("state", 0) == 0) std::memset(array.data, 0, static_cast<size_t>(array.bytes()));
+  });
+}
+
+void write_checkpoint(const std::string& path, const Program& program, const Standing& at) {
   std::vector<TensorToWrite> tensors;
   uint32_t crc = 0;
   for_each_array(program, [&](const StoredArray& array) {
@@ -172,19 +221,15 @@ void write_checkpoint(const std::string& path, const Program& program, int64_t s
   });
   write_tensors(path, tensors,
                 {{"format", kCheckpointFormat},
-                 {"version", "2"},
-                 {"step", std::to_string(step)},
-                 {"losses", precise(sums.losses)},
-                 {"correct", std::to_string(sums.correct)},
-                 {"seen", std::to_string(sums.seen)},
-                 {"low", precise(sums.low)},
-                 {"high", precise(sums.high)},
+                 {"version", "3"},
+                 {"standing", standing_text(at)},
                  {"crc32", std::to_string(crc)}});
 }
 
-int64_t read_checkpoint(const std::string& path, Program& program, EpochSums& sums) {
+Standing read_checkpoint(const std::string& path, Program& program) {
   const TensorFile file = TensorFile::open(path);
-  if (metadata(file, "format") != kCheckpointFormat) fail(kDamaged, "%s is no checkpoint of tinytl-edge.", path.c_str());
+  if (metadata(file, "format") != kCheckpointFormat || metadata(file, "version") != "3")
+    fail(kDamaged, "%s is no checkpoint of this tinytl-edge.", path.c_str());
   uint32_t crc = 0;
   for_each_array(program, [&](const StoredArray& array) {
     file.read(matching(file, array.name, array.dtype, array.bytes()), array.data);
@@ -192,12 +237,8 @@ int64_t read_checkpoint(const std::string& path, Program& program, EpochSums& su
   });
   if (metadata(file, "crc32") != std::to_string(crc))
     fail(kDamaged, "%s is damaged: its contents have changed since it was written.", path.c_str());
-  sums.losses = std::strtod(metadata(file, "losses").c_str(), nullptr);
-  sums.correct = std::strtoll(metadata(file, "correct").c_str(), nullptr, 10);
-  sums.low = std::strtod(metadata(file, "low").c_str(), nullptr);
-  sums.high = std::strtod(metadata(file, "high").c_str(), nullptr);
-  sums.seen = std::strtoll(metadata(file, "seen").c_str(), nullptr, 10);
-  return std::strtoll(metadata(file, "step").c_str(), nullptr, 10);
+  const std::string damaged = path + " is damaged: it does not say where training stands.";
+  return standing_from(json::parse_or_fail(metadata(file, "standing"), kDamaged, damaged.c_str()));
 }
 
 }  // namespace tinytl

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "judge.h"
 #include "program.h"
 
 namespace tinytl {
@@ -25,17 +27,32 @@ struct EpochSums {
   }
 };
 
+// Where a training stands.
+struct Standing {
+  int64_t step = 0;
+  EpochSums sums;
+  // Of the judge: where training began, of the last epoch or what was chosen, and of the best epoch, with the step behind it.
+  Score start, score, best;
+  int64_t best_step = 0;  // 0: none yet
+  int64_t ended = 0;  // the step behind the last epoch that was ended
+  double share = NAN;  // that was chosen
+};
+
 // Writes the trainables as PyTorch has them; `bundle` is the bundle's identity.
 void write_adapter(const std::string& path, const Program& program, const std::string& bundle,
                    const std::vector<std::string>& classes, int64_t steps, const EpochSums& sums);
 // Fills the trainables from an adapter.
 void read_adapter(const std::string& path, Program& program);
-// Brings the trainables to start + share (trainables - start), where an adapter says what they were at the start, and
-// widens the range of the logits by its own.
-void blend(const std::string& path, double share, Program& program, EpochSums& sums);
+// Brings the trainables to start + share (trainables - start), where an adapter says what they were at the start.
+void blend(const std::string& path, double share, Program& program);
+// Widens the range of the logits by that of an adapter.
+void add_range(const std::string& path, EpochSums& sums);
+
+// Brings the optimizer's state back to what it is before the first step.
+void forget_moments(const Program& program);
 
 // Trainables and optimizer state in the engine's layout, and where the run stands.
-void write_checkpoint(const std::string& path, const Program& program, int64_t step, const EpochSums& sums);
-int64_t read_checkpoint(const std::string& path, Program& program, EpochSums& sums);
+void write_checkpoint(const std::string& path, const Program& program, const Standing& at);
+Standing read_checkpoint(const std::string& path, Program& program);
 
 }  // namespace tinytl

@@ -1,6 +1,6 @@
 """What a worker says: JSON lines on standard output, one event a line, the last says how it ended.
 
-Events of training: start, one_pass, step, checkpoint, epoch, blend, warning, and at the end done or error. Beside them
+Events of training: start, one_pass, step, checkpoint, epoch, choice, warning, and at the end done or error. Beside them
 `pack`, `fitting` and `evaluating` {done, total}, for a live line.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,14 +31,14 @@ def right(batch: Batch, logits: Array) -> NDArray[np.bool_]:
 
 
 def evaluated(
-    session: Session, batches: Batches, batch_size: int, on_batch: OnBatch
+    session: Session, batches: Batches, batch_size: int, on_batch: OnBatch, images: Sequence[int] | None = None
 ) -> Iterator[tuple[Batch, float, Array]]:
-    """Each batch of a dataset with its mean loss and its logits."""
-    done = 0
-    for batch in batches.evaluation(batch_size):
+    """Each batch of a dataset, or of some of its images, with its mean loss and its logits."""
+    done, total = 0, batches.dataset.count if images is None else len(images)
+    for batch in batches.evaluation(batch_size, images):
         loss, logits = session.evaluate(batch.feeds)
         done += len(batch.labels)
-        on_batch(done, batches.dataset.count)
+        on_batch(done, total)
         yield batch, loss, logits
 
 

@@ -91,10 +91,16 @@ _TRAINING = [
         "[default: one-pass, where its classes are new]",
     ),
     click.option(
+        "--hold-out",
+        type=float,
+        help="Without --val: share of the images that training is first not shown, to be judged on; 0: none.  "
+        "[default: 0.2, where a class has ten images]",
+    ),
+    click.option(
         "--blend",
         type=float,
         help="Share of what was trained in the result; the rest is where training began.  "
-        "[default: 0.65, or 1 where a new classifier began at random]",
+        "[default: what is judged best; 0.65 without a judge; 1 where a new classifier began at random]",
     ),
     click.option("--batch-size", type=int, help="Images a step.  [default: the bundle's]"),
     click.option("--lr", type=float, help="Learning rate of the classifier.  [default: by optimizer and batch size]"),

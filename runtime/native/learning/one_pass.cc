@@ -13,7 +13,7 @@ constexpr int64_t kCode = 300'000;  // bytes that come back with the code that r
 }  // namespace
 
 Discriminant fit_in_one_pass(Program& program, const Dataset& dataset, Samples& samples, Execution& execution,
-                             const std::string& folder, double smoothing, int64_t most,
+                             const std::vector<uint32_t>& images, const std::string& folder, double smoothing, int64_t most,
                              const std::function<void(uint32_t)>& done) {
   const Head head(program);
   RowFile rows(folder, head.features());
@@ -24,12 +24,12 @@ Discriminant fit_in_one_pass(Program& program, const Dataset& dataset, Samples& 
       head.observe(number, op, arena, features.data());
     });
     const Crop crop = centre_crop(dataset.stored(), dataset.input());
-    for (uint32_t i = 0; i < dataset.count(); ++i) {
-      samples.fill(i, crop, 0, execution);
+    for (const uint32_t index : images) {
+      samples.fill(index, crop, 0, execution);
       execution.forward(nullptr);
       rows.append(features.data());
-      labels.push_back(dataset.label(i));
-      done(i + 1);
+      labels.push_back(dataset.label(index));
+      done(static_cast<uint32_t>(labels.size()));
     }
     execution.observe(nullptr);
   }

@@ -14,7 +14,7 @@ const float kWeights[] = {1, 2, 3, 4, 5, -0.0f};
 constexpr int32_t kHeight = 8, kWidth = 16, kImageBytes = kHeight * kWidth * 3;  // stored for an input of 7 x 14
 
 Metadata dataset_metadata(const char* classes) {
-  return {{"format", "tinytl-edge-dataset"}, {"version", "2"},  {"classes", classes}, {"height", "7"},
+  return {{"format", "tinytl-edge-dataset"}, {"version", "3"},  {"classes", classes}, {"height", "7"},
           {"width", "14"},                   {"channels", "3"}, {"fit", "crop"},      {"margin", "true"}};
 }
 
@@ -60,7 +60,7 @@ void test_dataset() {
   };
   CHECK(fault("was not written by 'tinytl-edge pack'", write_dataset("d", {0}, {{"format", "x"}})));
   CHECK(fault("was not written by 'tinytl-edge pack'", write_example_tensors("d")));
-  CHECK(fault("it has version '1', not '2', so pack", write_dataset("d", {0}, {{"version", "1"}})));
+  CHECK(fault("it has version '1', not '3', so pack", write_dataset("d", {0}, {{"version", "1"}})));
   for (const char* side : {"", "0", "07", "-7", "7.0", "x", "123456", " 7", "16385"}) {
     CHECK(fault("its height is not a number of pixels", write_dataset("d", {0}, {{"height", side}})));
     CHECK(fault("its width is not a number of pixels", write_dataset("d", {0}, {{"width", side}})));

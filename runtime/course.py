@@ -1,0 +1,72 @@
+"""The course of a training: on what it is judged, which images it learns from and when, and what it may end with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tinytl_edge.runtime.files.bundle import Manifest
+from tinytl_edge.runtime.images.dataset import SINGLE, Dataset
+from tinytl_edge.runtime.images.held_out import held_out
+
+from .options import BLEND, HELD_OUT, TrainOptions
+
+# What may be kept: shares of what was trained, the rest being where training began (Wortsman et al., Robust
+# fine-tuning of zero-shot models, 2022). 0: training brought nothing.
+SHARES = (0.0, 0.35, 0.5, 0.65, 0.8, 1.0)
+_TRIAL = 0.5  # of the epochs
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Epochs over the images that are not held out, or over all; each stage begins where the training began."""
+
+    epochs: int
+    with_held_out: bool
+
+
+@dataclass(frozen=True)
+class Course:
+    """`held_out`: numbers of images; `shares`: of what was trained, to choose from by what the result is judged on;
+    `keeps_best`: or the best epoch, as it was trained."""
+
+    held_out: tuple[int, ...]
+    stages: tuple[Stage, ...]
+    shares: tuple[float, ...]
+    keeps_best: bool
+
+    def job(self) -> dict[str, Any]:
+        """For the worker."""
+        return {
+            "held_out": list(self.held_out),
+            "course": [asdict(stage) for stage in self.stages],
+            "shares": list(self.shares),
+            "keeps_best": self.keeps_best,
+        }
+
+
+def plan_course(manifest: Manifest, options: TrainOptions, dataset: Dataset, validated: bool) -> Course:
+    """What to do.
+
+    Without images of its own to be judged on (`validated`), a share of the training's is held out. A shorter training
+    on the others tells how good it is and what to keep; then all images are learnt from in the same way.
+    """
+    share = HELD_OUT if options.hold_out is None else options.hold_out
+    out: list[int] = []
+    if share and not validated and options.epochs and manifest.labels == SINGLE:
+        out = held_out(dataset, share, options.seed)
+    judged = validated or bool(out)
+    stages = [Stage(math.ceil(_TRIAL * options.epochs), with_held_out=False)] if out else []
+    if options.epochs:
+        stages.append(Stage(options.epochs, with_held_out=True))
+    keeps_best = validated and options.blend is None
+    return Course(tuple(out), tuple(stages), _shares(manifest, options, judged), keeps_best)
+
+
+def _shares(manifest: Manifest, options: TrainOptions, judged: bool) -> tuple[float, ...]:
+    if options.blend is not None:
+        return (options.blend,)
+    if not options.begins_knowing(manifest):
+        return (1.0,)
+    return SHARES if judged else (BLEND,)

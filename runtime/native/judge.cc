@@ -1,0 +1,70 @@
+#include "judge.h"
+
+#include <cmath>
+#include <utility>
+
+namespace tinytl {
+
+void write_score(json::Writer& out, const char* name, const Score& score) {
+  out.begin_array(name).number(score.loss).number(score.accuracy).number(score.class_loss).number(score.class_accuracy).end_array();
+}
+
+Score read_score(const json::Value& object, const char* name) {
+  const json::Value* value = object.find(name);
+  if (!value || value->size() != 4) return {};
+  const auto at = [&](size_t i) { return (*value)[i].is_number() ? (*value)[i].number() : NAN; };
+  return {at(0), at(1), at(2), at(3)};
+}
+
+double loss_of(Execution& execution, const Program& program) {
+  const auto loss = program.multi_label ? sigmoid_cross_entropy : softmax_cross_entropy;
+  return static_cast<double>(loss(execution.logits(), execution.targets(), nullptr, program.classes, 1));
+}
+
+double share_of(int64_t right, int64_t samples, int answers) {
+  return static_cast<double>(right) / (static_cast<double>(samples) * answers);
+}
+
+Interval interval(double accuracy, int64_t images) {
+  const double z = 1.959964, n = static_cast<double>(images), spread = z * z / n;
+  const double middle = accuracy + spread / 2, width = z * std::sqrt((accuracy * (1 - accuracy) + spread / 4) / n);
+  return {(middle - width) / (1 + spread), (middle + width) / (1 + spread)};
+}
+
+Judge::Judge(const Program& program, const Dataset& dataset, std::vector<uint32_t> images)
+    : program_(program), dataset_(dataset), samples_(program, dataset), images_(std::move(images)) {}
+
+Score Judge::measure(Execution& execution, const std::function<void()>& between) {
+  struct OfClass {
+    int64_t images = 0, right = 0;
+    double losses = 0;
+  };
+  std::vector<OfClass> classes(program_.multi_label ? 1 : static_cast<size_t>(program_.classes));
+  const Crop crop = centre_crop(dataset_.stored(), dataset_.input());
+  for (const uint32_t index : images_) {
+    samples_.fill(index, crop, 0, execution);
+    execution.forward(nullptr);
+    OfClass& own = classes[program_.multi_label ? 0 : static_cast<size_t>(samples_.label(index))];
+    ++own.images;
+    own.right += samples_.right_answers(index, execution.logits());
+    own.losses += loss_of(execution, program_);
+    between();
+  }
+  Score score;
+  int64_t right = 0, seen = 0;
+  for (const OfClass& own : classes) {
+    if (!own.images) continue;
+    ++seen;
+    right += own.right;
+    score.loss += own.losses;
+    score.class_loss += own.losses / static_cast<double>(own.images);
+    score.class_accuracy += share_of(own.right, own.images, samples_.answers());
+  }
+  score.loss /= static_cast<double>(images());
+  score.accuracy = share_of(right, images(), samples_.answers());
+  score.class_loss /= static_cast<double>(seen);
+  score.class_accuracy /= static_cast<double>(seen);
+  return score;
+}
+
+}  // namespace tinytl

@@ -1,0 +1,345 @@
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+
+#include "clock.h"
+#include "course.h"
+#include "dataset.h"
+#include "execute.h"
+#include "footprint.h"
+#include "judge.h"
+#include "layout.h"
+#include "learning/one_pass.h"
+#include "learning_rates.h"
+#include "program.h"
+#include "samples.h"
+#include "sampling.h"
+#include "store.h"
+#include "trainer.h"
+#include "training_events.h"
+
+namespace tinytl {
+
+volatile int stop_asked = 0;
+
+namespace {
+
+constexpr uint32_t kFittingSaid = 16;  // images between two events
+constexpr double kHopeless = 10;  // an epoch's loss this many times that of guessing will not come back
+
+bool exists(const std::string& path) {
+  struct stat found;
+  return stat(path.c_str(), &found) == 0;
+}
+
+std::vector<uint32_t> all_of(uint32_t count) {
+  std::vector<uint32_t> numbers(count);
+  for (uint32_t i = 0; i < count; ++i) numbers[i] = i;
+  return numbers;
+}
+
+class Training {
+ public:
+  Training(const Job& job, Events& events)
+      : options_(job.nested("options")),
+        run_(job.text("run")),
+        bundle_(job.text("bundle_identity")),
+        program_(Program::load(job.text("program"), true)),
+        dataset_(Dataset::open(job.text("train"))),
+        samples_(*program_, dataset_),
+        execution_(*program_, options_.threads()),
+        rates_(job.rates("learning_rates")),
+        shares_(job.numbers("shares", 0, 1)),
+        keeps_best_(job.flag("keeps_best")),
+        batch_size_(job.integer("batch_size", 1, 1 << 20)),
+        memory_(job.is_null("memory") ? INT64_MAX : job.integer("memory", 1, INT64_MAX)),
+        seed_(static_cast<uint64_t>(options_.integer("seed", 0, INT64_MAX))),
+        starts_in_one_pass_(options_.optional_text("start") == "one-pass"),
+        course_(Course::of(job, dataset_.count(), batch_size_)),
+        order_(dataset_.count()),
+        said_(events) {
+    for (Parameter& parameter : program_->parameters) {
+      if (!parameter.trains()) continue;
+      if (!rates_.count(parameter.group))
+        fail(kUsage, "The job has no learning rate for the group '%s'.", parameter.group.c_str());
+      parameter.rate = rates_.at(parameter.group);
+    }
+    if (batch_size_ > 1 && !program_->accumulates)
+      fail(kUsage, "This bundle is prepared for a batch of 1: train with --batch-size 1, or prepare it with another.");
+    if (!job.is_null("val")) {
+      validation_ = std::make_unique<Dataset>(Dataset::open(job.text("val")));
+      judge_ = std::make_unique<Judge>(*program_, *validation_, all_of(validation_->count()));
+    } else if (!course_.held_out.empty()) {
+      judge_ = std::make_unique<Judge>(*program_, dataset_, course_.held_out);
+    }
+    classes_ = dataset_.classes();
+    goes_on_ = job.flag("resume") && exists(checkpoint_path());
+    if (goes_on_) at_ = read_checkpoint(checkpoint_path(), *program_);
+    said_.reserve(course_.steps() - std::min(at_.step, course_.steps()));
+  }
+
+  void run() {
+    said_.start(options_, course_, dataset_.count(), batch_size_, at_.step, rates_);
+    if (!goes_on_) begin();
+    if (goes_on_ && at_.step > 0) end_what_was_under_way();
+    while (at_.step < course_.steps()) {
+      const Stage& stage = stage_of(at_.step + 1);
+      if (at_.step == stage.first_step && at_.step > 0) begin_anew(stage);
+      if (at_.share == 0) break;  // training brings nothing
+      if (stage.ends_epoch(at_.step)) at_.sums = {};
+      train_epoch(stage);
+      end_epoch(stage);
+    }
+    finish();
+  }
+
+ private:
+  std::string checkpoint_path() const { return run_ + "/checkpoint.safetensors"; }
+  std::string adapter_path() const { return run_ + "/adapter.safetensors"; }
+  std::string start_path() const { return run_ + "/start.safetensors"; }
+  std::string best_path() const { return run_ + "/best.safetensors"; }
+
+  // The one of a step, counted from 1.
+  const Stage& stage_of(int64_t step) const {
+    size_t i = 0;
+    while (i + 1 < course_.stages.size() && course_.stages[i].end() < step) ++i;
+    return course_.stages[i];
+  }
+
+  // Does the judge see images that this stage does not learn from?
+  bool is_judged(const Stage& stage) const {
+    return judge_ && (validation_ || stage.images.size() == course_.others.size());
+  }
+
+  // Does the classifier know its classes at the start, so that it may be kept?
+  bool knows() const { return starts_in_one_pass_ || shares_[0] < 1; }
+  const Score* score() const { return judge_ ? &at_.score : nullptr; }
+  const Score* start() const { return judge_ && knows() ? &at_.start : nullptr; }
+
+  void begin() {
+    const double begin = now();
+    Discriminant found;
+    if (starts_in_one_pass_) found = fit(course_.others);
+    if (judge_ && knows()) at_.start = at_.score = measure(false);
+    if (course_.steps() > 0 && (knows() || course_.stages.size() > 1)) write(start_path());
+    if (!starts_in_one_pass_) return;
+    save();
+    said_.one_pass(found, course_.others.size(), false, score(), 1e3 * (now() - begin));
+  }
+
+  void begin_anew(const Stage& stage) {
+    const double begin = now();
+    read_adapter(start_path(), *program_);
+    forget_moments(*program_);
+    if (!starts_in_one_pass_) return;
+    const Discriminant found = fit(stage.images);
+    write(start_path());
+    said_.one_pass(found, stage.images.size(), true, nullptr, 1e3 * (now() - begin));
+  }
+
+  Discriminant fit(const std::vector<uint32_t>& images) {
+    const double smoothing = options_.number("label_smoothing", 0, 1);
+    const Discriminant found = fit_in_one_pass(*program_, dataset_, samples_, execution_, images, run_, smoothing, memory_, [&](uint32_t done) {
+      if (stop_asked) interrupted();
+      said_.tick();
+      if (done % kFittingSaid == 0 || done == images.size()) said_.fitting(done, images.size());
+    });
+    at_.sums = {found.losses, found.correct, static_cast<int64_t>(images.size()), found.low, found.high};
+    return found;
+  }
+
+  // Goes on where training stopped behind the last step of an epoch.
+  void end_what_was_under_way() {
+    const Stage& stage = stage_of(at_.step);
+    if (at_.step != at_.ended) {
+      if (stage.ends_epoch(at_.step)) end_epoch(stage);
+    } else if (at_.step == stage.end() && is_judged(stage) && std::isnan(at_.share)) {
+      choose();
+    }
+  }
+
+  void train_epoch(const Stage& stage) {
+    give_back_unused();
+    const int64_t epoch = stage.epoch_of(at_.step);
+    epoch_order(seed_, static_cast<uint64_t>(epoch - stage.first_epoch), static_cast<uint32_t>(stage.images.size()), order_.data());
+    do {
+      one_step(stage, epoch);
+      if (stop_asked) {
+        save();
+        interrupted();
+      }
+    } while (!stage.ends_epoch(at_.step));
+  }
+
+  void end_epoch(const Stage& stage) {
+    const double mean = at_.sums.losses / static_cast<double>(at_.sums.seen);
+    const bool hopeless = mean > kHopeless * std::log(program_->multi_label ? 2 : program_->classes);
+    if (hopeless && mean > first_loss_) diverged("the epoch's loss is far above that of guessing");
+    const int64_t epoch = stage.epoch_of(at_.step - 1);
+    const bool judged = is_judged(stage);
+    if (judged) {
+      at_.score = measure(true);
+      if (!at_.best_step || at_.score.class_loss < at_.best.class_loss) {
+        at_.best = at_.score;
+        at_.best_step = at_.step;
+        write(best_path());
+      }
+    }
+    at_.ended = at_.step;
+    save();
+    said_.epoch(epoch, at_.step, mean, share_of(at_.sums.correct, at_.sums.seen, samples_.answers()), judged ? score() : nullptr);
+    if (judged && at_.step == stage.end()) choose();
+  }
+
+  // What the judge likes best: some way from the start to what was trained, or an earlier epoch.
+  void choose() {
+    const Score trained = at_.score;
+    double least = INFINITY;
+    for (const double share : shares_) {
+      Score found = trained;
+      if (share < 1) {
+        read_adapter(adapter_path(), *program_);
+        blend(start_path(), share, *program_);
+        found = measure(false);
+      }
+      if (found.class_loss >= least) continue;
+      least = found.class_loss;
+      at_.share = share;
+      at_.score = found;
+    }
+    const bool earlier = keeps_best_ && at_.best.class_loss < least;
+    if (earlier) {
+      at_.share = 1;
+      at_.score = at_.best;
+    }
+    read_adapter(earlier ? best_path() : adapter_path(), *program_);
+    save();
+    said_.choice(at_.share, earlier ? stage_of(at_.best_step).epoch_of(at_.best_step - 1) : stage_of(at_.step).epoch_of(at_.step - 1),
+                 judged(), start(), score());
+  }
+
+  void finish() {
+    if (course_.steps() > 0 && std::isnan(at_.share)) {
+      at_.share = shares_.back();
+      if (at_.share < 1) said_.choice(at_.share, course_.epochs() - 1, judged(), nullptr, nullptr);
+    }
+    if (at_.share < 1) {
+      blend(start_path(), at_.share, *program_);
+      add_range(start_path(), at_.sums);
+    }
+    write(adapter_path());
+    said_.done(at_, judged(), start(), score());
+  }
+
+  void one_step(const Stage& stage, int64_t epoch) {
+    const double begin = now();
+    const int64_t inside = at_.step - stage.first_step, count = static_cast<int64_t>(stage.images.size());
+    const int64_t first = inside % stage.steps_an_epoch * batch_size_;
+    const int64_t last = std::min<int64_t>(first + batch_size_, count);
+    const double smoothing = options_.number("label_smoothing", 0, 1);
+    const double min_area = options_.number("min_area", 0, 1);
+    const bool flip = options_.flag("flip");
+    Sample sample{.scale = static_cast<float>(1.0 / static_cast<double>(last - first)),
+                  .ends_batch = false,
+                  .schedule = schedule(inside, stage.steps()),
+                  .step = inside + 1};
+    double loss = 0;
+    for (int64_t position = first; position < last; ++position) {
+      const uint32_t index = stage.images[order_[static_cast<size_t>(position)]];
+      const auto e = static_cast<uint64_t>(epoch - stage.first_epoch), p = static_cast<uint64_t>(position);
+      samples_.fill(index, random_crop(seed_, e, p, dataset_.stored(), min_area, flip), smoothing, execution_);
+      const Execution::MaskFiller masks = [&](int32_t layer, int64_t elements, float* out) {
+        const DropoutLayer& dropout = program_->dropouts[static_cast<size_t>(layer)];
+        const double rate = options_.is_null("dropout") ? dropout.rate : options_.number("dropout", 0, 0.99);
+        dropout_mask(seed_, e, p, static_cast<uint64_t>(layer), static_cast<size_t>(dropout.pixels),
+                     static_cast<size_t>(elements / dropout.pixels), rate, out);
+      };
+      execution_.forward(&masks);
+      at_.sums.correct += samples_.right_answers(index, execution_.logits());
+      at_.sums.add_range(execution_.logits(), program_->classes);
+      sample.ends_batch = position + 1 == last;
+      sample.seed = key({seed_, e, p});
+      loss += execution_.backward(sample);
+      if (!std::isfinite(loss)) diverged("the loss is no longer a number");
+      said_.tick();
+    }
+    ++at_.step;
+    at_.sums.losses += loss;
+    at_.sums.seen += last - first;
+    loss /= static_cast<double>(last - first);
+    if (std::isnan(first_loss_)) first_loss_ = loss;
+    const double ms = 1e3 * (now() - begin);
+    said_.took(ms);
+    if (at_.step % options_.integer("log_every", 1, INT64_MAX) == 0 || at_.step == 1 || at_.step == course_.steps())
+      said_.step(at_.step, epoch, loss, rates_.at("classifier") * sample.schedule, ms);
+  }
+
+  // Of the parameters as they are, which are kept where it is stopped and `keeps`.
+  Score measure(bool keeps) {
+    return judge_->measure(execution_, [&] {
+      said_.tick();
+      if (!stop_asked) return;
+      if (keeps) save();
+      interrupted();
+    });
+  }
+
+  Judged judged() const {
+    if (!judge_) return {0, nullptr, 0};
+    return {judge_->images(), validation_ ? "val" : "held-out", samples_.answers()};
+  }
+
+  [[noreturn]] void interrupted() const {
+    if (at_.step == 0) fail(kInterrupted, "Interrupted before the first step: go on with --resume.");
+    fail(kInterrupted, "Interrupted at step %lld of %lld: go on with --resume, or use the adapter as it is.",
+         static_cast<long long>(at_.step), static_cast<long long>(course_.steps()));
+  }
+
+  [[noreturn]] void diverged(const char* how) const {
+    fail(kDiverged, "Training diverged at step %lld: %s; %s. Lower the learning rates (--lr, --lr-bias, ...).",
+         static_cast<long long>(at_.step), how,
+         exists(adapter_path()) ? "the last good adapter stays" : "there is no adapter yet");
+  }
+
+  void write(const std::string& path) { write_adapter(path, *program_, bundle_, classes_, at_.step, at_.sums); }
+
+  void save() {
+    give_back_unused();
+    if (!all_finite(*program_)) diverged("a parameter is no longer a number");
+    write(adapter_path());
+    write_checkpoint(checkpoint_path(), *program_, at_);
+    said_.checkpoint(at_.step);
+  }
+
+  const Job options_;
+  const std::string run_, bundle_;
+  const std::unique_ptr<Program> program_;
+  const Dataset dataset_;
+  Samples samples_;
+  Execution execution_;
+  const Rates rates_;
+  const std::vector<double> shares_;  // of what was trained in the result: to choose from
+  const bool keeps_best_;  // of the epochs, where it is judged better than the last
+  const int64_t batch_size_;
+  const int64_t memory_;  // bytes that the process may take
+  const uint64_t seed_;
+  const bool starts_in_one_pass_;
+  const Course course_;
+  std::vector<uint32_t> order_;
+  std::vector<std::string> classes_;
+  std::unique_ptr<Dataset> validation_;
+  std::unique_ptr<Judge> judge_;
+  bool goes_on_ = false;  // from a checkpoint
+  Standing at_;
+  double first_loss_ = NAN;  // of this process; one that is high from the start, as with random weights, has not grown
+  TrainingEvents said_;
+};
+
+}  // namespace
+
+void train(const Job& job, Events& events) { Training(job, events).run(); }
+
+}  // namespace tinytl

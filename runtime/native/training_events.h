@@ -1,0 +1,50 @@
+// What a training says while it goes.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "course.h"
+#include "events.h"
+#include "job.h"
+#include "judge.h"
+#include "learning/discriminant.h"
+#include "learning_rates.h"
+#include "store.h"
+
+namespace tinytl {
+
+// On what scores were measured.
+struct Judged {
+  int64_t images;  // 0: on none
+  const char* what;  // "val", "held-out" or null
+  int answers;  // about an image
+};
+
+// Scores that are null were not measured. Each event throws Failure where nobody listens any more.
+class TrainingEvents {
+ public:
+  explicit TrainingEvents(Events& events) : events_(events) {}
+
+  void start(const Job& options, const Course& course, uint32_t images, int64_t batch_size, int64_t step, const Rates& rates);
+  void fitting(size_t done, size_t total);
+  void one_pass(const Discriminant& found, size_t images, bool anew, const Score* score, double ms);
+  void step(int64_t step, int64_t epoch, double loss, double rate, double ms);
+  void checkpoint(int64_t step);
+  void epoch(int64_t epoch, int64_t step, double loss, double accuracy, const Score* score);
+  void choice(double share, int64_t epoch, const Judged& judged, const Score* start, const Score* score);
+  void done(const Standing& at, const Judged& judged, const Score* start, const Score* score);
+
+  void tick() { events_.tick(); }
+  // Takes room for the times of so many steps, of which the median is said in the end.
+  void reserve(int64_t steps);
+  void took(double ms);
+
+ private:
+  void send();
+
+  Events& events_;
+  std::vector<float> durations_;
+};
+
+}  // namespace tinytl

@@ -1,0 +1,60 @@
+"""How good a session's parameters are on labelled images that it does not learn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinytl_edge.runtime.images.batches import Batches
+
+from .measuring import evaluated, right
+from .ort_session import OrtSession
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over images, and over those classes of which there are images (multi-label both are the same)."""
+
+    loss: float = 0.0
+    accuracy: float = 0.0
+    class_loss: float = 0.0
+    class_accuracy: float = 0.0
+
+
+def said(score: Score | None, prefix: str = "val") -> dict[str, float | None]:
+    """For an event."""
+    names = ("loss", "accuracy", "class_accuracy")
+    return {f"{prefix}_{name}": getattr(score, name) if score else None for name in names}
+
+
+def interval(accuracy: float, images: int) -> tuple[float, float]:
+    """Where the accuracy on all images is likely (95 %) to lie: Wilson's score interval (1927)."""
+    z = 1.959964
+    spread = z * z / images
+    middle, width = accuracy + spread / 2, z * math.sqrt((accuracy * (1 - accuracy) + spread / 4) / images)
+    return (middle - width) / (1 + spread), (middle + width) / (1 + spread)
+
+
+class Judge:
+    """Looks at `images` of a dataset; `what`: "val" or "held-out"."""
+
+    def __init__(self, what: str, batches: Batches, images: Sequence[int]) -> None:
+        self.what = what
+        self.images = images
+        self._batches = batches
+
+    def measure(self, session: OrtSession, on_batch: Callable[[int, int], None], between: Callable[[], None]) -> Score:
+        """Of the parameters as they are; `between` is called after each image."""
+        losses, rights, classes = [], [], []
+        for batch, loss, logits in evaluated(session, self._batches, 1, on_batch, self.images):
+            losses.append(loss)
+            rights.append(float(right(batch, logits).mean()))
+            classes.append(int(batch.labels[0]) if batch.labels.ndim == 1 else 0)
+            between()
+        by_class = [np.array(classes) == label for label in sorted(set(classes))]
+        each = np.array([losses, rights])
+        (loss, accuracy), of_classes = each.mean(1), np.mean([each[:, own].mean(1) for own in by_class], 0)
+        return Score(float(loss), float(accuracy), *of_classes.tolist())

@@ -1,0 +1,434 @@
+"""A training as the onnxruntime-training worker does it: what runtime/native/training.cc does, with numpy."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from tinytl_edge.runtime.errors import DivergedError, InterruptedTrainingError
+from tinytl_edge.runtime.files.adapter import BEST, START, Adapter, open_adapter, write_adapter
+from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
+from tinytl_edge.runtime.files.bundle import Bundle
+from tinytl_edge.runtime.files.run import CHECKPOINTS
+from tinytl_edge.runtime.images.batches import Batches
+from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
+from tinytl_edge.runtime.learning.discriminant import fit_discriminant
+from tinytl_edge.runtime.memory import peak_rss
+from tinytl_edge.runtime.options import LOG_EVERY, TrainOptions, schedule
+
+from .events import emit
+from .measuring import probabilities, right
+from .ort_judge import Judge, Score, interval, said
+from .ort_session import Array, OrtSession
+
+_HOPELESS = 10  # times the loss of guessing: an adapter with a loss above that is not kept
+
+
+class StopRequest:
+    """Remembers SIGINT and SIGTERM, so that training ends between two steps."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+
+@dataclass
+class Sums:
+    """Of an epoch: the sum of losses, right answers, images seen, lowest and highest logit."""
+
+    losses: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    low: float = 0.0
+    high: float = 0.0
+
+    def add_range(self, low: float, high: float) -> None:
+        """Widen the range of the logits."""
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+
+@dataclass
+class Standing:
+    """Where a training stands; as in runtime/native/store.h."""
+
+    step: int = 0
+    sums: Sums = field(default_factory=Sums)
+    start: Score = field(default_factory=Score)
+    score: Score = field(default_factory=Score)
+    best: Score = field(default_factory=Score)
+    best_step: int = 0
+    ended: int = 0
+    share: float | None = None
+
+    @classmethod
+    def from_text(cls, text: str) -> Standing:
+        """As `text` kept it."""
+        told = json.loads(text)
+        told["sums"] = Sums(**told["sums"])
+        told.update({name: Score(**told[name]) for name in ("start", "score", "best")})
+        return cls(**told)
+
+    def text(self) -> str:
+        """To be kept."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class _Stage:
+    images: Sequence[int]
+    first_epoch: int
+    epochs: int
+    first_step: int
+    steps_an_epoch: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_an_epoch
+
+    @property
+    def end(self) -> int:
+        return self.first_step + self.steps
+
+    def epoch_of(self, step: int) -> int:
+        return self.first_epoch + (step - self.first_step) // self.steps_an_epoch
+
+    def ends_epoch(self, step: int) -> bool:
+        return (step - self.first_step) % self.steps_an_epoch == 0
+
+
+class Training:
+    """One job."""
+
+    def __init__(self, job: dict[str, Any], bundle: Bundle, stop: StopRequest) -> None:
+        self._bundle, self._manifest, self._stop = bundle, bundle.manifest, stop
+        self._run = Path(job["run"])
+        self._options = TrainOptions.from_json(job["options"], "the job")
+        self._batches = Batches(bundle.manifest, open_dataset(job["train"]))
+        self._classes = list(bundle.manifest.classes or self._batches.dataset.classes)
+        self._batch_size = self._options.batch_size or bundle.manifest.batch_size
+        self._rates: dict[str, float] = job["learning_rates"]
+        self._shares: list[float] = job["shares"]
+        self._keeps_best: bool = job["keeps_best"]
+        everything = range(self._batches.dataset.count)
+        self._held_out: list[int] = job["held_out"]
+        self._others = sorted(set(everything) - set(self._held_out))
+        self._stages = self._staged(job["course"], everything)
+        self._steps = self._stages[-1].end if self._stages else 0
+        self._judge: Judge | None = None
+        if job["val"]:
+            validation = Batches(bundle.manifest, open_dataset(job["val"]))
+            self._judge = Judge("val", validation, range(validation.dataset.count))
+        elif self._held_out:
+            self._judge = Judge("held-out", self._batches, self._held_out)
+        self._checkpoint = self._run / CHECKPOINTS["onnxruntime-training"]
+        self._resuming = bool(job["resume"]) and self._checkpoint.is_file()
+        self._session = OrtSession(bundle, self._options.threads or 1, self._checkpoint if self._resuming else None)
+        standing = self._session.get_property("standing", None) if self._resuming else None
+        self._at = Standing.from_text(standing) if standing else Standing()
+        self._durations: list[float] = []
+        self._first_loss = math.nan  # a loss that was high from the start, as with random weights, has not grown
+        one_pass = self._options.start == "one-pass"
+        self._fits, self._knows = one_pass, one_pass or self._shares[0] < 1
+
+    def run(self) -> None:
+        """Train, and say how it goes."""
+        at = self._at
+        self._say_start()
+        if not self._resuming:
+            self._begin()
+        elif at.step:
+            self._end_what_was_under_way()
+        while at.step < self._steps:
+            stage = self._stage_of(at.step + 1)
+            if at.step == stage.first_step and at.step:
+                self._begin_anew(stage)
+            if at.share == 0:  # training brings nothing
+                break
+            if stage.ends_epoch(at.step):
+                at.sums = Sums()
+            self._train_epoch(stage)
+            self._end_epoch(stage)
+        self._finish()
+
+    def _staged(self, told: list[dict[str, Any]], everything: Sequence[int]) -> list[_Stage]:
+        stages: list[_Stage] = []
+        for stage in told:
+            images = everything if stage["with_held_out"] else self._others
+            epoch, step = (stages[-1].first_epoch + stages[-1].epochs, stages[-1].end) if stages else (0, 0)
+            steps_an_epoch = math.ceil(len(images) / self._batch_size)
+            stages.append(_Stage(images, epoch, stage["epochs"], step, steps_an_epoch))
+        return stages
+
+    def _stage_of(self, step: int) -> _Stage:
+        """The one of a step, counted from 1."""
+        return next((stage for stage in self._stages if stage.end >= step), self._stages[-1])
+
+    def _is_judged(self, stage: _Stage) -> bool:
+        """Does the judge see images that this stage does not learn from?"""
+        return self._judge is not None and (self._judge.what == "val" or len(stage.images) == len(self._others))
+
+    # Stages --------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        begin = time.perf_counter()
+        found = self._fit(self._others) if self._fits else {}
+        if self._judge and self._knows:
+            self._at.start = self._at.score = self._measure(keeps=False)
+        if self._steps and (self._knows or len(self._stages) > 1):
+            self._write(START)
+        if not self._fits:
+            return
+        self._save()
+        self._say_one_pass(found, len(self._others), False, self._score, begin)
+
+    def _begin_anew(self, stage: _Stage) -> None:
+        begin = time.perf_counter()
+        del self._session  # with the optimizer's state
+        self._session = OrtSession(self._bundle, self._options.threads or 1)
+        self._load(START)
+        if self._fits:
+            found = self._fit(stage.images)
+            self._write(START)
+            self._say_one_pass(found, len(stage.images), True, None, begin)
+
+    def _end_what_was_under_way(self) -> None:
+        """Go on where training stopped behind the last step of an epoch."""
+        at, stage = self._at, self._stage_of(self._at.step)
+        if at.step != at.ended:
+            if stage.ends_epoch(at.step):
+                self._end_epoch(stage)
+        elif at.step == stage.end and self._is_judged(stage) and at.share is None:
+            self._choose()
+
+    def _train_epoch(self, stage: _Stage) -> None:
+        at, options, rates = self._at, self._options, self._rates
+        epoch, inside = stage.epoch_of(at.step), at.step - stage.first_step
+        first = inside % stage.steps_an_epoch
+        for batch in self._batches.training(options, self._batch_size, epoch - stage.first_epoch, first, stage.images):
+            begin = time.perf_counter()
+            share = schedule(at.step - stage.first_step, stage.steps)
+            by_name = {name: rates[group] * share for name, group in self._manifest.trainable.items()}
+            loss, logits = self._session.train_step(batch.feeds, by_name)
+            self._durations.append(1e3 * (time.perf_counter() - begin))
+            at.step += 1
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss is {loss}")
+            self._first_loss = loss if math.isnan(self._first_loss) else self._first_loss
+            at.sums.losses += loss * len(batch.labels)
+            at.sums.correct += int(right(batch, logits).sum())
+            at.sums.seen += len(batch.labels)
+            at.sums.add_range(float(logits.min()), float(logits.max()))
+            if at.step % (options.log_every or LOG_EVERY) == 0 or at.step in (1, self._steps):
+                rate, ms = rates["classifier"] * share, self._durations[-1]
+                emit("step", step=at.step, epoch=epoch + 1, loss=loss, lr=rate, ms=ms)
+            if self._stop.asked:
+                self._save()
+                self._interrupted()
+
+    def _end_epoch(self, stage: _Stage) -> None:
+        at = self._at
+        loss = at.sums.losses / at.sums.seen
+        hopeless = _HOPELESS * math.log(2 if self._manifest.labels == MULTI else self._manifest.class_count)
+        if loss > max(hopeless, self._first_loss):
+            raise self._diverged(f"the epoch's loss is {loss:.3g}, far above that of guessing")
+        epoch, judged = stage.epoch_of(at.step - 1), self._is_judged(stage)
+        if judged:
+            at.score = self._measure(keeps=True)
+            if not at.best_step or at.score.class_loss < at.best.class_loss:
+                at.best, at.best_step = at.score, at.step
+                self._write(BEST)
+        at.ended = at.step
+        self._save()
+        emit(
+            "epoch",
+            epoch=epoch + 1,
+            step=at.step,
+            train_loss=loss,
+            train_accuracy=at.sums.correct / (at.sums.seen * self._batches.answers),
+            **said(at.score if judged else None),
+            peak_rss_bytes=peak_rss(),
+        )
+        if judged and at.step == stage.end:
+            self._choose()
+
+    def _choose(self) -> None:
+        """What the judge likes best: some way from the start to what was trained, or an earlier epoch."""
+        at, least, trained = self._at, math.inf, self._at.score
+        for share in self._shares:
+            found = trained
+            if share < 1:
+                self._load(ADAPTER)
+                self._blend(share)
+                found = self._measure(keeps=False)
+            if found.class_loss < least:
+                least, at.share, at.score = found.class_loss, share, found
+        earlier = self._keeps_best and at.best.class_loss < least
+        if earlier:
+            at.share, at.score = 1, at.best
+        self._load(BEST if earlier else ADAPTER)
+        self._save()
+        last = at.best_step if earlier else at.step
+        epoch = self._stage_of(last).epoch_of(last - 1) + 1
+        emit("choice", share=at.share, epoch=epoch, **self._judged(self._start, self._score))
+
+    def _finish(self) -> None:
+        at = self._at
+        if self._steps and at.share is None:
+            at.share = self._shares[-1]
+            if at.share < 1:
+                epochs = sum(stage.epochs for stage in self._stages)
+                emit("choice", share=at.share, epoch=epochs, **self._judged(None, None))
+        if at.share is not None and at.share < 1:
+            at.sums.add_range(*self._blend(at.share))
+        self._write(ADAPTER)
+        emit(
+            "done",
+            runtime="onnxruntime-training",
+            steps=at.step,
+            step_ms_median=statistics.median(self._durations) if self._durations else None,
+            train_loss=at.sums.losses / at.sums.seen if at.sums.seen else None,
+            share=at.share,
+            **self._judged(self._start, self._score),
+            peak_rss_bytes=peak_rss(),
+        )
+
+    # Its parts -----------------------------------------------------------------------------------------------
+
+    def _fit(self, images: Sequence[int]) -> dict[str, Any]:
+        """Fit the classifier to frozen features of images; what to say of it."""
+        head = self._manifest.head
+        assert head is not None
+        rows: list[Array] = []
+        labels: list[Any] = []
+        done = 0
+        for batch in self._batches.evaluation(self._batch_size, images):
+            rows.append(self._session.features(batch.feeds))
+            labels.append(batch.labels)
+            done += len(batch.labels)
+            emit("fitting", done=done, total=len(images))
+            self._end_if_asked()
+        features, targets = np.concatenate(rows), np.concatenate(labels)
+        found = fit_discriminant(features, targets, self._manifest.class_count, self._options.label_smoothing)
+        values = {head.weight: found.weight.astype(np.float32), head.bias: found.bias.astype(np.float32)}
+        shapes = self._session.trainable
+        self._session.load_parameters({name: value.reshape(shapes[name].shape) for name, value in values.items()})
+        logits = features @ values[head.weight].T + values[head.bias]
+        chances = probabilities(logits, multi_label=False)[np.arange(len(targets)), targets]
+        right_ones = int((logits.argmax(1) == targets).sum())
+        self._at.sums = Sums(float(-np.log(chances).sum()), right_ones, len(targets))
+        self._at.sums.add_range(float(logits.min()), float(logits.max()))
+        return {"shrinkage": found.shrinkage, "left_out_loss": found.loss, "left_out_accuracy": found.accuracy}
+
+    def _blend(self, share: float) -> tuple[float, float]:
+        """Bring the parameters to start + share (parameters - start); the range of the start's logits."""
+        start = open_adapter(self._run / START, self._bundle)
+        trained = self._session.trainable
+        self._session.load_parameters(
+            {name: first + np.float32(share) * (trained[name] - first) for name, first in values_of(start)}
+        )
+        return start.logits
+
+    def _measure(self, keeps: bool) -> Score:
+        """Of the parameters as they are, which are kept where it is stopped and `keeps`."""
+
+        def between() -> None:
+            if self._stop.asked and keeps:
+                self._save()
+            self._end_if_asked()
+
+        assert self._judge is not None
+        return self._judge.measure(
+            self._session, lambda done, total: emit("evaluating", done=done, total=total), between
+        )
+
+    @property
+    def _score(self) -> Score | None:
+        return self._at.score if self._judge else None
+
+    @property
+    def _start(self) -> Score | None:
+        return self._at.start if self._judge and self._knows else None
+
+    def _judged(self, start: Score | None, score: Score | None) -> dict[str, Any]:
+        judge, single = self._judge, self._manifest.labels != MULTI
+        return {
+            "judge": judge.what if judge else None,
+            "val_images": len(judge.images) if judge else 0,
+            **said(start, "start"),
+            **said(score),
+            "val_interval": interval(score.accuracy, len(judge.images)) if judge and score and single else None,
+        }
+
+    def _end_if_asked(self) -> None:
+        if self._stop.asked:
+            self._interrupted()
+
+    def _interrupted(self) -> NoReturn:
+        if not self._at.step:
+            raise InterruptedTrainingError("Interrupted before the first step: go on with --resume.")
+        raise InterruptedTrainingError(
+            f"Interrupted at step {self._at.step} of {self._steps}: go on with --resume, or use the adapter as it is."
+        )
+
+    def _diverged(self, how: str) -> DivergedError:
+        kept = "the last good adapter stays" if (self._run / ADAPTER).is_file() else "there is no adapter yet"
+        where = f"Training diverged at step {self._at.step}"
+        return DivergedError(f"{where}: {how}; {kept}. Lower the learning rates (--lr, --lr-bias, ...).")
+
+    def _load(self, name: str) -> None:
+        self._session.load_parameters(dict(values_of(open_adapter(self._run / name, self._bundle))))
+
+    def _write(self, name: str) -> None:
+        tensors = {name: (array.shape, array.tobytes()) for name, array in self._session.trainable.items()}
+        logits = self._at.sums.low, self._at.sums.high
+        write_adapter(self._run / name, self._bundle, self._classes, self._at.step, tensors, logits)
+
+    def _save(self) -> None:
+        if not all(np.isfinite(array).all() for array in self._session.trainable.values()):
+            raise self._diverged("a parameter is no longer a number")
+        self._write(ADAPTER)
+        self._session.save(self._checkpoint, standing=self._at.text())
+        emit("checkpoint", step=self._at.step)
+
+    def _say_one_pass(self, found: dict[str, Any], images: int, anew: bool, score: Score | None, begin: float) -> None:
+        ms = 1e3 * (time.perf_counter() - begin)
+        emit("one_pass", images=images, anew=anew, **found, **said(score), ms=ms, peak_rss_bytes=peak_rss())
+
+    def _say_start(self) -> None:
+        trained = self._manifest.trainable.values()
+        emit(
+            "start",
+            runtime="onnxruntime-training",
+            step=self._at.step,
+            total_steps=self._steps,
+            epochs=sum(stage.epochs for stage in self._stages),
+            images=self._batches.dataset.count,
+            held_out=len(self._held_out),
+            batch_size=self._batch_size,
+            learning_rates={group: rate for group, rate in self._rates.items() if group in trained},
+            threads=self._options.threads,
+            peak_rss_bytes=peak_rss(),
+        )
+
+
+def _progress(done: int, total: int) -> None:
+    emit("evaluating", done=done, total=total)
+
+
+def values_of(adapter: Adapter) -> Iterator[tuple[str, Array]]:
+    """The parameters of an adapter by name, float32."""
+    for name, entry in adapter.tensors.entries.items():
+        yield name, np.frombuffer(adapter.tensors.read(name), np.float32).reshape(entry.shape)
