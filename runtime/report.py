@@ -234,8 +234,9 @@ def judgement(done: Event) -> str:
     text = f"accuracy {accuracy:.1%} on {counted(images, _KINDS[done['judge']])}"
     if likely := done["val_interval"]:
         text += f" ({round(accuracy * images)} right, likely {likely[0]:.1%} to {likely[1]:.1%})"
-    if abs((done["val_class_accuracy"] or accuracy) - accuracy) >= _APART:
-        text += f", mean of the classes {done['val_class_accuracy']:.1%}"
+    of_classes = done["val_class_accuracy"]
+    if of_classes is not None and abs(of_classes - accuracy) >= _APART:
+        text += f", mean of the classes {of_classes:.1%}"
     if done["start_accuracy"] is not None:
         text += f", at the start {done['start_accuracy']:.1%}"
     return text
