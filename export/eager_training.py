@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tinytl_edge.runtime.course import priors
 from tinytl_edge.runtime.files.bundle import FORWARD, Bundle, Manifest
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import MULTI, Dataset
@@ -41,6 +42,7 @@ def train_eager(
     optimizer = _optimizer(network, manifest)
     batch_size = options.batch_size or manifest.batch_size
     rates = options.learning_rates(manifest)
+    added = torch.tensor(priors(manifest, dataset) or 0.0, dtype=dtype)
     total, step = math.ceil(dataset.count / batch_size) * options.epochs, 0
     for epoch in range(options.epochs):
         for batch in Batches(manifest, dataset).training(options, batch_size, epoch):
@@ -49,7 +51,7 @@ def train_eager(
             for group in optimizer.param_groups:
                 group["lr"] = rates[group["group"]] * schedule(step, total)
             optimizer.zero_grad()
-            found = loss(network(feeds["images"], feeds), feeds["targets"], manifest)
+            found = loss(network(feeds["images"], feeds) + added, feeds["targets"], manifest)
             found.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             yield EagerStep(float(found.detach()), 1e3 * (time.perf_counter() - begin))

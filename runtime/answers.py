@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from .memory import megabytes
-from .report import counted
+from .report import APART, counted
 
 
 def evaluation_text(result: dict[str, Any]) -> str:
     """Of what `evaluate` returns: a line for all classes, and one for each."""
     images, peak = counted(result["images"], "image"), megabytes(result["peak_rss_bytes"])
-    lines = [f"accuracy {result['accuracy']:.1%}, loss {result['loss']:.3f}, {images}, peak memory {peak}"]
+    accuracy, of_classes = result["accuracy"], result["class_accuracy"]
+    apart = f", mean of the classes {of_classes:.1%}" if abs(of_classes - accuracy) >= APART else ""
+    lines = [f"accuracy {accuracy:.1%}{apart}, loss {result['loss']:.3f}, {images}, peak memory {peak}"]
     width = max(len(name) for name in result["classes"])
     for name, share in zip(result["classes"], result["per_class"]):
         lines.append(f"  {name:<{width}}  {'no images' if share is None else format(share, '.0%')}")

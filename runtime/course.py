@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tinytl_edge.runtime.files.bundle import Manifest
+from tinytl_edge.runtime.images.balance import log_priors
 from tinytl_edge.runtime.images.dataset import SINGLE, Dataset
 from tinytl_edge.runtime.images.held_out import held_out
 
@@ -29,12 +30,13 @@ class Stage:
 @dataclass(frozen=True)
 class Course:
     """`held_out`: numbers of images; `shares`: of what was trained, to choose from by what the result is judged on;
-    `keeps_best`: or the best epoch, as it was trained."""
+    `keeps_best`: or the best epoch, as it was trained. `log_priors`: added to the logits while training, or nothing."""
 
     held_out: tuple[int, ...]
     stages: tuple[Stage, ...]
     shares: tuple[float, ...]
     keeps_best: bool
+    log_priors: tuple[float, ...]
 
     def job(self) -> dict[str, Any]:
         """For the worker."""
@@ -43,6 +45,7 @@ class Course:
             "course": [asdict(stage) for stage in self.stages],
             "shares": list(self.shares),
             "keeps_best": self.keeps_best,
+            "log_priors": list(self.log_priors),
         }
 
 
@@ -61,7 +64,14 @@ def plan_course(manifest: Manifest, options: TrainOptions, dataset: Dataset, val
     if options.epochs:
         stages.append(Stage(options.epochs, with_held_out=True))
     keeps_best = validated and options.blend is None
-    return Course(tuple(out), tuple(stages), _shares(manifest, options, judged), keeps_best)
+    shares = _shares(manifest, options, judged)
+    return Course(tuple(out), tuple(stages), shares, keeps_best, tuple(priors(manifest, dataset)))
+
+
+def priors(manifest: Manifest, dataset: Dataset) -> list[float]:
+    """What is added to the logits while training, by class; nothing where there is no bias to learn it with."""
+    weighs = manifest.head is not None and manifest.labels == SINGLE
+    return log_priors(dataset.counts()) if weighs else []
 
 
 def _shares(manifest: Manifest, options: TrainOptions, judged: bool) -> tuple[float, ...]:

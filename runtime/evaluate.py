@@ -50,8 +50,8 @@ def evaluate(
         threads: how many compute; default: the machine's fastest cores.
 
     Returns:
-        images, loss, accuracy, classes, per_class (accuracy or None), confusion[label][guess],
-        peak_rss_bytes.
+        images, loss, accuracy, classes, per_class (accuracy or None), class_accuracy (their mean),
+        confusion[label][guess], peak_rss_bytes.
 
     Raises:
         TinyTLError: of the kind that says what is wrong.
@@ -72,6 +72,8 @@ def evaluated(opened: Opened, data: Path, watch: OnEvent) -> dict[str, Any]:
         confusion = result.pop("confusion")
         per_class = [row[i] / sum(row) if sum(row) else None for i, row in enumerate(confusion)]
         details = {"per_class": per_class, "confusion": confusion}
+    seen = [share for share in details["per_class"] if share is not None]
+    details["class_accuracy"] = sum(seen) / len(seen)
     peak = result.pop("peak_rss_bytes")
     return {**result, "classes": names, **details, "peak_rss_bytes": peak}
 

@@ -15,7 +15,7 @@ from tinytl_edge.runtime.workers.events import PASSING, Event, encode
 from .memory import megabytes
 
 _KINDS = {"val": "validation image", "held-out": "held-out image"}
-_APART = 0.005  # accuracies that are worth being told apart
+APART = 0.005  # accuracies that are worth being told apart
 
 
 class JsonReport:
@@ -235,7 +235,7 @@ def judgement(done: Event) -> str:
     if likely := done["val_interval"]:
         text += f" ({round(accuracy * images)} right, likely {likely[0]:.1%} to {likely[1]:.1%})"
     of_classes = done["val_class_accuracy"]
-    if of_classes is not None and abs(of_classes - accuracy) >= _APART:
+    if of_classes is not None and abs(of_classes - accuracy) >= APART:
         text += f", mean of the classes {of_classes:.1%}"
     if done["start_accuracy"] is not None:
         text += f", at the start {done['start_accuracy']:.1%}"

@@ -12,6 +12,7 @@ from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
 from tinytl_edge.runtime.files.bundle import STEP, Bundle, open_bundle
 from tinytl_edge.runtime.files.run import CHECKPOINTS, EVENTS, RUN, open_run
 from tinytl_edge.runtime.files.tensors import make_folder
+from tinytl_edge.runtime.images.balance import uneven
 from tinytl_edge.runtime.images.dataset import SINGLE, open_dataset
 from tinytl_edge.runtime.images.source import check_exists, dataset_for
 from tinytl_edge.runtime.workers.event_log import EventLog
@@ -113,6 +114,8 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
     train_file, val_file = _datasets(run, bundle, data, val, log)
     with open_dataset(train_file) as dataset:
         course = plan_course(bundle.manifest, options, dataset, val_file is not None)
+        if dataset.kind == SINGLE and (warning := uneven(dataset.classes, dataset.counts())):
+            log.write({"event": "warning", "message": warning})
     phases.end("packing")
     return TrainingPlan(
         bundle, run, runtime, command, options, train_file, val_file, course, asked.resume, phases.record

@@ -1,6 +1,7 @@
 #include "answer_fronts.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -28,6 +29,18 @@ struct Share {
   int64_t right, of;
   double value() const { return static_cast<double>(right) / static_cast<double>(of); }
 };
+
+// Of those classes of which there are images.
+double mean(const std::vector<Share>& shares) {
+  double sum = 0;
+  int seen = 0;
+  for (const Share& share : shares) {
+    if (!share.of) continue;
+    sum += share.value();
+    ++seen;
+  }
+  return sum / seen;
+}
 
 std::vector<Share> by_class(const json::Value& event) {
   std::vector<Share> shares;
@@ -62,10 +75,13 @@ bool EvaluateFront::hear(const char*, json::Writer& event) {
     for (const Share& share : shares) share.of ? out.number(share.value()) : out.null();
     out.end_array();
     copy(out, done, "confusion");
+    out.number("class_accuracy", mean(shares));
     copy(out, done, "peak_rss_bytes");
     return print(out.end_object().end_line().str());
   }
-  std::string text = "accuracy " + percent(number_of(done, "accuracy"), 1) + worded(", loss %.3f, ", number_of(done, "loss")) +
+  const double accuracy = number_of(done, "accuracy"), of_classes = mean(shares);
+  const std::string apart = std::abs(of_classes - accuracy) >= kApart ? ", mean of the classes " + percent(of_classes, 1) : "";
+  std::string text = "accuracy " + percent(accuracy, 1) + apart + worded(", loss %.3f, ", number_of(done, "loss")) +
                      counted(integer_of(done, "images"), "image") + ", peak memory " +
                      megabytes(number_of(done, "peak_rss_bytes")) + "\n";
   size_t width = 0;

@@ -17,7 +17,6 @@ namespace {
 
 constexpr double kSilence = 60;  // seconds
 constexpr int kBar = 20;
-constexpr double kApart = 0.005;  // accuracies that are worth being told apart
 
 // As Python's shutil.get_terminal_size finds it.
 int terminal_columns() {

@@ -52,6 +52,7 @@ class Report {
 };
 
 // The `done` event of a training as two lines for a person.
+constexpr double kApart = 0.005;  // accuracies that are worth being told apart
 std::string summary(const json::Value& done);
 
 // Words --------------------------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ class Training {
         rates_(job.rates("learning_rates")),
         shares_(job.numbers("shares", 0, 1)),
         keeps_best_(job.flag("keeps_best")),
+        log_priors_(job.numbers("log_priors", -1e3, 0)),
         batch_size_(job.integer("batch_size", 1, 1 << 20)),
         memory_(job.is_null("memory") ? INT64_MAX : job.integer("memory", 1, INT64_MAX)),
         seed_(static_cast<uint64_t>(options_.integer("seed", 0, INT64_MAX))),
@@ -75,6 +76,8 @@ class Training {
     } else if (!course_.held_out.empty()) {
       judge_ = std::make_unique<Judge>(*program_, dataset_, course_.held_out);
     }
+    if (!log_priors_.empty() && log_priors_.size() != static_cast<size_t>(program_->classes))
+      fail(kUsage, "The job has no prior for every class.");
     classes_ = dataset_.classes();
     goes_on_ = job.flag("resume") && exists(checkpoint_path());
     if (goes_on_) at_ = read_checkpoint(checkpoint_path(), *program_);
@@ -260,6 +263,7 @@ class Training {
       execution_.forward(&masks);
       at_.sums.correct += samples_.right_answers(index, execution_.logits());
       at_.sums.add_range(execution_.logits(), program_->classes);
+      for (size_t i = 0; i < log_priors_.size(); ++i) execution_.logits()[i] += static_cast<float>(log_priors_[i]);
       sample.ends_batch = position + 1 == last;
       sample.seed = key({seed_, e, p});
       loss += execution_.backward(sample);
@@ -323,6 +327,7 @@ class Training {
   const Rates rates_;
   const std::vector<double> shares_;  // of what was trained in the result: to choose from
   const bool keeps_best_;  // of the epochs, where it is judged better than the last
+  const std::vector<double> log_priors_;  // added to the logits, by class; none where empty
   const int64_t batch_size_;
   const int64_t memory_;  // bytes that the process may take
   const uint64_t seed_;

@@ -122,6 +122,7 @@ class Training:
         self._rates: dict[str, float] = job["learning_rates"]
         self._shares: list[float] = job["shares"]
         self._keeps_best: bool = job["keeps_best"]
+        self._log_priors = np.array(job["log_priors"], np.float32)
         everything = range(self._batches.dataset.count)
         self._held_out: list[int] = job["held_out"]
         self._others = sorted(set(everything) - set(self._held_out))
@@ -221,7 +222,7 @@ class Training:
             begin = time.perf_counter()
             share = schedule(at.step - stage.first_step, stage.steps)
             by_name = {name: rates[group] * share for name, group in self._manifest.trainable.items()}
-            loss, logits = self._session.train_step(batch.feeds, by_name)
+            loss, logits = self._step(batch.feeds, by_name)
             self._durations.append(1e3 * (time.perf_counter() - begin))
             at.step += 1
             if not math.isfinite(loss):
@@ -304,6 +305,17 @@ class Training:
             **self._judged(self._start, self._score),
             peak_rss_bytes=peak_rss(),
         )
+
+    def _step(self, feeds: dict[str, Array], rates: dict[str, float]) -> tuple[float, Array]:
+        """A step in which the priors are added to the logits, by way of the classifier's bias; the logits without."""
+        head, priors = self._manifest.head, self._log_priors
+        if head is None or not priors.any():
+            return self._session.train_step(feeds, rates)
+        bias = self._session.trainable[head.bias]
+        bias += priors.reshape(bias.shape)
+        loss, logits = self._session.train_step(feeds, rates)
+        bias -= priors.reshape(bias.shape)
+        return loss, logits - priors
 
     # Its parts -----------------------------------------------------------------------------------------------
 
