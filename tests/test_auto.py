@@ -1,4 +1,4 @@
-"""What `auto` trains: biases, and the weights of widening layers that read little; fewer where memory is short."""
+"""What `auto` trains: the weights of widening layers that read little, fewer where memory is short, and biases."""
 
 from __future__ import annotations
 
@@ -54,10 +54,13 @@ def test_of_other_networks_it_is_what_widens_and_holds_more_than_it_reads() -> N
     assert cheap(Plain(), 16) == ["wide.weight", "linear.weight"]
 
 
-def test_biases_train_beside_them_and_the_last_come_first() -> None:
+def test_biases_train_from_the_first_of_them_on_and_the_last_weights_come_first() -> None:
     model, _ = from_module(Plain().eval(), (3, 16, 16))
     classifier = find_classifier(model).parameters
-    biases = choose_trainables(model, "bias", classifier)
+    early = {"early.bias", "same.bias", "by_channel.bias", "narrower.bias"}
+    everywhere = choose_trainables(model, "bias", classifier)
+    assert early < set(everywhere)
+    biases = {name: group for name, group in everywhere.items() if name not in early}
     for weights, names in (
         (None, ["wide.weight", "linear.weight"]),
         (1, ["linear.weight"]),
@@ -66,7 +69,26 @@ def test_biases_train_beside_them_and_the_last_come_first() -> None:
     ):
         chosen = choose_trainables(model, "auto", classifier, weights=weights)
         assert chosen == {**biases, **dict.fromkeys(names, "weight")}
-    assert choose_trainables(model, "auto", classifier, ["same.*"], weights=0).keys() - biases.keys() == {"same.weight"}
+    more = choose_trainables(model, "auto", classifier, ["same.*"], weights=0)
+    assert more.keys() - biases.keys() == {"same.weight", "same.bias"}
+
+
+def test_where_no_layer_widens_all_biases_train() -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 2, 3)
+            self.classifier = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.classifier(torch.relu(self.second(torch.relu(self.first(x)))).mean((2, 3)))
+            return logits
+
+    model, _ = from_module(Narrow().eval(), (3, 16, 16))
+    classifier = find_classifier(model).parameters
+    chosen = choose_trainables(model, "auto", classifier)
+    assert chosen == choose_trainables(model, "bias", classifier)
+    assert {"first.bias", "second.bias"} < set(chosen)
 
 
 @pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")

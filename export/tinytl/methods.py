@@ -1,5 +1,5 @@
-"""What can train beside the classifier, by name (Cai et al., NeurIPS 2020, section 4); `auto`: biases, and the weights
-that train for little memory (narrow.py)."""
+"""What can train beside the classifier, by name (Cai et al., NeurIPS 2020, section 4); `auto`: the weights that
+train for little memory (narrow.py), and the biases from the first of them on."""
 
 METHODS = ("auto", "last", "bias", "lite-residual", "lite-residual+bias", "norm+last", "full")
 

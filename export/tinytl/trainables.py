@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
@@ -35,7 +36,9 @@ def choose_trainables(
     if method not in METHODS:
         raise UsageError(f"'{method}' is no method: choose one of {', '.join(METHODS)}.")
     parameters = find_parameters(model)
-    cheap = cheap_weights(model, classifier)
+    cheap = cheap_weights(model, classifier) if method == "auto" else []
+    # The gradient need not come to what lies in front of them, where biases bring nothing more (docs/accuracy.md).
+    early = set(itertools.takewhile(lambda name: name != cheap[0], parameters)) if cheap else set()
     cheap = cheap if weights is None else cheap[max(len(cheap) - weights, 0) :]
     for pattern in also:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in parameters):
@@ -47,8 +50,8 @@ def choose_trainables(
         name: _group(name, use, classifier)
         for name, use in parameters.items()
         if name in classifier
-        or _trains(method, name, use)
-        or (method == "auto" and name in cheap)
+        or (_trains(method, name, use) and name not in early)
+        or name in cheap
         or any(fnmatch.fnmatchcase(name, pattern) for pattern in also)
     }
 
