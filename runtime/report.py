@@ -229,7 +229,9 @@ def summary(done: Event) -> str:
 def judgement(done: Event) -> str:
     """'accuracy 91.7% on 24 held-out images (22 right, likely 74.2% to 97.7%), at the start 87.5%'"""
     if done.get("judge") not in _KINDS or done["val_accuracy"] is None:
-        return "no images to be judged on (--val)"
+        left_out = done.get("left_out_accuracy")
+        pass_alone = "" if left_out is None else f"; the one pass, each image left out in turn, {left_out:.1%}"
+        return f"no images to be judged on (--val){pass_alone}"
     accuracy, images = done["val_accuracy"], done["val_images"]
     text = f"accuracy {accuracy:.1%} on {counted(images, _KINDS[done['judge']])}"
     if likely := done["val_interval"]:

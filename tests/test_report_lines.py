@@ -91,7 +91,7 @@ def trainings(draw: st.DrawFn) -> Timed:
     phases = draw(st.lists(st.sampled_from(["start", "packing", "training"]), unique=True, min_size=1))
     events.append(
         {"event": "done", "steps": steps * epochs, "step_ms_median": draw(st.one_of(st.none(), st.floats(0, 1e6))),
-         **draw(judged()), "adapter": "some where/adapter.safetensors",
+         "left_out_accuracy": draw(shares), **draw(judged()), "adapter": "some where/adapter.safetensors",
          "memory": {"measure": draw(st.sampled_from(["PSS", "RSS"])), **{phase: draw(sizes) for phase in phases}}}
     )  # fmt: skip
     gaps = draw(st.lists(st.floats(0, 50), min_size=len(events), max_size=len(events)))

@@ -40,6 +40,7 @@ class Result:
     steps: int | None = None
     step_ms_median: float | None = None
     train_loss: float | None = None
+    left_out_accuracy: float | None = None
     share: float | None = None
     judge: str | None = None
     val_images: int = 0

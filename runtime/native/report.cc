@@ -68,7 +68,12 @@ std::string choice(const json::Value& event) {
 
 // "Accuracy 91.7% on 24 held-out images (22 right, likely 74.2% to 97.7%), at the start 87.5%."
 std::string result(const json::Value& done) {
-  if (!says(done, "judge")) return "No images to be judged on (--val).";
+  if (!says(done, "judge")) {
+    const double left_out = number_of(done, "left_out_accuracy");
+    const bool known = says(done, "left_out_accuracy");
+    return "No images to be judged on (--val)" +
+           (known ? "; the one pass, each image left out in turn, " + percent(left_out, 1) : std::string()) + ".";
+  }
   const double accuracy = number_of(done, "val_accuracy"), of_classes = number_of(done, "val_class_accuracy");
   std::string text = "Accuracy " + percent(accuracy, 1) + " " + where(done);
   const json::Value* likely = done.find("val_interval");

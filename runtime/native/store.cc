@@ -83,7 +83,8 @@ std::string standing_text(const Standing& at) {
       .number("high", at.sums.high)
       .integer("best_step", at.best_step)
       .integer("ended", at.ended)
-      .number("share", at.share);
+      .number("share", at.share)
+      .number("left_out", at.left_out);
   write_score(out, "start", at.start);
   write_score(out, "score", at.score);
   write_score(out, "best", at.best);
@@ -108,6 +109,7 @@ Standing standing_from(const json::Value& told) {
   at.best_step = integer("best_step");
   at.ended = integer("ended");
   at.share = number("share", NAN);
+  at.left_out = number("left_out", NAN);
   return at;
 }
 

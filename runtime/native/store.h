@@ -36,6 +36,7 @@ struct Standing {
   int64_t best_step = 0;  // 0: none yet
   int64_t ended = 0;  // the step behind the last epoch that was ended
   double share = NAN;  // that was chosen
+  double left_out = NAN;  // accuracy of the one pass, each image left out in turn
 };
 
 // Writes the trainables as PyTorch has them; `bundle` is the bundle's identity.

@@ -150,6 +150,7 @@ class Training {
       said_.tick();
       if (done % kFittingSaid == 0 || done == images.size()) said_.fitting(done, images.size());
     });
+    at_.left_out = found.left_out ? found.accuracy : NAN;
     at_.sums = {found.losses, found.correct, static_cast<int64_t>(images.size()), found.low, found.high};
     return found;
   }

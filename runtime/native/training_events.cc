@@ -117,6 +117,7 @@ void TrainingEvents::done(const Standing& at, const Judged& judged, const Score*
       .integer("steps", at.step)
       .number("step_ms_median", durations_.empty() ? NAN : median(durations_))
       .number("train_loss", at.sums.seen ? at.sums.losses / static_cast<double>(at.sums.seen) : NAN)
+      .number("left_out_accuracy", at.left_out)
       .number("share", at.share);
   say_judged(event, judged, start, score);
   event.integer("peak_rss_bytes", peak_rss());

@@ -72,6 +72,7 @@ class Standing:
     best_step: int = 0
     ended: int = 0
     share: float | None = None
+    left_out: float | None = None
 
     @classmethod
     def from_text(cls, text: str) -> Standing:
@@ -301,6 +302,7 @@ class Training:
             steps=at.step,
             step_ms_median=statistics.median(self._durations) if self._durations else None,
             train_loss=at.sums.losses / at.sums.seen if at.sums.seen else None,
+            left_out_accuracy=at.left_out,
             share=at.share,
             **self._judged(self._start, self._score),
             peak_rss_bytes=peak_rss(),
@@ -342,6 +344,7 @@ class Training:
         right_ones = int((logits.argmax(1) == targets).sum())
         self._at.sums = Sums(float(-np.log(chances).sum()), right_ones, len(targets))
         self._at.sums.add_range(float(logits.min()), float(logits.max()))
+        self._at.left_out = found.accuracy
         return {"shrinkage": found.shrinkage, "left_out_loss": found.loss, "left_out_accuracy": found.accuracy}
 
     def _blend(self, share: float) -> tuple[float, float]:
