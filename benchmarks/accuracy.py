@@ -1,7 +1,7 @@
 """Accuracy of the methods on images, each trained with the default recipe.
 
     python benchmarks/accuracy.py DATA [DATA ...] [--methods last,bias] [--seeds 0,1,2] [--resolution 160]
-                                  [--memory-limits none,12MB] [--runtimes auto,pytorch] [--epochs 10] [--threads 1]
+                                  [--memory-limits none,12MB] [--runtimes auto,pytorch] [--epochs 20] [--threads 1]
                                   [--out FOLDER] [-- train options, as --lr-bias 1e-3]
 
 DATA is a folder with train/ and test/ of class folders. Bundles, datasets and runs stay in --out, and what is
@@ -42,7 +42,8 @@ def train(
         if not packed[part].exists():
             tinytl("pack", data / part, "--bundle", bundle, "--out", packed[part])
     how = ["--data", packed["train"], "--out", run]
-    how += ["--epochs", options.epochs, "--threads", options.threads, "--seed", seed]
+    how += ["--threads", options.threads, "--seed", seed]
+    how += [] if options.epochs is None else ["--epochs", options.epochs]
     record, tested = run / "run.json", run / "tested.json"
     if not record.exists() or "result" not in json.loads(record.read_text()):
         if runtime == "pytorch":
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=160)
     parser.add_argument("--memory-limits", default="none")
     parser.add_argument("--runtimes", default="auto")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("build/accuracy"))
     options, more = parser.parse_known_args()

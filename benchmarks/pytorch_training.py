@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     for name in ("--data", "--val", "--out"):
         parser.add_argument(name, type=Path, required=True)
-    for name, default in (("--epochs", 10), ("--seed", 0), ("--threads", 1)):
+    for name, default in (("--epochs", None), ("--seed", 0), ("--threads", 1)):
         parser.add_argument(name, type=int, default=default)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

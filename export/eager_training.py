@@ -43,8 +43,9 @@ def train_eager(
     batch_size = options.batch_size or manifest.batch_size
     rates = options.learning_rates(manifest)
     added = torch.tensor(priors(manifest, dataset) or 0.0, dtype=dtype)
-    total, step = math.ceil(dataset.count / batch_size) * options.epochs, 0
-    for epoch in range(options.epochs):
+    epochs, step = options.rounds(dataset.count), 0
+    total = math.ceil(dataset.count / batch_size) * epochs
+    for epoch in range(epochs):
         for batch in Batches(manifest, dataset).training(options, batch_size, epoch):
             feeds = {name: torch.from_numpy(values).to(dtype) for name, values in batch.feeds.items()}
             begin = time.perf_counter()

@@ -57,12 +57,13 @@ def plan_course(manifest: Manifest, options: TrainOptions, dataset: Dataset, val
     """
     share = HELD_OUT if options.hold_out is None else options.hold_out
     out: list[int] = []
-    if share and not validated and options.epochs and manifest.labels == SINGLE:
+    epochs = options.rounds(dataset.count)
+    if share and not validated and epochs and manifest.labels == SINGLE:
         out = held_out(dataset, share, options.seed)
     judged = validated or bool(out)
-    stages = [Stage(math.ceil(_TRIAL * options.epochs), with_held_out=False)] if out else []
-    if options.epochs:
-        stages.append(Stage(options.epochs, with_held_out=True))
+    stages = [Stage(math.ceil(_TRIAL * epochs), with_held_out=False)] if out else []
+    if epochs:
+        stages.append(Stage(epochs, with_held_out=True))
     keeps_best = validated and options.blend is None
     shares = _shares(manifest, options, judged)
     return Course(tuple(out), tuple(stages), shares, keeps_best, tuple(priors(manifest, dataset)))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Learning rates by optimizer and group at a batch of 8, found in docs/accuracy.md: of a classifier that knows its
 # classes when training begins, and of one that does not.
 _RATES = {
-    "adam": {"classifier": 3e-4, "bias": 3e-4, "lite_residual": 3e-3, "weight": 2e-4},
+    "adam": {"classifier": 3e-4, "bias": 5e-4, "lite_residual": 3e-3, "weight": 4e-4},
     "sgd": {"classifier": 0.01, "bias": 0.002, "lite_residual": 0.02, "weight": 0.005},
     "momentum": {"classifier": 0.001, "bias": 0.0002, "lite_residual": 0.002, "weight": 0.0005},
 }
@@ -26,6 +26,7 @@ _RATES_OF_NEW = {
     "momentum": {"classifier": 0.01, "bias": 0.002, "lite_residual": 0.002, "weight": 0.0005},
 }
 _RATES_BATCH = 8
+_LOOKS, _LEAST, _MOST = 3600, 3, 30  # images looked at in a training, and how many epochs that may be
 LOG_EVERY = 10  # steps
 BLEND = 0.65
 HELD_OUT = 0.2
@@ -40,7 +41,8 @@ class TrainOptions:
     """Options of a run; the defaults suit a few dozen to a few thousand images.
 
     `start` tells where training begins: "one-pass", with the classifier that one forward pass over the images finds,
-    or "prepared", with the bundle's; None: one pass where the classifier is new. `epochs` 0: one pass is all.
+    or "prepared", with the bundle's; None: one pass where the classifier is new. `epochs` None: as many as `rounds`
+    says; 0: one pass is all.
     `hold_out` is the share of the images that training is first not shown, to be judged on; None: HELD_OUT, where there
     are images enough. `blend` is the share of what was trained in the result, the rest being where training began;
     None: what is judged best, or BLEND without a judge; 1 where the classifier did not know its classes at the start.
@@ -50,7 +52,7 @@ class TrainOptions:
     the smallest fraction of an image that a random crop takes (1 and no `flip`: no augmentation).
     """
 
-    epochs: int = 10
+    epochs: int | None = None
     start: str | None = None
     hold_out: float | None = None
     blend: float | None = None
@@ -116,6 +118,10 @@ class TrainOptions:
             group: rate * factor if given[group] is None else float(given[group] or 0)
             for group, rate in (_RATES if self.begins_knowing(manifest) else _RATES_OF_NEW)[optimizer].items()
         }
+
+    def rounds(self, images: int) -> int:
+        """How many epochs, of training on so many images: where there are few it is steps that count, not epochs."""
+        return self.epochs if self.epochs is not None else min(max(round(_LOOKS / images), _LEAST), _MOST)
 
     def begins_knowing(self, manifest: Manifest) -> bool:
         """Does the classifier know its classes when training begins?"""

@@ -113,6 +113,7 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
     phases.end("start")
     train_file, val_file = _datasets(run, bundle, data, val, log)
     with open_dataset(train_file) as dataset:
+        options = replace(options, epochs=options.rounds(dataset.count))
         course = plan_course(bundle.manifest, options, dataset, val_file is not None)
         if dataset.kind == SINGLE and (warning := uneven(dataset.classes, dataset.counts())):
             log.write({"event": "warning", "message": warning})

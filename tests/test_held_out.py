@@ -286,6 +286,22 @@ def whole(bundle: Bundle, data: Path, tmp_path_factory: pytest.TempPathFactory) 
     return runs
 
 
+@given(st.integers(1, 20_000))
+def test_few_images_are_looked_at_more_often(images: int) -> None:
+    rounds = TrainOptions().rounds(images)
+    assert 3 <= rounds <= 30
+    assert rounds >= TrainOptions().rounds(images + 1)
+    assert rounds in (3, 30) or 3000 < rounds * images < 4500
+    assert TrainOptions(epochs=7).rounds(images) == 7
+
+
+def test_the_epochs_of_a_run_are_recorded(bundle: Bundle, tmp_path: Path) -> None:
+    make_images(tmp_path / "few", dict.fromkeys(CLASSES, 2), seed=1)
+    done = train(bundle.path, tmp_path / "few", None, tmp_path / "run", options=options(epochs=None))
+    assert done["steps"] == 30 * 2
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["options"]["epochs"] == 30
+
+
 def test_without_enough_images_none_is_held_out(bundle: Bundle, tmp_path: Path) -> None:
     make_images(tmp_path / "few", dict(zip(CLASSES, (9, 9, 9))), seed=1)
     done = train(bundle.path, tmp_path / "few", None, tmp_path / "run", options=options(epochs=1))

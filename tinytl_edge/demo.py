@@ -35,7 +35,7 @@ def demo(
     data: str | os.PathLike[str] | None = None,
     model: str = DEFAULT_MODEL,
     runtime: str = "auto",
-    epochs: int = 10,
+    epochs: int | None = None,
     resolution: int = 96,
     threads: int | None = None,
     on_progress: Callable[[str], None] | None = None,

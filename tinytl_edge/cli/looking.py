@@ -99,7 +99,7 @@ def devices(name: str | None, as_json: bool) -> None:
 @click.option("--model", metavar="MODEL", default="efficientnet-lite0", show_default=True, help="See prepare.")
 @click.option("--runtime", type=click.Choice(["auto", "native", "onnxruntime-training"]), default="auto",
               show_default=True, help="auto: the native trainer where there is one.")  # fmt: skip
-@click.option("--epochs", type=int, default=10, show_default=True, help="Rounds through the images.")
+@click.option("--epochs", type=int, help="Rounds through the images.  [default: as `train`]")
 @click.option("--resolution", type=int, metavar="PX", default=96, show_default=True, help="Size of the input.")
 @threads_option
 @click.option("--out", type=PATH, default=Path("demo"), show_default=True, help="Bundles and runs stay here.")

@@ -83,7 +83,11 @@ def pack(
 
 
 _TRAINING = [
-    click.option("--epochs", type=int, default=10, show_default=True, help="Rounds through the images; 0: one pass."),
+    click.option(
+        "--epochs",
+        type=int,
+        help="Rounds through the images; 0: one pass.  [default: 3 to 30, so that 3,600 images are looked at]",
+    ),
     click.option(
         "--start",
         type=click.Choice(["one-pass", "prepared"]),
@@ -123,7 +127,7 @@ def _training_options(function: F) -> F:
     return function
 
 
-@command("tinytl-edge train bundle --data photos/train --val photos/val --epochs 10 --out run")
+@command("tinytl-edge train bundle --data photos/train --out run")
 @click.argument("bundle", type=PATH)
 @click.option("--data", type=PATH, help="Folder of class folders, or with labels.csv; or a packed dataset.")
 @click.option("--val", type=PATH, help="The same, to measure accuracy on after each epoch.")
