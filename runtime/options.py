@@ -49,7 +49,8 @@ class TrainOptions:
     `lr` is the classifier's rate, `lr_bias`, `lr_lite_residual` and `lr_weight` the other groups'; None
     stands for the default of the optimizer and batch size. `batch_size` None is the bundle's, `threads` None
     the machine's fastest cores, `log_every` None LOG_EVERY steps, `dropout` None the model's own rate. `min_area` is
-    the smallest fraction of an image that a random crop takes (1 and no `flip`: no augmentation).
+    the smallest fraction of an image that a random crop takes (1 and no `flip`: no augmentation). `flip` mirrors images
+    at random; None: unless the images that it is judged on are, mirrored, taken for other classes.
     """
 
     epochs: int | None = None
@@ -65,7 +66,7 @@ class TrainOptions:
     label_smoothing: float = 0.1
     dropout: float | None = None
     min_area: float = 0.22
-    flip: bool = True
+    flip: bool | None = None
     threads: int | None = None
     log_every: int | None = None
 

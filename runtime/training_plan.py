@@ -13,7 +13,8 @@ from tinytl_edge.runtime.files.bundle import STEP, Bundle, open_bundle
 from tinytl_edge.runtime.files.run import CHECKPOINTS, EVENTS, RUN, open_run
 from tinytl_edge.runtime.files.tensors import make_folder
 from tinytl_edge.runtime.images.balance import uneven
-from tinytl_edge.runtime.images.dataset import SINGLE, open_dataset
+from tinytl_edge.runtime.images.dataset import SINGLE, Dataset, open_dataset
+from tinytl_edge.runtime.images.duplicates import in_two_classes, learnt_and_judged
 from tinytl_edge.runtime.images.source import check_exists, dataset_for
 from tinytl_edge.runtime.workers.event_log import EventLog
 from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
@@ -115,8 +116,9 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
     with open_dataset(train_file) as dataset:
         options = replace(options, epochs=options.rounds(dataset.count))
         course = plan_course(bundle.manifest, options, dataset, val_file is not None)
-        if dataset.kind == SINGLE and (warning := uneven(dataset.classes, dataset.counts())):
-            log.write({"event": "warning", "message": warning})
+        if not asked.resume:
+            for warning in _doubts(dataset, val_file):
+                log.write({"event": "warning", "message": warning})
     phases.end("packing")
     return TrainingPlan(
         bundle, run, runtime, command, options, train_file, val_file, course, asked.resume, phases.record
@@ -165,6 +167,17 @@ def _sources(asked: Asked) -> tuple[Path, Path | None]:
         if source is not None:
             check_exists(source)
     return data, val
+
+
+def _doubts(dataset: Dataset, val_file: Path | None) -> list[str]:
+    """What is odd about images that can be trained on."""
+    found = []
+    if dataset.kind == SINGLE:
+        found += [uneven(dataset.classes, dataset.counts()), in_two_classes(dataset)]
+    if val_file is not None:
+        with open_dataset(val_file) as val:
+            found.append(learnt_and_judged(dataset, val))
+    return [sentence for sentence in found if sentence is not None]
 
 
 def _claim(run: Path) -> None:

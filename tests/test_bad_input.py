@@ -187,7 +187,7 @@ def test_a_packed_dataset_must_fit(bundle: Path, workplace: Path, tmp_path: Path
     sentence = fails(4, "train", bundle, "--data", packed, *out)
     assert "has the classes 'ant', 'bee', 'cow', where the model knows 'cat', 'dog', 'fox'" in sentence
     assert "packed.safetensors" in fails(3, "train", bundle, "--data", damaged(packed, truncate), *out)
-    assert "not a usable" in fails(3, "train", bundle, "--data", bundle / "forward.onnx", *out)
+    assert "is an ONNX file" in fails(3, "train", bundle, "--data", bundle / "forward.onnx", *out)
 
 
 def damaged(path: Path, damage: Callable[[Path], None]) -> Path:

@@ -328,3 +328,42 @@ def test_with_val_the_best_epoch_or_blend_is_kept(runtime: str, bundle: Bundle, 
             assert adapter(run) == adapter(run, "best.safetensors")
             return
     pytest.fail("the last epoch was always the best")
+
+
+# Classes that are each other's mirror image -------------------------------------------------------------
+
+
+def draw_arrows(folder: Path, mirrored: bool) -> None:
+    """Bright wedges: the first class points to the left; the second to the right, or upwards; the third downwards."""
+    turns = (0, 2 if mirrored else 1, 3)
+    random = np.random.default_rng(1)
+    for name, turn in zip(CLASSES, turns):
+        (folder / name).mkdir(parents=True)
+        for number in range(30):
+            across, down = np.meshgrid(np.arange(32), np.arange(32))
+            wedge = abs(down - 16 + random.integers(-2, 3)) < (across - random.integers(2, 6)) / 2
+            pixels = np.rot90(wedge * 180 + random.integers(0, 60, (32, 32)), -turn).astype(np.uint8)
+            Image.fromarray(np.stack([pixels] * 3, 2)).save(folder / name / f"{number}.png")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_mirror_images_of_each_other_are_not_mirrored(
+    runtime: str, mirrored: bool, bundle: Bundle, tmp_path: Path
+) -> None:
+    draw_arrows(tmp_path / "arrows", mirrored)
+    pack(tmp_path / "arrows", tmp_path / "arrows.safetensors", FRAMING, CLASSES)
+
+    def trained(name: str, **changes: Any) -> Path:
+        how = options(epochs=1, blend=1.0, **changes)
+        done = train(bundle.path, tmp_path / "arrows.safetensors", None, tmp_path / name, runtime=runtime, options=how)
+        assert done["start_accuracy"] > 0.9
+        return tmp_path / name
+
+    run = trained("run")
+    said = [event["message"] for event in events(run) if event["event"] == "warning"]
+    assert adapter(run) == adapter(trained("same", flip=not mirrored))
+    assert adapter(run) != adapter(trained("other", flip=mirrored))
+    assert [message.startswith("Mirrored, 1") for message in said] == ([True] if mirrored else [])
+    for name in ("same", "other"):
+        assert not [event for event in events(tmp_path / name) if event["event"] == "warning"]

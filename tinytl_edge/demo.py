@@ -66,7 +66,7 @@ def demo(
     options = TrainOptions(
         epochs=epochs,
         threads=threads or min(BOARD_CORES, performance_cores()),
-        flip=data is not None,  # a mirrored digit is another one
+        flip=None if data is not None else False,  # a mirrored digit is another one
         min_area=0.22 if data is not None else 0.6,
     )
     results = []

@@ -13,6 +13,8 @@ from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, 
 from tinytl_edge.runtime.errors import DataError, UsageError
 from tinytl_edge.runtime.images.folders import find_images
 from tinytl_edge.runtime.images.label_table import TABLE, has_table, read_table
+from tinytl_edge.runtime.images.overlooked import passed_over
+from tinytl_edge.runtime.images.source import check_exists
 from tinytl_edge.runtime.model_files.label_file import LabelFile, read_label_file
 from tinytl_edge.runtime.options import EXTENDED, KEPT, NEW
 from tinytl_edge.runtime.wording import list_names
@@ -24,11 +26,12 @@ from .trying import Unknown, exchange_colours, looks_like_regression, try_out
 
 @dataclass(frozen=True)
 class Wanted:
-    """The classes: names, or only how many; is it multi-label; images by class, if there are any."""
+    """The classes: names, or only how many; is it multi-label; images by class, if there are any; sentences on them."""
 
     classes: tuple[str, ...] | int
     multi_label: bool
     folders: dict[str, list[Path]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -69,11 +72,14 @@ def wanted_classes(
             raise UsageError(
                 f"{os.fspath(data)} has no {TABLE}: that is where the labels of multi-label images are written."
             )
+        check_exists(Path(data))
         found = find_images(data)
         empty = [name for name, files in found.items() if not files]
+        notes = passed_over(Path(data))
         if empty:
-            raise DataError(f"The class '{empty[0]}' in {os.fspath(data)} has no images: add some, or remove it.")
-        wanted = Wanted(tuple(found), False, found)
+            what = f"The class '{empty[0]}' in {os.fspath(data)} has no images: add some, or remove it."
+            raise DataError(" ".join([what, *notes]))
+        wanted = Wanted(tuple(found), False, found, tuple(notes))
     elif isinstance(classes, int):
         wanted = Wanted(classes, multi_label)
     else:
@@ -98,7 +104,7 @@ def make_adaptable(
     Raises:
         UsageError: the network is no classifier, or the labels do not fit it.
     """
-    model, notes = network.model, list(network.notes)
+    model, notes = network.model, [*wanted.notes, *network.notes]
     classifier = find_classifier(model)
     outputs = sizes(model.graph.outputs[0])[0]
     if classifier.outputs != outputs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +44,13 @@ class Batches:
         self, options: TrainOptions, batch_size: int, epoch: int, first: int = 0, images: Sequence[int] | None = None
     ) -> Iterator[Batch]:
         """One epoch's batches of all samples or of `images`, augmented, from batch number `first` on."""
-        seed, size = options.seed, self.dataset.shape[:2]
+        seed, size, flip = options.seed, self.dataset.shape[:2], options.flip is not False
         images = range(self.dataset.count) if images is None else images
         count = len(images)
         order = [images[at] for at in epoch_order(seed, epoch, count)]
         for start in range(first * batch_size, count, batch_size):
             positions = range(start, min(start + batch_size, count))
-            crops = [random_crop(seed, epoch, position, size, options.min_area, options.flip) for position in positions]
+            crops = [random_crop(seed, epoch, position, size, options.min_area, flip) for position in positions]
             batch = self._batch([order[position] for position in positions], crops, options.label_smoothing)
             for layer, dropout in enumerate(self.manifest.dropouts):
                 rate = dropout.rate if options.dropout is None else options.dropout
@@ -58,9 +58,11 @@ class Batches:
                 batch.feeds[dropout.name] = np.stack(masks)
             yield batch
 
-    def evaluation(self, batch_size: int, images: Sequence[int] | None = None) -> Iterator[Batch]:
+    def evaluation(
+        self, batch_size: int, images: Sequence[int] | None = None, mirrored: bool = False
+    ) -> Iterator[Batch]:
         """All samples or `images` once, in order, their centres, without dropout."""
-        crop = centre_crop(self.dataset.shape[:2], self._size)
+        crop = replace(centre_crop(self.dataset.shape[:2], self._size), flip=mirrored)
         images = range(self.dataset.count) if images is None else images
         for start in range(0, len(images), batch_size):
             indices = list(images[start : start + batch_size])

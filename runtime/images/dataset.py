@@ -31,6 +31,7 @@ from .fingerprint import BYTES, fingerprint
 from .folders import composed, find_images
 from .framing import FITS, LARGEST, Framing, range_text
 from .label_table import TABLE, has_table, read_table
+from .overlooked import passed_over
 
 FORMAT = "tinytl-edge-dataset"
 VERSION = "3"
@@ -274,6 +275,9 @@ def pack(
     folder = Path(folder)
     known = None if classes is None else [composed(name) for name in classes]
     multi_label = has_table(folder)
+    if not multi_label:
+        for sentence in passed_over(folder):
+            warn(sentence)
     found, files = _from_table(folder, known) if multi_label else _from_folders(folder, known)
     names = list(found if classes is None else classes)
     counts = [0] * len(names)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from tinytl_edge.runtime.errors import DataError
 from tinytl_edge.runtime.wording import list_names, shown
 
 # What counts as an image in a folder. HEIC and AVIF cannot be read, and so are reported, not overlooked.
-_SUFFIXES = frozenset((
+IMAGE_ENDINGS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm", ".pnm",
     ".tif", ".tiff", ".heic", ".heif", ".avif",
 ))  # fmt: skip
@@ -31,6 +32,8 @@ def find_images(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
     example = Path(folder, "daisy", "1.jpg")
     if not class_folders:
         if loose:
+            if why := unpacked_wrongly(loose):
+                raise DataError(f"{shown(folder)} {why}")
             raise DataError(
                 f"{shown(folder)} holds images but no class folders: "
                 f"put each into a folder named after its class, as in {shown(example)}."
@@ -60,15 +63,37 @@ def _refuse_folder_of_data_sets(folder: Path, inner_folders: list[Path]) -> None
 def _list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     """The visible folders and the images in `folder`, sorted by name."""
     try:
-        paths = sorted(path for path in folder.iterdir() if not _is_hidden(path.name))
+        paths = visible(folder)
         folders = [path for path in paths if path.is_dir()]
         # A dangling link is kept, to be reported when it is opened; a pipe or a device is no image.
-        files = [path for path in paths if path.suffix.lower() in _SUFFIXES and (path.is_file() or not path.exists())]
+        files = [
+            path for path in paths if path.suffix.lower() in IMAGE_ENDINGS and (path.is_file() or not path.exists())
+        ]
     except FileNotFoundError:
         raise DataError(f"{shown(folder)} does not exist: name a folder of images.") from None
     except OSError as error:
         raise DataError(f"{shown(folder)} cannot be read as a folder: {error.strerror}.") from None
     return folders, files
+
+
+def visible(folder: Path) -> list[Path]:
+    """What lies in a folder and may be meant for us, sorted by name.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return sorted(path for path in folder.iterdir() if not _is_hidden(path.name))
+
+
+def unpacked_wrongly(files: Sequence[Path]) -> str | None:
+    r"""What is wrong with names as train\cat\1.jpg, which archives from Windows leave behind on other systems."""
+    example = next((path.name for path in files if "\\" in path.name), None)
+    if example is None:
+        return None
+    return (
+        f"has files whose names hold their folders ({example}): an archive from Windows was unpacked by a tool that "
+        "does not know its backslashes. Put each into the folder that its name says."
+    )
 
 
 def _is_hidden(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Multi-label images: the table labels.csv in their folder.
 
-Its first row is `file` and the names of the classes; each further row names an image, relative to the folder, and
-says 1 where it has the class and 0 where it does not.
+Its first row is `file` (or `filename`, `image`, `path`) and the names of the classes; each further row names an image,
+relative to the folder, and says 1 where it has the class and 0 where it does not.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from tinytl_edge.runtime.errors import DataError
 from tinytl_edge.runtime.wording import shown
 
-from .folders import composed
+from .folders import composed, visible
 
 TABLE = "labels.csv"
-_FIRST = "file"
+_FIRST = ("file", "filename", "file_name", "image", "path")
 _CELLS = {"0": 0, "1": 1}
 
 
@@ -61,8 +61,10 @@ def read_table(folder: Path) -> LabelTable:
 def _checked(folder: Path, path: Path, rows: Iterator[tuple[int, list[str]]]) -> LabelTable:
     _, head = next(rows, (1, [""]))
     classes = tuple(head[1:])
-    if head[0] != _FIRST or not classes:
-        raise DataError(f"{shown(path)} has to begin with the row {_FIRST},NAME,NAME,... that names the classes.")
+    if head[0].lower() not in _FIRST or not classes:
+        raise DataError(
+            f"{shown(path)} has to begin with the row file,NAME,NAME,... that names the classes.{_stray(folder)}"
+        )
     if not all(classes):
         raise DataError(f"{shown(path)} has a column without a name.")
     twice = next((name for name in classes if classes.count(name) > 1), None)
@@ -72,6 +74,7 @@ def _checked(folder: Path, path: Path, rows: Iterator[tuple[int, list[str]]]) ->
     lines: dict[Path, int] = {}
     for line, (name, *cells) in rows:
         where = f"{shown(path)}, row {line}"
+        name = name.replace("\\", "/") if not (folder / name).is_file() else name  # a table written on Windows
         image = folder / name
         if len(cells) != len(classes):
             raise DataError(f"{where} has {len(cells)} labels, not {len(classes)} as the first row has classes.")
@@ -79,7 +82,7 @@ def _checked(folder: Path, path: Path, rows: Iterator[tuple[int, list[str]]]) ->
             raise DataError(f"{where} names {name!r} again, after row {lines[image]}.")
         for cell, label in zip(cells, classes):
             if cell not in _CELLS:
-                raise DataError(f"{where} says {cell!r} of {label!r}: it has to be 0 or 1.")
+                raise DataError(f"{where} says {cell!r} of {label!r}: it has to be 0 or 1.{_stray(folder)}")
         if not name or not image.is_file():
             raise DataError(f"{where} names {name!r}, which is no file in {shown(folder)}.")
         found[image] = bytes(_CELLS[cell] for cell in cells)
@@ -87,3 +90,10 @@ def _checked(folder: Path, path: Path, rows: Iterator[tuple[int, list[str]]]) ->
     if not found:
         raise DataError(f"{shown(path)} names no images.")
     return LabelTable(classes, tuple(found.items()))
+
+
+def _stray(folder: Path) -> str:
+    """What to do where there are class folders beside the table, which may be another tool's."""
+    if not any(path.is_dir() for path in visible(folder)):
+        return ""
+    return f" It makes the images multi-label; where {shown(folder)} has a folder for each class, rename or remove it."

@@ -11,6 +11,7 @@ from tinytl_edge.runtime.wording import list_names
 
 from .dataset import MULTI, SINGLE, Dataset, open_dataset, pack
 from .label_table import TABLE, has_table
+from .overlooked import refuse_file
 
 OnText = Callable[[str], None]
 OnCount = Callable[[int, int], None]
@@ -49,9 +50,12 @@ def check_exists(source: Path) -> None:
 
     Raises:
         DataError: there is nothing of that name.
+        DamagedFileError: it is something else.
     """
     if not source.exists():
         raise DataError(f"{source} does not exist: name a folder of images, or a packed dataset.")
+    if source.is_file():
+        refuse_file(source)
 
 
 def check_kind(manifest: Manifest, source: Path) -> None:

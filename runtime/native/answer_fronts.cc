@@ -80,7 +80,8 @@ bool EvaluateFront::hear(const char*, json::Writer& event) {
     return print(out.end_object().end_line().str());
   }
   const double accuracy = number_of(done, "accuracy"), of_classes = mean(shares);
-  const std::string apart = std::abs(of_classes - accuracy) >= kApart ? ", mean of the classes " + percent(of_classes, 1) : "";
+  std::string apart;
+  if (std::abs(of_classes - accuracy) >= kApart) apart = ", mean of the classes " + percent(of_classes, 1);
   std::string text = "accuracy " + percent(accuracy, 1) + apart + worded(", loss %.3f, ", number_of(done, "loss")) +
                      counted(integer_of(done, "images"), "image") + ", peak memory " +
                      megabytes(number_of(done, "peak_rss_bytes")) + "\n";

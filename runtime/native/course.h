@@ -21,7 +21,8 @@ struct Stage {
 };
 
 struct Course {
-  // From a job's `held_out` (numbers of images) and `course` ([{"epochs", "with_held_out"}]), over `count` images in batches of `batch_size`.
+  // From a job's `held_out` (numbers of images) and `course` ([{"epochs", "with_held_out"}]), over `count` images in
+  // batches of `batch_size`.
   static Course of(const Job& job, uint32_t count, int64_t batch_size);
 
   std::vector<uint32_t> held_out, others;

@@ -6,7 +6,9 @@
 namespace tinytl {
 
 void write_score(json::Writer& out, const char* name, const Score& score) {
-  out.begin_array(name).number(score.loss).number(score.accuracy).number(score.class_loss).number(score.class_accuracy).end_array();
+  out.begin_array(name);
+  for (const double value : {score.loss, score.accuracy, score.class_loss, score.class_accuracy}) out.number(value);
+  out.end_array();
 }
 
 Score read_score(const json::Value& object, const char* name) {
@@ -65,6 +67,25 @@ Score Judge::measure(Execution& execution, const std::function<void()>& between)
   score.class_loss /= static_cast<double>(seen);
   score.class_accuracy /= static_cast<double>(seen);
   return score;
+}
+
+Mirrored Judge::mirrored(Execution& execution, const std::function<void()>& between) {
+  Mirrored found;
+  for (const uint32_t index : images_) {
+    Crop crop = centre_crop(dataset_.stored(), dataset_.input());
+    bool right[2];
+    for (const bool turned : {false, true}) {
+      crop.flip = turned;
+      samples_.fill(index, crop, 0, execution);
+      execution.forward(nullptr);
+      right[turned] = samples_.right_answers(index, execution.logits()) == samples_.answers();
+      between();
+    }
+    found.lost += right[0] && !right[1];
+    found.gained += right[1] && !right[0];
+    ++found.images;
+  }
+  return found;
 }
 
 }  // namespace tinytl

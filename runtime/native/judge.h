@@ -1,6 +1,7 @@
 // How good a program is on labelled images that it does not learn from.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -35,6 +36,16 @@ struct Interval {
 };
 Interval interval(double accuracy, int64_t images);
 
+// Of the images that are judged, how many are right but mirrored wrong, or the other way round.
+struct Mirrored {
+  int64_t lost = 0, gained = 0, images = 0;
+  // Are classes each other's mirror image? So many more are lost than chance would have it (McNemar 1947).
+  bool harms() const {
+    const auto more = static_cast<double>(lost - gained);
+    return more > 2 * std::sqrt(static_cast<double>(lost + gained)) && more > 0.1 * static_cast<double>(images);
+  }
+};
+
 class Judge {
  public:
   // Of the dataset, which outlives it, `images` are looked at.
@@ -43,6 +54,7 @@ class Judge {
   int64_t images() const { return static_cast<int64_t>(images_.size()); }
   // Of the parameters as they are; `between` is called behind each image.
   Score measure(Execution& execution, const std::function<void()>& between);
+  Mirrored mirrored(Execution& execution, const std::function<void()>& between);
 
  private:
   const Program& program_;

@@ -56,14 +56,14 @@ std::string where(const json::Value& event) {
 std::string choice(const json::Value& event) {
   if (!says(event, "judge")) return "blended with the start";
   const double share = number_of(event, "share");
-  const std::string how = share == 0   ? "the start"
-                          : share == 1 ? worded("as trained in epoch %lld", static_cast<long long>(integer_of(event, "epoch")))
-                                       : percent(share, 0) + " trained, the rest as at the start";
-  std::string text = "best " + where(event) + ": " + how + worded("  loss %.3f  accuracy ", number_of(event, "val_loss")) +
-                     percent(number_of(event, "val_accuracy"), 1);
-  if (share != 0 && says(event, "start_accuracy"))
-    text += worded("  (start: %.3f, ", number_of(event, "start_loss")) + percent(number_of(event, "start_accuracy"), 1) + ")";
-  return text;
+  std::string how = percent(share, 0) + " trained, the rest as at the start";
+  if (share == 0) how = "the start";
+  if (share == 1) how = worded("as trained in epoch %lld", static_cast<long long>(integer_of(event, "epoch")));
+  const std::string loss = worded("  loss %.3f  accuracy ", number_of(event, "val_loss"));
+  std::string text = "best " + where(event) + ": " + how + loss + percent(number_of(event, "val_accuracy"), 1);
+  if (share == 0 || !says(event, "start_accuracy")) return text;
+  const std::string first = worded("  (start: %.3f, ", number_of(event, "start_loss"));
+  return text + first + percent(number_of(event, "start_accuracy"), 1) + ")";
 }
 
 // "Accuracy 91.7% on 24 held-out images (22 right, likely 74.2% to 97.7%), at the start 87.5%."
@@ -116,7 +116,8 @@ Report::Report() : Report(2, isatty(2) != 0, terminal_columns()) { said_ = now()
 
 void Report::hear(const json::Value& event, double time) {
   const std::string& kind = text_of(event, "event");
-  if (said_ < 0 || kind == "start" || kind == "one_pass" || kind == "epoch" || kind == "choice" || kind == "warning") said_ = time;
+  const bool says_a_line = kind == "start" || kind == "one_pass" || kind == "epoch" || kind == "choice" || kind == "warning";
+  if (said_ < 0 || says_a_line) said_ = time;
   if (kind == "warning") return line_.say("warning: " + text_of(event, "message"));
   if (const int64_t rss = integer_of(event, "rss_bytes")) rss_ = rss;
   if (kind == "start") {
@@ -125,7 +126,8 @@ void Report::hear(const json::Value& event, double time) {
     total_ = integer_of(event, "total_steps");
     epochs_ = integer_of(event, "epochs");
     std::string text = text_of(event, "runtime") + ": " + counted(integer_of(event, "images"), "image");
-    if (const int64_t out = integer_of(event, "held_out")) text += worded(", %lld of them held out", static_cast<long long>(out));
+    const auto held_out = static_cast<long long>(integer_of(event, "held_out"));
+    if (held_out) text += worded(", %lld of them held out", held_out);
     if (epochs_) text += ", " + counted(epochs_, "epoch") + ", " + counted(total_, "step");
     if (first_) text += worded(", going on at step %lld", static_cast<long long>(first_));
     line_.say(text);

@@ -84,6 +84,7 @@ std::string standing_text(const Standing& at) {
       .integer("best_step", at.best_step)
       .integer("ended", at.ended)
       .number("share", at.share)
+      .boolean("flips", at.flips)
       .number("left_out", at.left_out);
   write_score(out, "start", at.start);
   write_score(out, "score", at.score);
@@ -109,6 +110,8 @@ Standing standing_from(const json::Value& told) {
   at.best_step = integer("best_step");
   at.ended = integer("ended");
   at.share = number("share", NAN);
+  const json::Value* flips = told.find("flips");
+  at.flips = !flips || !flips->is_bool() || flips->boolean();
   at.left_out = number("left_out", NAN);
   return at;
 }

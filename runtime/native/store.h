@@ -31,11 +31,12 @@ struct EpochSums {
 struct Standing {
   int64_t step = 0;
   EpochSums sums;
-  // Of the judge: where training began, of the last epoch or what was chosen, and of the best epoch, with the step behind it.
-  Score start, score, best;
+  Score start, score;  // of the judge: where training began, and of the last epoch, or what was chosen
+  Score best;  // of the best epoch, with the step behind it
   int64_t best_step = 0;  // 0: none yet
   int64_t ended = 0;  // the step behind the last epoch that was ended
   double share = NAN;  // that was chosen
+  bool flips = true;  // images may be mirrored
   double left_out = NAN;  // accuracy of the one pass, each image left out in turn
 };
 

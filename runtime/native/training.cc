@@ -126,11 +126,20 @@ class Training {
     const double begin = now();
     Discriminant found;
     if (starts_in_one_pass_) found = fit(course_.others);
-    if (judge_ && knows()) at_.start = at_.score = measure(false);
+    if (judge_ && knows()) {
+      at_.start = at_.score = measure(false);
+      if (options_.is_null("flip") && course_.steps() > 0) try_mirrored();
+    }
     if (course_.steps() > 0 && (knows() || course_.stages.size() > 1)) write(start_path());
     if (!starts_in_one_pass_) return;
     save();
     said_.one_pass(found, course_.others.size(), false, score(), 1e3 * (now() - begin));
+  }
+
+  void try_mirrored() {
+    const Mirrored mirrored = judge_->mirrored(execution_, [&] { stop_if_asked(false); });
+    at_.flips = !mirrored.harms();
+    if (mirrored.harms()) said_.warn_of(mirrored);
   }
 
   void begin_anew(const Stage& stage) {
@@ -145,11 +154,13 @@ class Training {
 
   Discriminant fit(const std::vector<uint32_t>& images) {
     const double smoothing = options_.number("label_smoothing", 0, 1);
-    const Discriminant found = fit_in_one_pass(*program_, dataset_, samples_, execution_, images, run_, smoothing, memory_, [&](uint32_t done) {
+    const auto behind_each = [&](uint32_t done) {
       if (stop_asked) interrupted();
       said_.tick();
       if (done % kFittingSaid == 0 || done == images.size()) said_.fitting(done, images.size());
-    });
+    };
+    const Discriminant found =
+        fit_in_one_pass(*program_, dataset_, samples_, execution_, images, run_, smoothing, memory_, behind_each);
     at_.left_out = found.left_out ? found.accuracy : NAN;
     at_.sums = {found.losses, found.correct, static_cast<int64_t>(images.size()), found.low, found.high};
     return found;
@@ -168,7 +179,8 @@ class Training {
   void train_epoch(const Stage& stage) {
     give_back_unused();
     const int64_t epoch = stage.epoch_of(at_.step);
-    epoch_order(seed_, static_cast<uint64_t>(epoch - stage.first_epoch), static_cast<uint32_t>(stage.images.size()), order_.data());
+    epoch_order(seed_, static_cast<uint64_t>(epoch - stage.first_epoch), static_cast<uint32_t>(stage.images.size()),
+                order_.data());
     do {
       one_step(stage, epoch);
       if (stop_asked) {
@@ -194,7 +206,8 @@ class Training {
     }
     at_.ended = at_.step;
     save();
-    said_.epoch(epoch, at_.step, mean, share_of(at_.sums.correct, at_.sums.seen, samples_.answers()), judged ? score() : nullptr);
+    const double accuracy = share_of(at_.sums.correct, at_.sums.seen, samples_.answers());
+    said_.epoch(epoch, at_.step, mean, accuracy, judged ? score() : nullptr);
     if (judged && at_.step == stage.end()) choose();
   }
 
@@ -221,8 +234,8 @@ class Training {
     }
     read_adapter(earlier ? best_path() : adapter_path(), *program_);
     save();
-    said_.choice(at_.share, earlier ? stage_of(at_.best_step).epoch_of(at_.best_step - 1) : stage_of(at_.step).epoch_of(at_.step - 1),
-                 judged(), start(), score());
+    const int64_t last = earlier ? at_.best_step : at_.step;
+    said_.choice(at_.share, stage_of(last).epoch_of(last - 1), judged(), start(), score());
   }
 
   void finish() {
@@ -245,7 +258,7 @@ class Training {
     const int64_t last = std::min<int64_t>(first + batch_size_, count);
     const double smoothing = options_.number("label_smoothing", 0, 1);
     const double min_area = options_.number("min_area", 0, 1);
-    const bool flip = options_.flag("flip");
+    const bool flip = options_.is_null("flip") ? at_.flips : options_.flag("flip");
     Sample sample{.scale = static_cast<float>(1.0 / static_cast<double>(last - first)),
                   .ends_batch = false,
                   .schedule = schedule(inside, stage.steps()),
@@ -284,12 +297,14 @@ class Training {
 
   // Of the parameters as they are, which are kept where it is stopped and `keeps`.
   Score measure(bool keeps) {
-    return judge_->measure(execution_, [&] {
-      said_.tick();
-      if (!stop_asked) return;
-      if (keeps) save();
-      interrupted();
-    });
+    return judge_->measure(execution_, [&] { stop_if_asked(keeps); });
+  }
+
+  void stop_if_asked(bool keeps) {
+    said_.tick();
+    if (!stop_asked) return;
+    if (keeps) save();
+    interrupted();
   }
 
   Judged judged() const {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 
 #include "errors.h"
 #include "footprint.h"
@@ -78,6 +79,16 @@ void TrainingEvents::one_pass(const Discriminant& found, size_t images, bool ane
       .number("left_out_accuracy", found.left_out ? found.accuracy : NAN);
   say_score(event, score);
   event.number("ms", ms).integer("peak_rss_bytes", peak_rss());
+  send();
+}
+
+void TrainingEvents::warn_of(const Mirrored& mirrored) {
+  char message[200];
+  std::snprintf(message, sizeof message,
+                "Mirrored, %lld more of %lld images are taken for another class: images are not mirrored while training "
+                "(--flip mirrors them).",
+                static_cast<long long>(mirrored.lost - mirrored.gained), static_cast<long long>(mirrored.images));
+  events_.begin("warning").text("message", message);
   send();
 }
 

@@ -38,6 +38,27 @@ def interval(accuracy: float, images: int) -> tuple[float, float]:
     return (middle - width) / (1 + spread), (middle + width) / (1 + spread)
 
 
+@dataclass(frozen=True)
+class Mirrored:
+    """Of the images that are judged, how many are right but mirrored wrong, or the other way round."""
+
+    lost: int
+    gained: int
+    images: int
+
+    @property
+    def harms(self) -> bool:
+        """Are classes each other's mirror image? So many more are lost than chance would have it (McNemar 1947)."""
+        more = self.lost - self.gained
+        return more > 2 * math.sqrt(self.lost + self.gained) and more > 0.1 * self.images
+
+    def __str__(self) -> str:
+        return (
+            f"Mirrored, {self.lost - self.gained} more of {self.images} images are taken for another class: images are "
+            "not mirrored while training (--flip mirrors them)."
+        )
+
+
 class Judge:
     """Looks at `images` of a dataset; `what`: "val" or "held-out"."""
 
@@ -45,6 +66,18 @@ class Judge:
         self.what = what
         self.images = images
         self._batches = batches
+
+    def mirrored(self, session: OrtSession, between: Callable[[], None]) -> Mirrored:
+        """What mirroring does to the answers about the images."""
+        answers = []
+        for mirrored in (False, True):
+            rights = []
+            for batch in self._batches.evaluation(1, self.images, mirrored):
+                rights.append(bool(right(batch, session.evaluate(batch.feeds)[1]).all()))
+                between()
+            answers.append(np.array(rights))
+        plain, turned = answers
+        return Mirrored(int((plain & ~turned).sum()), int((~plain & turned).sum()), len(plain))
 
     def measure(self, session: OrtSession, on_batch: Callable[[int, int], None], between: Callable[[], None]) -> Score:
         """Of the parameters as they are; `between` is called after each image."""

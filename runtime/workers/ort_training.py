@@ -8,7 +8,7 @@ import signal
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,6 +73,7 @@ class Standing:
     ended: int = 0
     share: float | None = None
     left_out: float | None = None
+    flips: bool = True
 
     @classmethod
     def from_text(cls, text: str) -> Standing:
@@ -189,6 +190,11 @@ class Training:
         found = self._fit(self._others) if self._fits else {}
         if self._judge and self._knows:
             self._at.start = self._at.score = self._measure(keeps=False)
+            if self._options.flip is None and self._steps:
+                mirrored = self._judge.mirrored(self._session, self._end_if_asked)
+                self._at.flips = not mirrored.harms
+                if mirrored.harms:
+                    emit("warning", message=str(mirrored))
         if self._steps and (self._knows or len(self._stages) > 1):
             self._write(START)
         if not self._fits:
@@ -216,7 +222,8 @@ class Training:
             self._choose()
 
     def _train_epoch(self, stage: _Stage) -> None:
-        at, options, rates = self._at, self._options, self._rates
+        at, rates = self._at, self._rates
+        options = self._options if at.flips else replace(self._options, flip=False)
         epoch, inside = stage.epoch_of(at.step), at.step - stage.first_step
         first = inside % stage.steps_an_epoch
         for batch in self._batches.training(options, self._batch_size, epoch - stage.first_epoch, first, stage.images):

@@ -115,7 +115,11 @@ _TRAINING = [
     click.option("--label-smoothing", type=float, default=0.1, show_default=True, help="Share given to all classes."),
     click.option("--dropout", type=float, help="Share dropped.  [default: the model's own]"),
     click.option("--min-area", type=float, default=0.22, show_default=True, help="Least share a random crop takes."),
-    click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror images at random."),
+    click.option(
+        "--flip/--no-flip",
+        default=None,
+        help="Mirror images at random.  [default: flip, unless mirrored images are taken for other classes]",
+    ),
     threads_option,
     click.option("--log-every", type=int, help="Steps between step events.  [default: 10]"),
 ]
