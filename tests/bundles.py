@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,11 +34,16 @@ from tinytl_edge.runtime.files.bundle import (
     open_bundle,
     write_manifest,
 )
+from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 HAS_ORT = importlib.util.find_spec("onnxruntime") is not None and (
     importlib.util.find_spec("onnxruntime.training") is not None
 )
 needs_ort = pytest.mark.skipif(not HAS_ORT, reason="onnxruntime-training is not installed (CPython up to 3.11, x86-64)")
+RUNTIMES = [
+    pytest.param("native", marks=pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")),
+    pytest.param("onnxruntime-training", marks=needs_ort),
+]
 INPUT = Input(SPEC.resolution, SPEC.resolution, 3, SPEC.mean, SPEC.std)
 FRAMING = INPUT.framing
 
@@ -89,3 +96,8 @@ def check_moved_by_gradient(exact: EagerNetwork, after: Mapping[str, Array], rat
             rounding = np.abs(before).max() * 2e-7 / rate + 5e-5 * np.abs(gradient).max() + 2e-6 * steepest
             moved = (before - after[name]) / rate
             np.testing.assert_allclose(moved, gradient, rtol=0, atol=rounding, err_msg=name)
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    """What a run's training said."""
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from bundles import FRAMING, make_bundle, needs_ort
+from bundles import FRAMING, RUNTIMES, events, make_bundle, needs_ort
 from conftest import CLASSES, make_images, ok
 from hypothesis import given
 from hypothesis import strategies as st
 from small_net import SmallNetwork, prepared
 from tiny_models import Tiny
-from torch import nn
 
 from tinytl_edge import TrainOptions, evaluate, train
 from tinytl_edge.export.eager_training import train_eager
@@ -25,11 +23,6 @@ from tinytl_edge.runtime.files.tensors import open_tensors
 from tinytl_edge.runtime.images.balance import log_priors, uneven
 from tinytl_edge.runtime.images.dataset import open_dataset, pack
 from tinytl_edge.runtime.workers.native_worker import find_trainer
-
-RUNTIMES = [
-    pytest.param("native", marks=pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")),
-    pytest.param("onnxruntime-training", marks=needs_ort),
-]
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=8))
@@ -57,19 +50,10 @@ def test_what_is_uneven_is_said(counts: list[int]) -> None:
         assert f"{min(present)} of 'class {counts.index(min(present))}'" in said
 
 
-class Headed(Tiny):
-    """Ends in one linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.classifier: nn.Module = nn.Linear(16, len(CLASSES))
-        self.settle()
-
-
 @pytest.fixture(scope="module")
 def network() -> SmallNetwork:
     torch.manual_seed(3)
-    return prepared(Headed(), "bias")
+    return prepared(Tiny(len(CLASSES)), "bias")
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +68,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_images(folder / "images", dict(zip(CLASSES, (20, 4, 2))), seed=7)
     pack(folder / "images", folder / "data.safetensors", FRAMING, CLASSES)
     return folder / "data.safetensors"
-
-
-def events(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

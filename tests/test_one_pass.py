@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import FRAMING, make_bundle, needs_ort
+from bundles import FRAMING, RUNTIMES, events, make_bundle, needs_ort
 from conftest import CLASSES, fails, make_images, ok, prepare
 from small_net import SmallNetwork, prepared
 from tiny_models import Tiny
@@ -26,10 +26,6 @@ from tinytl_edge.runtime.images.dataset import open_dataset, pack
 from tinytl_edge.runtime.learning.discriminant import fit_discriminant
 from tinytl_edge.runtime.workers.native_worker import find_trainer
 
-RUNTIMES = [
-    pytest.param("native", marks=pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")),
-    pytest.param("onnxruntime-training", marks=needs_ort),
-]
 FEATURES = 64
 ONE_PASS = TrainOptions(epochs=0, start="one-pass")
 
@@ -70,10 +66,6 @@ def network() -> SmallNetwork:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, network: SmallNetwork) -> Bundle:
     return make_bundle(tmp_path_factory.mktemp("one_pass") / "bundle", network)
-
-
-def events(run: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
 
 def adapter(run: Path) -> dict[str, np.ndarray]:

@@ -9,12 +9,12 @@ from torch import nn
 class Tiny(nn.Module):
     """Two blocks with BatchNorm, ReLU6, a skip connection and dropout."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
         self.blocks = nn.ModuleList([_Block(8, 16, 2), _Block(16, 16, 1)])
         self.dropout = nn.Dropout(0.2)
-        self.classifier = nn.Linear(16, 10)
+        self.classifier: nn.Module = nn.Linear(16, classes)
         if type(self) is Tiny:
             self.settle()
 

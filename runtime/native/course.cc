@@ -12,7 +12,8 @@ Course Course::of(const Job& job, uint32_t count, int64_t batch_size) {
   if (course.others.empty()) fail(kUsage, "The job holds out all images.");
   for (const Job& told : job.objects("course")) {
     Stage stage{};
-    if (told.flag("with_held_out")) {
+    stage.with_held_out = told.flag("with_held_out");
+    if (stage.with_held_out) {
       for (uint32_t i = 0; i < count; ++i) stage.images.push_back(i);
     } else {
       stage.images = course.others;

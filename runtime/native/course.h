@@ -10,6 +10,7 @@ namespace tinytl {
 
 struct Stage {
   std::vector<uint32_t> images;
+  bool with_held_out;  // all of them, then
   int64_t first_epoch, epochs;
   int64_t first_step, steps_an_epoch;
 

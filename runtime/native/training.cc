@@ -113,9 +113,7 @@ class Training {
   }
 
   // Does the judge see images that this stage does not learn from?
-  bool is_judged(const Stage& stage) const {
-    return judge_ && (validation_ || stage.images.size() == course_.others.size());
-  }
+  bool is_judged(const Stage& stage) const { return judge_ && (validation_ || !stage.with_held_out); }
 
   // Does the classifier know its classes at the start, so that it may be kept?
   bool knows() const { return starts_in_one_pass_ || shares_[0] < 1; }
@@ -198,7 +196,7 @@ class Training {
     const bool judged = is_judged(stage);
     if (judged) {
       at_.score = measure(true);
-      if (!at_.best_step || at_.score.class_loss < at_.best.class_loss) {
+      if (keeps_best_ && (!at_.best_step || at_.score.class_loss < at_.best.class_loss)) {
         at_.best = at_.score;
         at_.best_step = at_.step;
         write(best_path());

@@ -91,6 +91,7 @@ class Standing:
 @dataclass(frozen=True)
 class _Stage:
     images: Sequence[int]
+    with_held_out: bool  # all of them, then
     first_epoch: int
     epochs: int
     first_step: int
@@ -172,7 +173,7 @@ class Training:
             images = everything if stage["with_held_out"] else self._others
             epoch, step = (stages[-1].first_epoch + stages[-1].epochs, stages[-1].end) if stages else (0, 0)
             steps_an_epoch = math.ceil(len(images) / self._batch_size)
-            stages.append(_Stage(images, epoch, stage["epochs"], step, steps_an_epoch))
+            stages.append(_Stage(images, stage["with_held_out"], epoch, stage["epochs"], step, steps_an_epoch))
         return stages
 
     def _stage_of(self, step: int) -> _Stage:
@@ -181,7 +182,7 @@ class Training:
 
     def _is_judged(self, stage: _Stage) -> bool:
         """Does the judge see images that this stage does not learn from?"""
-        return self._judge is not None and (self._judge.what == "val" or len(stage.images) == len(self._others))
+        return self._judge is not None and (self._judge.what == "val" or not stage.with_held_out)
 
     # Stages --------------------------------------------------------------------------------------------------
 
@@ -256,7 +257,7 @@ class Training:
         epoch, judged = stage.epoch_of(at.step - 1), self._is_judged(stage)
         if judged:
             at.score = self._measure(keeps=True)
-            if not at.best_step or at.score.class_loss < at.best.class_loss:
+            if self._keeps_best and (not at.best_step or at.score.class_loss < at.best.class_loss):
                 at.best, at.best_step = at.score, at.step
                 self._write(BEST)
         at.ended = at.step

@@ -134,7 +134,7 @@ def _training_options(function: F) -> F:
 @command("tinytl-edge train bundle --data photos/train --out run")
 @click.argument("bundle", type=PATH)
 @click.option("--data", type=PATH, help="Folder of class folders, or with labels.csv; or a packed dataset.")
-@click.option("--val", type=PATH, help="The same, to measure accuracy on after each epoch.")
+@click.option("--val", type=PATH, help="The same, to judge it on.  [default: part of --data is held out]")
 @runtime_option
 @_training_options
 @click.option("--resume", is_flag=True, help="Go on from the run's checkpoint, with the run's own data and options.")
