@@ -132,7 +132,8 @@ def measure(
     from tinytl_edge.options import PrepareOptions
     from tinytl_edge.preparation import prepare
     from tinytl_edge.runtime.errors import DivergedError, TinyTLError
-    from tinytl_edge.runtime.images.dataset import open_dataset, pack
+    from tinytl_edge.runtime.images.dataset import open_dataset
+    from tinytl_edge.runtime.images.packing import pack
     from tinytl_edge.runtime.options import TrainOptions
     from tinytl_edge.runtime.train import train
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .memory import megabytes
-from .report import APART, counted
+from .report import APART
+from .wording import counted
 
 
 def evaluation_text(result: dict[str, Any]) -> str:

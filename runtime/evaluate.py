@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from tinytl_edge.runtime.files.adapter import Adapter
 from tinytl_edge.runtime.files.bundle import STEP, Bundle, Manifest, open_bundle
 from tinytl_edge.runtime.files.run import open_model
-from tinytl_edge.runtime.images.dataset import MULTI, open_dataset, pack_files
+from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
+from tinytl_edge.runtime.images.packing import pack_files
 from tinytl_edge.runtime.images.source import dataset_for
 from tinytl_edge.runtime.workers.events import Event, OnEvent
 from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command

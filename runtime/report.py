@@ -13,6 +13,7 @@ from typing import IO
 from tinytl_edge.runtime.workers.events import PASSING, Event, encode
 
 from .memory import megabytes
+from .wording import counted
 
 _KINDS = {"val": "validation image", "held-out": "held-out image"}
 APART = 0.005  # accuracies that are worth being told apart
@@ -85,6 +86,8 @@ class CountProgress:
             self.show(event["done"], event["total"])
         elif event["event"] == "evaluating":
             self.show(event["done"], event["total"], "evaluating")
+        elif event["event"] == "examining":
+            self.show(event["done"], event["total"], "examining")
         elif event["event"] == "warning":
             self.warn(event["message"])
 
@@ -258,11 +261,6 @@ def _choice(event: Event) -> str:
     if event["start_accuracy"] is not None:
         reached += f"  (start: {event['start_loss']:.3f}, {event['start_accuracy']:.1%})"
     return f"best {where}: {how}  {reached}"
-
-
-def counted(number: int, what: str) -> str:
-    """'1 image', '24 images'."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def bar(share: float, width: int = 20) -> str:

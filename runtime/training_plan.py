@@ -14,7 +14,13 @@ from tinytl_edge.runtime.files.run import CHECKPOINTS, EVENTS, RUN, open_run
 from tinytl_edge.runtime.files.tensors import make_folder
 from tinytl_edge.runtime.images.balance import uneven
 from tinytl_edge.runtime.images.dataset import SINGLE, Dataset, open_dataset
-from tinytl_edge.runtime.images.duplicates import in_two_classes, learnt_and_judged
+from tinytl_edge.runtime.images.duplicates import (
+    in_two_classes_said,
+    learnt_and_judged,
+    learnt_and_judged_said,
+    of_two_classes,
+    same_images,
+)
 from tinytl_edge.runtime.images.source import check_exists, dataset_for
 from tinytl_edge.runtime.workers.event_log import EventLog
 from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
@@ -173,11 +179,15 @@ def _doubts(dataset: Dataset, val_file: Path | None) -> list[str]:
     """What is odd about images that can be trained on."""
     found = []
     if dataset.kind == SINGLE:
-        found += [uneven(dataset.classes, dataset.counts()), in_two_classes(dataset)]
+        if sentence := uneven(dataset.classes, dataset.counts()):
+            found.append(sentence)
+        if pairs := of_two_classes(dataset, same_images(dataset)):
+            found.append(in_two_classes_said(dataset, pairs))
     if val_file is not None:
         with open_dataset(val_file) as val:
-            found.append(learnt_and_judged(dataset, val))
-    return [sentence for sentence in found if sentence is not None]
+            if pairs := learnt_and_judged(dataset, val):
+                found.append(learnt_and_judged_said(pairs, val))
+    return found
 
 
 def _claim(run: Path) -> None:

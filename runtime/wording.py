@@ -15,3 +15,8 @@ def list_names(names: Sequence[str]) -> str:
     """The first ten names in quotes, and how many there are beyond."""
     first = ", ".join(map(repr, names[:10]))
     return first if len(names) <= 10 else f"{first} and {len(names) - 10} more"
+
+
+def counted(number: int, what: str) -> str:
+    """'1 image', '24 images'."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

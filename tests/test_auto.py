@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import torch
+from bundles import needs_trainer
 from conftest import CLASSES, fails, ok
 from torch import nn
 
@@ -14,7 +14,6 @@ from tinytl_edge.export.sources.backbones import InvertedResidualNetwork, networ
 from tinytl_edge.export.sources.torch_module import from_module
 from tinytl_edge.export.tinytl.classifier import find_classifier
 from tinytl_edge.export.tinytl.trainables import cheap_weights, choose_trainables
-from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 BACKBONE = ("mobilenet-v2-0.35", "--weights", "random", "--resolution", 96, "--classes", ",".join(CLASSES))
 
@@ -91,7 +90,7 @@ def test_where_no_layer_widens_all_biases_train() -> None:
     assert {"first.bias", "second.bias"} < set(chosen)
 
 
-@pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")
+@needs_trainer
 def test_weights_give_way_to_the_memory_limit(tmp_path: Path) -> None:
     trained, said = [], []
     for limit in ("none", "3.1MB", "2.5MB"):
@@ -109,7 +108,7 @@ def test_weights_give_way_to_the_memory_limit(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")
+@needs_trainer
 def test_what_was_left_out_for_memory_leaves_the_way_back_as_it_was(workplace: Path, tmp_path: Path) -> None:
     """The network is read once and tried several times."""
     ok("prepare", *BACKBONE, "--batch-size", 1, "--memory-limit", "3MB", "--out", tmp_path / "bundle")

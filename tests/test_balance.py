@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import FRAMING, RUNTIMES, events, make_bundle, needs_ort
+from bundles import FRAMING, RUNTIMES, events, make_bundle, needs_ort, needs_trainer
 from conftest import CLASSES, make_images, ok
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,8 +21,8 @@ from tinytl_edge.export.eager_training import train_eager
 from tinytl_edge.runtime.files.bundle import Bundle
 from tinytl_edge.runtime.files.tensors import open_tensors
 from tinytl_edge.runtime.images.balance import log_priors, uneven
-from tinytl_edge.runtime.images.dataset import open_dataset, pack
-from tinytl_edge.runtime.workers.native_worker import find_trainer
+from tinytl_edge.runtime.images.dataset import open_dataset
+from tinytl_edge.runtime.images.packing import pack
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=8))
@@ -82,7 +82,7 @@ def test_priors_are_added_while_training(runtime: str, bundle: Bundle, data: Pat
 
 
 @needs_ort
-@pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")
+@needs_trainer
 def test_both_runtimes_learn_the_same(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     adapters = {}
     options = TrainOptions(epochs=3, start="one-pass", batch_size=4, hold_out=0.0)

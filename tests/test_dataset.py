@@ -18,8 +18,9 @@ from PIL import Image
 
 from tinytl_edge.runtime.errors import DamagedFileError, DataError, StorageError
 from tinytl_edge.runtime.files.tensors import open_tensors, write_tensors
-from tinytl_edge.runtime.images.dataset import FORMAT, Dataset, open_dataset, pack, pack_files
+from tinytl_edge.runtime.images.dataset import FORMAT, Dataset, open_dataset
 from tinytl_edge.runtime.images.framing import FITS, Framing, stored_size
+from tinytl_edge.runtime.images.packing import pack, pack_files
 
 RED, GREEN, BLUE = (200, 30, 40), (20, 180, 60), (30, 50, 190)
 R = Framing(7, 7)  # packs to 8 x 8

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from bundles import FRAMING
 from conftest import CLASSES, ok, prepare
-from PIL import Image
+from pictures import picture
 
-from tinytl_edge.runtime.images.dataset import Dataset, open_dataset, pack
-from tinytl_edge.runtime.images.duplicates import in_two_classes, learnt_and_judged
-
-
-def picture(seed: int) -> Image.Image:
-    """Of large soft patches, as a photograph has them."""
-    patches = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(patches).resize((64, 64), Image.Resampling.BICUBIC)
+from tinytl_edge.runtime.images.dataset import Dataset, open_dataset
+from tinytl_edge.runtime.images.duplicates import in_two_classes_said, learnt_and_judged, of_two_classes, same_images
+from tinytl_edge.runtime.images.packing import pack
 
 
 @pytest.fixture
@@ -37,19 +31,21 @@ def packed(folder: Path) -> Dataset:
 
 def test_other_pictures_raise_no_doubt(photos: Path, tmp_path: Path) -> None:
     dataset = packed(photos)
-    assert in_two_classes(dataset) is None
+    assert same_images(dataset) == []
     for number, name in enumerate(CLASSES):
         (tmp_path / "val" / name).mkdir(parents=True)
         picture(100 + number).save(tmp_path / "val" / name / "0.png")
-    assert learnt_and_judged(dataset, packed(tmp_path / "val")) is None
+    assert learnt_and_judged(dataset, packed(tmp_path / "val")) == []
 
 
 def test_a_picture_saved_anew_is_found_in_another_class(photos: Path) -> None:
     picture(0).save(photos / CLASSES[1] / "9.jpg", quality=70)
     picture(1).save(photos / CLASSES[0] / "9.jpg", quality=70)  # of the same class
-    said = in_two_classes(packed(photos))
-    assert said is not None
-    assert said.startswith(
+    dataset = packed(photos)
+    pairs = same_images(dataset)
+    assert pairs == [(0, 11), (1, 5)]
+    assert of_two_classes(dataset, pairs) == [(0, 11)]
+    assert in_two_classes_said(dataset, [(0, 11)]).startswith(
         f"1 image is nearly the same as one of another class, as in '{CLASSES[0]}' and '{CLASSES[1]}'"
     )
 
@@ -57,15 +53,15 @@ def test_a_picture_saved_anew_is_found_in_another_class(photos: Path) -> None:
 def test_what_looks_alike_from_afar_is_not_the_same(photos: Path) -> None:
     """The same fingerprint, but other pixels: darker, as another thing before the same wall."""
     picture(0).point(lambda value: 0.5 * value).save(photos / CLASSES[1] / "9.png")
-    assert in_two_classes(packed(photos)) is None
+    assert same_images(packed(photos)) == []
 
 
 def test_validation_images_that_are_learnt_from_are_counted(photos: Path, tmp_path: Path) -> None:
     for index, (seed, name) in enumerate([(0, CLASSES[0]), (11, CLASSES[1]), (11, CLASSES[1]), (99, CLASSES[2])]):
         (tmp_path / "val" / name).mkdir(parents=True, exist_ok=True)
         picture(seed).save(tmp_path / "val" / name / f"{index}.jpg")
-    said = learnt_and_judged(packed(photos), packed(tmp_path / "val"))
-    assert said is not None and said.startswith("3 images are judged on (of 4) and learnt from")
+    pairs = learnt_and_judged(packed(photos), packed(tmp_path / "val"))
+    assert pairs == [(0, 0), (6, 1), (6, 2)]
 
 
 def test_train_says_so(photos: Path, tmp_path: Path) -> None:

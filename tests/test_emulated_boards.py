@@ -15,7 +15,7 @@ from test_wheels import unpacked
 
 from tinytl_edge import TrainOptions, train
 from tinytl_edge.export.step.compile import Knobs
-from tinytl_edge.runtime.images.dataset import pack
+from tinytl_edge.runtime.images.packing import pack
 
 # 14 images in batches of 4, five times: 20 steps.
 OPTIONS = TrainOptions(epochs=5, batch_size=4, log_every=1, seed=3)

@@ -17,7 +17,7 @@ from tinytl_edge import TrainOptions, train
 from tinytl_edge.export.onnx_graph import Array
 from tinytl_edge.export.step.compile import Knobs
 from tinytl_edge.export.step.quantise import is_quantised
-from tinytl_edge.runtime.images.dataset import pack
+from tinytl_edge.runtime.images.packing import pack
 from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 if find_trainer() is None:

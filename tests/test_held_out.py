@@ -17,6 +17,7 @@ from bundles import FRAMING, RUNTIMES, events, make_bundle
 from conftest import CLASSES, make_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import draw_arrows, picture
 from PIL import Image
 from small_net import prepared
 from tiny_models import Tiny
@@ -24,21 +25,16 @@ from tiny_models import Tiny
 from tinytl_edge import TrainOptions, evaluate, train
 from tinytl_edge.runtime.errors import InterruptedTrainingError
 from tinytl_edge.runtime.files.bundle import Bundle
-from tinytl_edge.runtime.files.tensors import open_tensors, write_tensors
-from tinytl_edge.runtime.images.dataset import Dataset, open_dataset, pack
+from tinytl_edge.runtime.files.tensors import open_tensors
+from tinytl_edge.runtime.images.dataset import Dataset, open_dataset
 from tinytl_edge.runtime.images.fingerprint import SAME, alike, fingerprint
 from tinytl_edge.runtime.images.held_out import held_out
+from tinytl_edge.runtime.images.packing import pack, pack_part
 
 SEEDS = st.integers(0, 2**32)
 
 
 # Images that are nearly the same ------------------------------------------------------------------------
-
-
-def picture(seed: int, size: int = 64) -> Image.Image:
-    """Of large soft patches, as a photograph has them."""
-    patches = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(patches).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def print_of(image: Image.Image) -> bytes:
@@ -146,21 +142,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open_dataset(folder / "all.safetensors") as dataset:
         out = held_out(dataset, 0.2, 0)
         others = [index for index in range(dataset.count) if index not in out]
-        write_part(dataset, others, folder / "part.safetensors")
-        write_part(dataset, out, folder / "held.safetensors")
+        pack_part(dataset, others, folder / "part.safetensors")
+        pack_part(dataset, out, folder / "held.safetensors")
     return folder
-
-
-def write_part(dataset: Dataset, images: list[int], path: Path) -> None:
-    """Some images of a dataset."""
-    file = open_tensors(dataset.path)
-    tensors = []
-    for name, entry in file.entries.items():
-        whole = file.read(name)
-        size = len(whole) // dataset.count
-        content = b"".join(whole[index * size : (index + 1) * size] for index in images)
-        tensors.append((name, entry.dtype, (len(images), *entry.shape[1:]), content))
-    write_tensors(path, tensors, file.metadata)
 
 
 def options(**changes: Any) -> TrainOptions:
@@ -312,19 +296,6 @@ def test_with_val_the_best_epoch_or_blend_is_kept(runtime: str, bundle: Bundle, 
 
 
 # Classes that are each other's mirror image -------------------------------------------------------------
-
-
-def draw_arrows(folder: Path, mirrored: bool) -> None:
-    """Bright wedges: the first class points to the left; the second to the right, or upwards; the third downwards."""
-    turns = (0, 2 if mirrored else 1, 3)
-    random = np.random.default_rng(1)
-    for name, turn in zip(CLASSES, turns):
-        (folder / name).mkdir(parents=True)
-        for number in range(30):
-            across, down = np.meshgrid(np.arange(32), np.arange(32))
-            wedge = abs(down - 16 + random.integers(-2, 3)) < (across - random.integers(2, 6)) / 2
-            pixels = np.rot90(wedge * 180 + random.integers(0, 60, (32, 32)), -turn).astype(np.uint8)
-            Image.fromarray(np.stack([pixels] * 3, 2)).save(folder / name / f"{number}.png")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -9,9 +9,10 @@ from conftest import COLOURS, make_image
 
 from tinytl_edge.runtime.errors import DamagedFileError, DataError
 from tinytl_edge.runtime.files.tensors import write_tensors
-from tinytl_edge.runtime.images.dataset import FORMAT, open_dataset, pack
+from tinytl_edge.runtime.images.dataset import FORMAT, open_dataset
 from tinytl_edge.runtime.images.framing import Framing
 from tinytl_edge.runtime.images.label_table import read_table
+from tinytl_edge.runtime.images.packing import pack
 
 NAMES = tuple(COLOURS)
 R = Framing(7, 7)  # packs to 8 x 8

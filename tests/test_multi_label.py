@@ -24,7 +24,8 @@ from tinytl_edge.export.step.compile import compile_step
 from tinytl_edge.export.tinytl.methods import METHODS
 from tinytl_edge.runtime.files.bundle import FORWARD, Bundle, open_bundle
 from tinytl_edge.runtime.images.batches import Batches
-from tinytl_edge.runtime.images.dataset import open_dataset, pack
+from tinytl_edge.runtime.images.dataset import open_dataset
+from tinytl_edge.runtime.images.packing import pack
 
 RUNTIMES = ["native", pytest.param("onnxruntime-training", marks=needs_ort)]
 

@@ -29,7 +29,8 @@ from tinytl_edge.runtime.errors import DamagedFileError, MemoryLimitError, TinyT
 from tinytl_edge.runtime.files.bundle import MANIFEST, STEP, Bundle, write_manifest
 from tinytl_edge.runtime.files.tensors import open_tensors
 from tinytl_edge.runtime.images.batches import Batches
-from tinytl_edge.runtime.images.dataset import open_dataset, pack
+from tinytl_edge.runtime.images.dataset import open_dataset
+from tinytl_edge.runtime.images.packing import pack
 from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 if find_trainer() is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import FRAMING, RUNTIMES, events, make_bundle, needs_ort
+from bundles import FRAMING, RUNTIMES, events, make_bundle, needs_ort, needs_trainer
 from conftest import CLASSES, fails, make_images, ok, prepare
 from small_net import SmallNetwork, prepared
 from tiny_models import Tiny
@@ -22,9 +22,9 @@ from tinytl_edge.runtime.errors import DataError, UsageError
 from tinytl_edge.runtime.files.bundle import Bundle
 from tinytl_edge.runtime.files.tensors import open_tensors
 from tinytl_edge.runtime.images.batches import Batches
-from tinytl_edge.runtime.images.dataset import open_dataset, pack
+from tinytl_edge.runtime.images.dataset import open_dataset
+from tinytl_edge.runtime.images.packing import pack
 from tinytl_edge.runtime.learning.discriminant import fit_discriminant
-from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 FEATURES = 64
 ONE_PASS = TrainOptions(epochs=0, start="one-pass")
@@ -163,7 +163,7 @@ def _chance(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 @needs_ort
-@pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")
+@needs_trainer
 def test_both_runtimes_go_on_from_there_alike(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     options = TrainOptions(epochs=3, start="one-pass", log_every=1, batch_size=4)
     losses = {}
@@ -173,7 +173,7 @@ def test_both_runtimes_go_on_from_there_alike(bundle: Bundle, data: Path, tmp_pa
     np.testing.assert_allclose(losses["native"], losses["onnxruntime-training"], rtol=5e-3)
 
 
-@pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")
+@needs_trainer
 def test_a_head_in_chunks_gives_the_same_features(network: SmallNetwork, data: Path, tmp_path: Path) -> None:
     found = []
     for scratch in (1_000, 2**40):

@@ -14,14 +14,15 @@ from typing import Any
 
 import psutil
 import pytest
+from bundles import needs_trainer
 from conftest import TRAINING, Answer, ok, start, tinytl
 from test_label_table import labelled
 from test_train import ADAPTER, CHECKPOINT, events_of, record_of
 
 import tinytl_edge
-from tinytl_edge.runtime.workers.native_worker import TRAINER, find_trainer
+from tinytl_edge.runtime.workers.native_worker import TRAINER
 
-pytestmark = pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")
+pytestmark = needs_trainer
 LONG = ("--epochs", 10000, "--lr", 0.01)
 MEASURED = {"ms", "step_ms_median", "rss_bytes", "peak_rss_bytes", "memory", "adapter"}
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinytl_edge.runtime.errors import DataError
-from tinytl_edge.runtime.images.dataset import pack
 from tinytl_edge.runtime.images.folders import IMAGE_ENDINGS
 from tinytl_edge.runtime.images.overlooked import passed_over
+from tinytl_edge.runtime.images.packing import pack
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_files_with_other_endings_are_counted_by_class(photos: Path) -> None:
         "(.dng, .jpg_large, .jxl, 2 without an ending).",
         second: f"{second}: 1 file is passed over, by its ending no image that can be read (.1).",
     }
-    assert passed_over(photos) == [said[path] for path in sorted(said)]
+    assert [finding.message for finding in passed_over(photos)] == [said[path] for path in sorted(said)]
 
 
 @given(st.sampled_from(sorted(IMAGE_ENDINGS)), st.booleans())

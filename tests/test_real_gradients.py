@@ -21,7 +21,8 @@ from tinytl_edge.export.step.ir import Graph
 from tinytl_edge.runtime.files.bundle import FORWARD, STEP
 from tinytl_edge.runtime.files.tensors import open_tensors
 from tinytl_edge.runtime.images.batches import Batches
-from tinytl_edge.runtime.images.dataset import open_dataset, pack
+from tinytl_edge.runtime.images.dataset import open_dataset
+from tinytl_edge.runtime.images.packing import pack
 from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 TRAINER = find_trainer()

@@ -1,6 +1,6 @@
 """tinytl-edge: adapt an image classifier on the board it runs on.
 
-The verbs of the command line, as functions: `prepare` (workstation), `pack`, `train`, `evaluate`, `predict`,
+The verbs of the command line, as functions: `prepare` (workstation), `doctor`, `pack`, `train`, `evaluate`, `predict`,
 `export`, `inspect`, `bench`. Importing this module imports none of them; each comes when it is first used.
 """
 
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tinytl_edge.runtime.doctor import doctor as doctor
     from tinytl_edge.runtime.errors import TinyTLError as TinyTLError
     from tinytl_edge.runtime.evaluate import evaluate as evaluate
     from tinytl_edge.runtime.evaluate import predict as predict
-    from tinytl_edge.runtime.images.dataset import pack as pack
     from tinytl_edge.runtime.images.framing import Framing as Framing
+    from tinytl_edge.runtime.images.packing import pack as pack
     from tinytl_edge.runtime.options import TrainOptions as TrainOptions
     from tinytl_edge.runtime.train import train as train
 
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "prepare": ".preparation",
     "PrepareOptions": ".options",
-    "pack": ".runtime.images.dataset",
+    "pack": ".runtime.images.packing",
     "Framing": ".runtime.images.framing",
     "train": ".runtime.train",
     "TrainOptions": ".runtime.options",
     "evaluate": ".runtime.evaluate",
     "predict": ".runtime.evaluate",
     "inspect": ".inspection",
+    "doctor": ".runtime.doctor",
     "bench": ".benchmark",
     "TinyTLError": ".runtime.errors",
 }

@@ -11,9 +11,9 @@ from typing import IO, Any
 from tinytl_edge.devices.cores import performance_cores
 from tinytl_edge.runtime.errors import DataError, UsageError
 from tinytl_edge.runtime.evaluate import evaluate
-from tinytl_edge.runtime.images.dataset import pack
 from tinytl_edge.runtime.images.folders import find_images
 from tinytl_edge.runtime.images.label_table import TABLE, has_table
+from tinytl_edge.runtime.images.packing import pack
 from tinytl_edge.runtime.memory import megabytes
 from tinytl_edge.runtime.options import TrainOptions
 from tinytl_edge.runtime.report import ProgressReport

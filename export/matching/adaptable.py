@@ -11,6 +11,7 @@ from tinytl_edge.export.onnx_graph import sizes
 from tinytl_edge.export.sources.network import Network
 from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, new_outputs, two_outputs
 from tinytl_edge.runtime.errors import DataError, UsageError
+from tinytl_edge.runtime.images.class_folders import odd_names
 from tinytl_edge.runtime.images.folders import find_images
 from tinytl_edge.runtime.images.label_table import TABLE, has_table, read_table
 from tinytl_edge.runtime.images.overlooked import passed_over
@@ -75,7 +76,7 @@ def wanted_classes(
         check_exists(Path(data))
         found = find_images(data)
         empty = [name for name, files in found.items() if not files]
-        notes = passed_over(Path(data))
+        notes = [finding.message for finding in (*passed_over(Path(data)), *odd_names(Path(data), found))]
         if empty:
             what = f"The class '{empty[0]}' in {os.fspath(data)} has no images: add some, or remove it."
             raise DataError(" ".join([what, *notes]))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # What Pillow may take a file for, whatever its name: some of its other formats (EPS) start programs.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
 _KEPT = 1.25  # times the size that is wanted, however it is turned
 
@@ -48,7 +48,7 @@ def read_image(path: Path, framing: Framing, deep: DeepPixels | None = None) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 return _stored(image, framing, deep)
     except UnusableImageError:
         raise
@@ -71,7 +71,7 @@ def find_deep(paths: Iterable[Path]) -> DeepPixels:
     found = DeepPixels()
     for path in paths:
         # One that cannot be read is named by whoever needs its pixels.
-        with contextlib.suppress(Exception), Image.open(path, formats=_FORMATS) as image:
+        with contextlib.suppress(Exception), Image.open(path, formats=FORMATS) as image:
             if is_deep(image):
                 found.see(image)
     return found
@@ -89,15 +89,15 @@ def _stored(image: Image.Image, framing: Framing, deep: DeepPixels | None) -> by
     image.load()
     if deep is not None and is_deep(image):
         deep.see(image)
-    orientation = _orientation(image)
-    wanted = (height, width) if orientation in _quarter_turns() else (width, height)
+    turn = orientation(image)
+    wanted = (height, width) if turn in quarter_turns() else (width, height)
     box, size = _placed(image.size, wanted, framing.fit)
     small: Image.Image = _in_bytes(image, framing.pixel_range).resize(size, Image.Resampling.BICUBIC, box=box)
     if small.mode == "RGBA":
         paper = Image.new("RGBA", small.size, "white")
         small = Image.alpha_composite(paper, small)
-    if orientation is not None:
-        small = small.transpose(orientation)  # the small image: turning the whole image costs more
+    if turn is not None:
+        small = small.transpose(turn)  # the small image: turning the whole image costs more
     small = small.convert("RGB")
     if small.size != (width, height):
         black = Image.new("RGB", (width, height))
@@ -139,7 +139,7 @@ def _in_bytes(image: Image.Image, pixel_range: Sequence[float]) -> Image.Image:
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
-def _quarter_turns() -> tuple[Image.Transpose, ...]:
+def quarter_turns() -> tuple[Image.Transpose, ...]:
     """What exchanges height and width."""
     from PIL import Image
 
@@ -147,7 +147,7 @@ def _quarter_turns() -> tuple[Image.Transpose, ...]:
     return turns.TRANSPOSE, turns.ROTATE_270, turns.TRANSVERSE, turns.ROTATE_90
 
 
-def _orientation(image: Image.Image) -> Image.Transpose | None:
+def orientation(image: Image.Image) -> Image.Transpose | None:
     """What to do to the stored pixels to see the image upright."""
     from PIL import Image
 

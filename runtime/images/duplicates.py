@@ -20,37 +20,48 @@ if TYPE_CHECKING:
 _APART = 6  # grey levels, on average over 16 x 16 pixels: saved anew, images differ by one or two
 
 _Image = tuple[Dataset, int]
+Pairs = list[tuple[int, int]]  # numbers of images
 
 
-def in_two_classes(dataset: Dataset) -> str | None:
-    """A sentence on images of which there is nearly the same in another class."""
-    found: Counter[tuple[int, int]] = Counter()
-    for first, *others in alike(enumerate(dataset.fingerprints)):
-        label = dataset.labels[first]
-        for other in others:
-            if dataset.labels[other] != label and _same((dataset, first), (dataset, other)):
-                found[label, dataset.labels[other]] += 1
-    if not found:
-        return None
+def same_images(dataset: Dataset) -> Pairs:
+    """Images that are nearly the same as an earlier one; that first."""
+    return [
+        (first, other)
+        for first, *others in alike(enumerate(dataset.fingerprints))
+        for other in others
+        if _same((dataset, first), (dataset, other))
+    ]
+
+
+def of_two_classes(dataset: Dataset, pairs: Pairs) -> Pairs:
+    """Those of `same_images` that are of two classes."""
+    return [pair for pair in pairs if dataset.labels[pair[0]] != dataset.labels[pair[1]]]
+
+
+def learnt_and_judged(train: Dataset, val: Dataset) -> Pairs:
+    """Images of `train`, and of `val`, that are nearly the same."""
+    pairs = []
+    for first, *others in alike(enumerate([*train.fingerprints, *val.fingerprints])):
+        judged = [index - train.count for index in others if index >= train.count] if first < train.count else []
+        pairs += [(first, index) for index in judged if _same((train, first), (val, index))]
+    return pairs
+
+
+def in_two_classes_said(dataset: Dataset, pairs: Pairs) -> str:
+    """`of_two_classes` in a sentence."""
+    found = Counter(tuple(dataset.labels[index] for index in pair) for pair in pairs)
     named = " and ".join(list_names([dataset.classes[label]]) for label in found.most_common(1)[0][0])
     return (
-        f"{_images(sum(found.values()))} nearly the same as one of another class, as in {named}: they teach nothing, "
+        f"{_images(len(pairs))} nearly the same as one of another class, as in {named}: they teach nothing, "
         "and are never right in both."
     )
 
 
-def learnt_and_judged(train: Dataset, val: Dataset) -> str | None:
-    """A sentence on images of `val` of which there is nearly the same in `train`."""
-    known = 0
-    for first, *others in alike(enumerate([*train.fingerprints, *val.fingerprints])):
-        if first < train.count:
-            judged = [index - train.count for index in others if index >= train.count]
-            known += sum(_same((train, first), (val, index)) for index in judged)
-    if not known:
-        return None
+def learnt_and_judged_said(pairs: Pairs, val: Dataset) -> str:
+    """`learnt_and_judged` in a sentence."""
     return (
-        f"{_images(known)} judged on (of {val.count}) and learnt from, or nearly the same: on new images the accuracy "
-        "will be lower."
+        f"{_images(len(pairs))} judged on (of {val.count}) and learnt from, or nearly the same: on new images the "
+        "accuracy will be lower."
     )
 
 

@@ -14,8 +14,11 @@ IMAGE_ENDINGS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm", ".pnm",
     ".tif", ".tiff", ".heic", ".heif", ".avif",
 ))  # fmt: skip
-# Folders that archives and memory cards bring along.
-_NOT_CLASSES = frozenset(("__MACOSX", "lost+found", "System Volume Information"))
+# Folders that archives, memory cards and servers bring along.
+_NOT_CLASSES = frozenset((
+    "__MACOSX", "lost+found", "System Volume Information", "$RECYCLE.BIN", "RECYCLER", "#recycle", "@eaDir",
+    "__pycache__",
+))  # fmt: skip
 
 
 def find_images(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
@@ -65,15 +68,17 @@ def _list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
         paths = visible(folder)
         folders = [path for path in paths if path.is_dir()]
-        # A dangling link is kept, to be reported when it is opened; a pipe or a device is no image.
-        files = [
-            path for path in paths if path.suffix.lower() in IMAGE_ENDINGS and (path.is_file() or not path.exists())
-        ]
+        files = [path for path in paths if is_image(path)]
     except FileNotFoundError:
         raise DataError(f"{shown(folder)} does not exist: name a folder of images.") from None
     except OSError as error:
         raise DataError(f"{shown(folder)} cannot be read as a folder: {error.strerror}.") from None
     return folders, files
+
+
+def is_image(path: Path) -> bool:
+    """By its name. A dangling link is one, to be reported when it is opened; a pipe or a device is none."""
+    return path.suffix.lower() in IMAGE_ENDINGS and (path.is_file() or not path.exists())
 
 
 def visible(folder: Path) -> list[Path]:

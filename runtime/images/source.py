@@ -9,9 +9,10 @@ from tinytl_edge.runtime.errors import DataError
 from tinytl_edge.runtime.files.bundle import Manifest
 from tinytl_edge.runtime.wording import list_names
 
-from .dataset import MULTI, SINGLE, Dataset, open_dataset, pack
+from .dataset import MULTI, SINGLE, Dataset, open_dataset
 from .label_table import TABLE, has_table
 from .overlooked import refuse_file
+from .packing import pack
 
 OnText = Callable[[str], None]
 OnCount = Callable[[int, int], None]

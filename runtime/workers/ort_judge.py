@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinytl_edge.runtime.images.batches import Batches
+from tinytl_edge.runtime.images.mirrored import Mirrored
 
 from .measuring import evaluated, right
 from .ort_session import OrtSession
@@ -36,27 +37,6 @@ def interval(accuracy: float, images: int) -> tuple[float, float]:
     spread = z * z / images
     middle, width = accuracy + spread / 2, z * math.sqrt((accuracy * (1 - accuracy) + spread / 4) / images)
     return (middle - width) / (1 + spread), (middle + width) / (1 + spread)
-
-
-@dataclass(frozen=True)
-class Mirrored:
-    """Of the images that are judged, how many are right but mirrored wrong, or the other way round."""
-
-    lost: int
-    gained: int
-    images: int
-
-    @property
-    def harms(self) -> bool:
-        """Are classes each other's mirror image? So many more are lost than chance would have it (McNemar 1947)."""
-        more = self.lost - self.gained
-        return more > 2 * math.sqrt(self.lost + self.gained) and more > 0.1 * self.images
-
-    def __str__(self) -> str:
-        return (
-            f"Mirrored, {self.lost - self.gained} more of {self.images} images are taken for another class: images are "
-            "not mirrored while training (--flip mirrors them)."
-        )
 
 
 class Judge:

@@ -52,6 +52,29 @@ def inspect(path: Path, bundle: Path | None, plot: Path | None, with_map: bool, 
         click.echo(f"\n{plot}: the memory of a training step")
 
 
+@command("tinytl-edge doctor photos/train --val photos/test --bundle bundle")
+@click.argument("folder", type=PATH)
+@click.option("--val", type=PATH, help="Images that a training is to be judged on.")
+@click.option("--bundle", type=PATH, help="Examine them as this bundle's input, and by its classifier.")
+@click.option("--resolution", type=click.IntRange(16, 4096), metavar="PX",
+              help="Or: height and width of the model's input.  [default: 160]")  # fmt: skip
+@json_option
+def doctor(folder: Path, as_json: bool, **options: Any) -> None:
+    """What is odd about a FOLDER of images, before they are learnt from.
+
+    Files that are passed over or cannot be read, names of classes, counts, the same image twice, in two classes or in
+    --val, small, dark and blurred ones, classes that their files give away; with --bundle also likely wrong labels, and
+    whether mirrored images are taken for other classes.
+    """
+    from tinytl_edge.runtime.doctor import describe
+    from tinytl_edge.runtime.doctor import doctor as run_doctor
+    from tinytl_edge.runtime.report import CountProgress
+
+    with CountProgress(sys.stderr) as progress:
+        content = run_doctor(folder, on_event=progress, **options)
+    click.echo(json.dumps(content, indent=1, ensure_ascii=False) if as_json else describe(content))
+
+
 @command("tinytl-edge bench bundle --runtime native --runtime pytorch")
 @click.argument("bundle", type=PATH)
 @click.option("--runtime", "runtimes", multiple=True, metavar="NAME",

@@ -50,10 +50,11 @@ def pack(
     """
     from tinytl_edge.runtime.errors import UsageError
     from tinytl_edge.runtime.files.bundle import open_bundle
-    from tinytl_edge.runtime.images.dataset import pack as run_pack
     from tinytl_edge.runtime.images.framing import Framing
+    from tinytl_edge.runtime.images.packing import pack as run_pack
     from tinytl_edge.runtime.images.source import check_exists, check_kind
-    from tinytl_edge.runtime.report import CountProgress, counted
+    from tinytl_edge.runtime.report import CountProgress
+    from tinytl_edge.runtime.wording import counted
 
     classes = None
     if bundle is not None:

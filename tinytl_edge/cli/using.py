@@ -78,7 +78,8 @@ def export(run: Path, as_json: bool, keep: int, **options: Any) -> None:
     """
     from tinytl_edge.export_run import export as run_export
     from tinytl_edge.runtime.memory import megabytes
-    from tinytl_edge.runtime.report import CountProgress, counted
+    from tinytl_edge.runtime.report import CountProgress
+    from tinytl_edge.runtime.wording import counted
 
     with CountProgress(sys.stderr) as progress:
         result = run_export(run, keep=bool(keep), on_event=progress, **options)
