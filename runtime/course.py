@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from tinytl_edge.runtime.files.adapter import BEFORE, BEFORE_JUDGED
 from tinytl_edge.runtime.files.bundle import Manifest
 from tinytl_edge.runtime.images.balance import log_priors
 from tinytl_edge.runtime.images.dataset import SINGLE, Dataset
-from tinytl_edge.runtime.images.held_out import held_out
+from tinytl_edge.runtime.images.held_out import Known, held_out
 
-from .options import BLEND, HELD_OUT, TrainOptions
+from .options import BLEND, HELD_OUT, RUN_START, TrainOptions
 
 # What may be kept: shares of what was trained, the rest being where training began (Wortsman et al., Robust
 # fine-tuning of zero-shot models, 2022). 0: training brought nothing.
@@ -21,10 +24,12 @@ _TRIAL = 0.5  # of the epochs
 
 @dataclass(frozen=True)
 class Stage:
-    """Epochs over the images that are not held out, or over all; each stage begins where the training began."""
+    """Epochs over the images that are not held out, or over all. It begins where the training began, or with the
+    adapter `start`, a file of the run's folder."""
 
     epochs: int
     with_held_out: bool
+    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,35 +43,50 @@ class Course:
     keeps_best: bool
     log_priors: tuple[float, ...]
 
-    def job(self) -> dict[str, Any]:
+    def job(self, run: Path) -> dict[str, Any]:
         """For the worker."""
+        stages = [
+            {**asdict(stage), "start": os.fspath(run.resolve() / stage.start) if stage.start else None}
+            for stage in self.stages
+        ]
         return {
             "held_out": list(self.held_out),
-            "course": [asdict(stage) for stage in self.stages],
+            "course": stages,
             "shares": list(self.shares),
             "keeps_best": self.keeps_best,
             "log_priors": list(self.log_priors),
         }
 
 
-def plan_course(manifest: Manifest, options: TrainOptions, dataset: Dataset, validated: bool) -> Course:
-    """What to do.
-
-    Without images of its own to be judged on (`validated`), a share of the training's is held out. A shorter training
-    on the others tells how good it is and what to keep; then all images are learnt from in the same way.
-    """
+def choose_held_out(
+    manifest: Manifest, options: TrainOptions, dataset: Dataset, validated: bool, known: Known
+) -> tuple[int, ...]:
+    """Without images of its own to be judged on (`validated`), a share of the training's is held out."""
     share = HELD_OUT if options.hold_out is None else options.hold_out
-    out: list[int] = []
+    if not share or validated or not options.rounds(dataset.count) or manifest.labels != SINGLE:
+        return ()
+    return tuple(held_out(dataset, share, options.seed, known))
+
+
+def plan_course(
+    manifest: Manifest, options: TrainOptions, dataset: Dataset, validated: bool, out: tuple[int, ...]
+) -> Course:
+    """What to do, images `out` being held out.
+
+    A shorter training on the others tells how good it is and what to keep; then all images are learnt from in the same
+    way.
+    """
     epochs = options.rounds(dataset.count)
-    if share and not validated and epochs and manifest.labels == SINGLE:
-        out = held_out(dataset, share, options.seed)
     judged = validated or bool(out)
-    stages = [Stage(math.ceil(_TRIAL * epochs), with_held_out=False)] if out else []
+    goes_on = options.start == RUN_START
+    stages = []
+    if out:
+        stages.append(Stage(math.ceil(_TRIAL * epochs), with_held_out=False, start=BEFORE_JUDGED if goes_on else None))
     if epochs:
-        stages.append(Stage(epochs, with_held_out=True))
+        stages.append(Stage(epochs, with_held_out=True, start=BEFORE if goes_on else None))
     keeps_best = validated and options.blend is None
     shares = _shares(manifest, options, judged)
-    return Course(tuple(out), tuple(stages), shares, keeps_best, tuple(priors(manifest, dataset)))
+    return Course(out, tuple(stages), shares, keeps_best, tuple(priors(manifest, dataset)))
 
 
 def priors(manifest: Manifest, dataset: Dataset) -> list[float]:

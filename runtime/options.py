@@ -31,7 +31,7 @@ LOG_EVERY = 10  # steps
 BLEND = 0.65
 HELD_OUT = 0.2
 OPTIMIZERS = tuple(_RATES)
-STARTS = ("one-pass", "prepared")
+ONE_PASS, PREPARED, RUN_START = STARTS = ("one-pass", "prepared", "run")
 NEW, EXTENDED, KEPT = CLASSIFIERS = ("new", "extended", "kept")  # what a bundle's was before
 GROUPS = tuple(_RATES["adam"])
 
@@ -41,8 +41,8 @@ class TrainOptions:
     """Options of a run; the defaults suit a few dozen to a few thousand images.
 
     `start` tells where training begins: "one-pass", with the classifier that one forward pass over the images finds,
-    or "prepared", with the bundle's; None: one pass where the classifier is new. `epochs` None: as many as `rounds`
-    says; 0: one pass is all.
+    "prepared", with the bundle's, or "run", with what the run has learnt that it goes on from; None: the run, where
+    there is one, else one pass where the classifier is new. `epochs` None: as many as `rounds` says; 0: the pass alone.
     `hold_out` is the share of the images that training is first not shown, to be judged on; None: HELD_OUT, where there
     are images enough. `blend` is the share of what was trained in the result, the rest being where training began;
     None: what is judged best, or BLEND without a judge; 1 where the classifier did not know its classes at the start.
@@ -126,7 +126,7 @@ class TrainOptions:
 
     def begins_knowing(self, manifest: Manifest) -> bool:
         """Does the classifier know its classes when training begins?"""
-        return self.start == STARTS[0] or manifest.classifier == KEPT
+        return self.start in (ONE_PASS, RUN_START) or manifest.classifier == KEPT
 
     @classmethod
     def from_json(cls, content: object, where: object) -> TrainOptions:

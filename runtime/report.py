@@ -132,6 +132,9 @@ class ProgressReport:
         kind = event["event"]
         if kind in ("start", "one_pass", "epoch", "choice", "warning"):
             self._said = time.monotonic()
+        if kind == "images":
+            self._line.say(event["message"])
+            return
         if kind in ("pack", "warning"):
             self._packing(event)
             return

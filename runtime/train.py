@@ -22,7 +22,7 @@ _OF_THE_SYSTEM = 250_000  # bytes: C libraries and kernels differ by as much
 
 
 def train(
-    bundle: str | os.PathLike[str],
+    model: str | os.PathLike[str],
     data: str | os.PathLike[str] | None = None,
     val: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] = "run",
@@ -35,8 +35,9 @@ def train(
     """Train the bundle's trainable parameters on images; returns the `done` event.
 
     Args:
-        bundle: folder that `prepare` wrote.
-        data, val: a folder with one sub-folder of images a class or with labels.csv, or a packed dataset.
+        model: a bundle's folder; or that of a run, to go on from, with further images or for more epochs.
+        data, val: a folder with one sub-folder of images a class or with labels.csv, or a packed dataset. Where a run
+            goes on, `data` are further images, and both may be left out.
         out: folder of the run; it must not hold a trained adapter yet unless `resume` is set.
         resume: go on from the run's checkpoint with the run's own options and data, as if nothing had
             happened; of `options` only `threads` and `log_every` are taken, where they are given.
@@ -45,7 +46,7 @@ def train(
     Raises:
         TinyTLError: of the kind that says what is wrong; an adapter written before stays.
     """
-    asked = Asked(bundle, data, val, out, runtime, options or TrainOptions(), resume)
+    asked = Asked(model, data, val, out, runtime, options or TrainOptions(), resume)
     return train_to_the_end(asked, on_event)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tinytl_edge.runtime.files.adapter import BEST, START
+from tinytl_edge.runtime.files.adapter import ALL_ADAPTERS
 from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
 from tinytl_edge.runtime.files.bundle import STEP, Bundle, open_bundle
-from tinytl_edge.runtime.files.run import CHECKPOINTS, EVENTS, RUN, open_run
+from tinytl_edge.runtime.files.run import CHECKPOINTS, EVENTS, RUN, Record, is_run, open_run
 from tinytl_edge.runtime.files.tensors import make_folder
 from tinytl_edge.runtime.images.balance import uneven
 from tinytl_edge.runtime.images.dataset import SINGLE, Dataset, open_dataset
@@ -21,26 +22,29 @@ from tinytl_edge.runtime.images.duplicates import (
     of_two_classes,
     same_images,
 )
+from tinytl_edge.runtime.images.held_out import Known
 from tinytl_edge.runtime.images.source import check_exists, dataset_for
 from tinytl_edge.runtime.workers.event_log import EventLog
 from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
 
-from .course import Course, plan_course
+from .course import Course, choose_held_out, plan_course
 from .errors import DamagedFileError, DataError, MemoryLimitError, StorageError, UsageError
+from .going_on import Earlier, bring_adapters, open_earlier, with_further
 from .memory import megabytes
-from .options import LOG_EVERY, NEW, STARTS, TrainOptions
+from .options import LOG_EVERY, NEW, ONE_PASS, PREPARED, RUN_START, TrainOptions
 from .phases import Phases
 from .threads import THREAD_BYTES, threads_for
 
 TRAIN_FILE = "train.safetensors"
 VAL_FILE = "val.safetensors"
+FURTHER_FILE = "further.safetensors"
 
 
 @dataclass(frozen=True)
 class Asked:
     """What `train` was called with; see there."""
 
-    bundle: str | os.PathLike[str]
+    model: str | os.PathLike[str]
     data: str | os.PathLike[str] | None = None
     val: str | os.PathLike[str] | None = None
     out: str | os.PathLike[str] = "run"
@@ -72,6 +76,7 @@ class TrainingPlan:
             "options": asdict(self.options),
             "data": os.path.relpath(self.train_file.resolve(), run),
             "val": os.path.relpath(self.val_file.resolve(), run) if self.val_file else None,
+            "held_out": list(self.course.held_out),
             "executable": Path(self.command[0]).name,
         }
 
@@ -91,7 +96,7 @@ class TrainingPlan:
             "train": os.fspath(self.train_file.resolve()),
             "val": os.fspath(self.val_file.resolve()) if self.val_file else None,
             "options": asdict(self.options),
-            **self.course.job(),
+            **self.course.job(self.run),
             "resume": self.resume,
         }
 
@@ -103,28 +108,40 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
         TinyTLError: of the kind that says what is wrong.
     """
     phases = Phases()
-    bundle, run = open_bundle(asked.bundle), Path(asked.out)
+    model, run = Path(asked.model), Path(asked.out)
+    before = open_run(model) if is_run(model) else None
+    bundle = before.bundle if before else open_bundle(model)
     options = asked.options.check()
-    if asked.resume:
-        runtime, options, data, val = _as_recorded(run, bundle, options)
+    resumed = open_run(run, bundle.path).record if asked.resume else None
+    earlier = open_earlier(before) if before and not resumed else None
+    data: Path | None
+    if resumed:
+        runtime, options, data, val = _as_recorded(run, resumed, bundle, options)
     else:
-        runtime, data, val = choose_runtime(asked.runtime, bundle), *_sources(asked)
+        runtime, data, val = choose_runtime(asked.runtime, bundle), *_sources(asked, earlier)
         threads = threads_for(bundle, options.threads)
         options = replace(options, threads=threads, log_every=options.log_every or LOG_EVERY)
-        options = replace(options, start=start_of(bundle, options))
+        options = replace(options, start=start_of(bundle, options, earlier))
     command = worker_command(runtime)
     _check_memory(bundle, runtime, options)
-    if not asked.resume:
+    if not resumed:
         _claim(run)
     log.open(run / EVENTS)
     phases.end("start")
-    train_file, val_file = _datasets(run, bundle, data, val, log)
+    if earlier and options.start == RUN_START:
+        bring_adapters(earlier, run)
+    train_file, val_file = _datasets(run, bundle, data, val, earlier, log)
     with open_dataset(train_file) as dataset:
         options = replace(options, epochs=options.rounds(dataset.count))
-        course = plan_course(bundle.manifest, options, dataset, val_file is not None)
-        if not asked.resume:
+        validated = val_file is not None
+        if resumed:
+            out = resumed.held_out
+        else:
+            known = earlier.known(options.start or "") if earlier else Known()
+            out = choose_held_out(bundle.manifest, options, dataset, validated, known)
             for warning in _doubts(dataset, val_file):
                 log.write({"event": "warning", "message": warning})
+        course = plan_course(bundle.manifest, options, dataset, validated, out)
     phases.end("packing")
     return TrainingPlan(
         bundle, run, runtime, command, options, train_file, val_file, course, asked.resume, phases.record
@@ -139,19 +156,22 @@ def planned_bytes(bundle: Bundle, runtime: str, options: TrainOptions) -> int | 
     return sum(planned.values()) + ((options.threads or 1) - 1) * THREAD_BYTES
 
 
-def start_of(bundle: Bundle, options: TrainOptions) -> str:
+def start_of(bundle: Bundle, options: TrainOptions, earlier: Earlier | None = None) -> str:
     """Where training begins; see TrainOptions.
 
     Raises:
         UsageError: where it cannot.
     """
-    manifest, (one_pass, prepared) = bundle.manifest, STARTS
+    manifest = bundle.manifest
     can = manifest.head is not None and manifest.labels == SINGLE
-    start = options.start or (one_pass if can and manifest.classifier == NEW else prepared)
-    if start == one_pass and not can:
+    usual = RUN_START if earlier else ONE_PASS if can and manifest.classifier == NEW else PREPARED
+    start = options.start or usual
+    if start == ONE_PASS and not can:
         why = "it is multi-label" if manifest.head else "it does not end in one linear layer with a bias"
         raise UsageError(f"The classifier of {bundle.path} cannot be fitted in one pass: {why}.")
-    if start == prepared and options.epochs == 0:
+    if start == RUN_START and not earlier:
+        raise UsageError(f"--start run goes on from a run, and {bundle.path} is a bundle: name the run in its place.")
+    if start != ONE_PASS and options.epochs == 0:
         raise UsageError("--epochs 0 fits the classifier in one pass and stops there: say --start one-pass.")
     return start
 
@@ -165,10 +185,12 @@ def _check_memory(bundle: Bundle, runtime: str, options: TrainOptions) -> None:
         )
 
 
-def _sources(asked: Asked) -> tuple[Path, Path | None]:
-    if asked.data is None:
+def _sources(asked: Asked, earlier: Earlier | None) -> tuple[Path | None, Path | None]:
+    if asked.data is None and earlier is None:
         raise UsageError("Name the images to train on with --data.")
-    data, val = Path(asked.data), Path(asked.val) if asked.val is not None else None
+    data, val = (Path(source) if source is not None else None for source in (asked.data, asked.val))
+    if val is None and earlier is not None:
+        val = earlier.val
     for source in (data, val):
         if source is not None:
             check_exists(source)
@@ -193,10 +215,13 @@ def _doubts(dataset: Dataset, val_file: Path | None) -> list[str]:
 def _claim(run: Path) -> None:
     """Make the run's folder; what an earlier attempt left there may go, a trained adapter may not."""
     if any((run / name).exists() for name in (ADAPTER, *CHECKPOINTS.values())):
-        raise UsageError(f"{run} already holds a trained run: go on with --resume, or choose another --out.")
+        raise UsageError(
+            f"{run} already holds a trained run: choose another --out. (--resume ends one that was stopped; with a run "
+            "in the place of the bundle, training goes on from that.)"
+        )
     try:
         make_folder(run)
-        ours = {RUN, EVENTS, START, BEST, TRAIN_FILE, VAL_FILE}
+        ours = {RUN, EVENTS, *ALL_ADAPTERS, TRAIN_FILE, VAL_FILE, FURTHER_FILE}
         others = sorted(p.name for p in run.iterdir() if p.name not in ours and not p.name.startswith("."))
         if others:
             raise UsageError(f"{run} holds something else ({others[0]}): choose another --out.")
@@ -205,9 +230,10 @@ def _claim(run: Path) -> None:
         raise StorageError(f"{run} cannot be used as the run's folder: {error.strerror}.") from error
 
 
-def _as_recorded(run: Path, bundle: Bundle, given: TrainOptions) -> tuple[str, TrainOptions, Path, Path | None]:
-    """The runtime, the options and the dataset files of a run that goes on."""
-    record = open_run(run, bundle.path).record
+def _as_recorded(
+    run: Path, record: Record, bundle: Bundle, given: TrainOptions
+) -> tuple[str, TrainOptions, Path, Path | None]:
+    """The runtime, the options and the dataset files of a run that is resumed."""
     runtime = choose_runtime(record.runtime, bundle)
     checkpoint = CHECKPOINTS[runtime]
     if (run / ADAPTER).exists() and not (run / checkpoint).exists():
@@ -222,12 +248,14 @@ def _as_recorded(run: Path, bundle: Bundle, given: TrainOptions) -> tuple[str, T
         recorded,
         threads=given.threads or recorded.threads,
         log_every=given.log_every or recorded.log_every,
-        start=recorded.start or STARTS[-1],
+        start=recorded.start or PREPARED,
     )
     return runtime, options, train_file, val_file
 
 
-def _datasets(run: Path, bundle: Bundle, data: Path, val: Path | None, log: EventLog) -> tuple[Path, Path | None]:
+def _datasets(
+    run: Path, bundle: Bundle, data: Path | None, val: Path | None, earlier: Earlier | None, log: EventLog
+) -> tuple[Path, Path | None]:
     """The dataset files: those named, checked, or made from folders."""
 
     def progress(done: int, total: int) -> None:
@@ -236,10 +264,23 @@ def _datasets(run: Path, bundle: Bundle, data: Path, val: Path | None, log: Even
     def warn(message: str) -> None:
         log.write({"event": "warning", "message": message})
 
-    manifest = bundle.manifest
-    train_file = dataset_for(manifest, manifest.classes, data, run / TRAIN_FILE, warn, progress)
+    def note(message: str) -> None:
+        log.write({"event": "images", "message": message})
+
+    def packed(source: Path, classes: Sequence[str], out: Path) -> Path:
+        return dataset_for(bundle.manifest, classes, source, out, warn, progress)
+
+    classes: Sequence[str] = earlier.classes if earlier else bundle.manifest.classes
+    if earlier is None:
+        assert data is not None
+        train_file = packed(data, classes, run / TRAIN_FILE)
+    else:
+        further = packed(data, classes, run / FURTHER_FILE) if data is not None else None
+        train_file = with_further(earlier, further, run / TRAIN_FILE, note, warn)
+        if further == run / FURTHER_FILE != train_file:
+            further.unlink()
     if val is None:
         return train_file, None
     with open_dataset(train_file) as dataset:
-        classes = manifest.classes or dataset.classes
-    return train_file, dataset_for(manifest, classes, val, run / VAL_FILE, warn, progress)
+        classes = classes or dataset.classes
+    return train_file, packed(val, classes, run / VAL_FILE)

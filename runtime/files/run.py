@@ -66,6 +66,7 @@ class Record:
     options: TrainOptions
     data: str
     val: str | None = None
+    held_out: tuple[int, ...] = ()  # numbers of images that its trial was judged on
     executable: str | None = None  # which of the trainer's ran, or Python
     error: str | None = None
     result: Result = field(default_factory=Result)

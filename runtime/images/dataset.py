@@ -78,6 +78,10 @@ class Dataset:
             return [sum(column) for column in zip(*self.marks)]
         return [self.labels.count(index) for index in range(len(self.classes))]
 
+    def label_bytes(self, index: int) -> bytes:
+        """The label of one sample, or its marks, as the file has it."""
+        return self.marks[index] if self.marks else struct.pack("<i", self.labels[index])
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of a stored image: height, width, channels."""

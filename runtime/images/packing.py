@@ -104,7 +104,7 @@ def pack(
             what = "images that can be used" if files else "images in its class folders"
             raise DataError(f"{shown(folder)} has no {what}.")
 
-    _write(out, framing, names, samples(), len(files), MULTI if multi_label else SINGLE)
+    write_dataset(out, framing, names, samples(), len(files), MULTI if multi_label else SINGLE)
     without = [name for name, count in zip(names, counts) if not count]
     if without:
         odd(Finding("empty", f"{shown(folder)} has no usable images of {list_names(without)}."))
@@ -169,18 +169,18 @@ def pack_files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[s
             except UnusableImageError as error:
                 raise DataError(f"{shown(path)} cannot be used: {error}.") from None
 
-    _write(out, framing, [], samples(), len(files), SINGLE)
+    write_dataset(out, framing, [], samples(), len(files), SINGLE)
 
 
 def pack_part(dataset: Dataset, images: Sequence[int], out: str | os.PathLike[str], mirrored: bool = False) -> None:
-    """Pack some of a dataset's images once more, as they are or mirrored left to right; single-label.
+    """Pack some of a dataset's images once more, as they are or mirrored left to right.
 
     Raises:
         DamagedFileError: the dataset cannot be read.
         StorageError: `out` cannot be written.
     """
-    samples = ((_one(dataset.labels[index]), _image(dataset, index, mirrored)) for index in images)
-    _write(out, dataset.framing, dataset.classes, samples, len(images), SINGLE)
+    samples = ((dataset.label_bytes(index), _image(dataset, index, mirrored)) for index in images)
+    write_dataset(out, dataset.framing, dataset.classes, samples, len(images), dataset.kind)
 
 
 def _image(dataset: Dataset, index: int, mirrored: bool) -> bytes:
@@ -192,7 +192,7 @@ def _image(dataset: Dataset, index: int, mirrored: bool) -> bytes:
     return b"".join(value for row in range(height) for value in reversed(pixel[row * width : (row + 1) * width]))
 
 
-def _write(
+def write_dataset(
     out: str | os.PathLike[str],
     framing: Framing,
     classes: Sequence[str],
@@ -200,7 +200,7 @@ def _write(
     at_most: int,
     kind: str,
 ) -> None:
-    """Stream (label, pixels) into a dataset.
+    """Stream (label, pixels) into a dataset, each label as the file has it.
 
     Their number is known only at the end, but is `at_most` so many: room is left for the header of that many,
     and the header is written last.

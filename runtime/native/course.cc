@@ -13,6 +13,7 @@ Course Course::of(const Job& job, uint32_t count, int64_t batch_size) {
   for (const Job& told : job.objects("course")) {
     Stage stage{};
     stage.with_held_out = told.flag("with_held_out");
+    stage.start = told.optional_text("start");
     if (stage.with_held_out) {
       for (uint32_t i = 0; i < count; ++i) stage.images.push_back(i);
     } else {

@@ -1,7 +1,8 @@
-// The course of a training: stages, each of which begins where the training began, over images of its own.
+// The course of a training: stages, each over images of its own, none of which goes on from the one before.
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "job.h"
@@ -11,6 +12,7 @@ namespace tinytl {
 struct Stage {
   std::vector<uint32_t> images;
   bool with_held_out;  // all of them, then
+  std::string start;  // an adapter's file; empty: where the training began
   int64_t first_epoch, epochs;
   int64_t first_step, steps_an_epoch;
 
@@ -22,7 +24,7 @@ struct Stage {
 };
 
 struct Course {
-  // From a job's `held_out` (numbers of images) and `course` ([{"epochs", "with_held_out"}]), over `count` images in
+  // From a job's `held_out` (numbers of images) and `course` ([{"epochs", "with_held_out", "start"}]), over `count` images in
   // batches of `batch_size`.
   static Course of(const Job& job, uint32_t count, int64_t batch_size);
 

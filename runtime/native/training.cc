@@ -104,6 +104,7 @@ class Training {
   std::string adapter_path() const { return run_ + "/adapter.safetensors"; }
   std::string start_path() const { return run_ + "/start.safetensors"; }
   std::string best_path() const { return run_ + "/best.safetensors"; }
+  std::string judged_path() const { return run_ + "/judged.safetensors"; }
 
   // The one of a step, counted from 1.
   const Stage& stage_of(int64_t step) const {
@@ -122,6 +123,7 @@ class Training {
 
   void begin() {
     const double begin = now();
+    if (!course_.stages.empty() && !course_.stages[0].start.empty()) read_adapter(course_.stages[0].start, *program_);
     Discriminant found;
     if (starts_in_one_pass_) found = fit(course_.others);
     if (judge_ && knows()) {
@@ -142,8 +144,9 @@ class Training {
 
   void begin_anew(const Stage& stage) {
     const double begin = now();
-    read_adapter(start_path(), *program_);
+    read_adapter(stage.start.empty() ? start_path() : stage.start, *program_);
     forget_moments(*program_);
+    if (!stage.start.empty()) write(start_path());
     if (!starts_in_one_pass_) return;
     const Discriminant found = fit(stage.images);
     write(start_path());
@@ -230,10 +233,18 @@ class Training {
       at_.share = 1;
       at_.score = at_.best;
     }
+    if (!validation_) write_judged();
     read_adapter(earlier ? best_path() : adapter_path(), *program_);
     save();
     const int64_t last = earlier ? at_.best_step : at_.step;
     said_.choice(at_.share, stage_of(last).epoch_of(last - 1), judged(), start(), score());
+  }
+
+  // What was chosen, before all images are learnt from: a training that goes on from this one is judged by way of it.
+  void write_judged() {
+    read_adapter(adapter_path(), *program_);
+    if (at_.share < 1) blend(start_path(), at_.share, *program_);
+    write(judged_path());
   }
 
   void finish() {
@@ -317,7 +328,9 @@ class Training {
   }
 
   [[noreturn]] void diverged(const char* how) const {
-    fail(kDiverged, "Training diverged at step %lld: %s; %s. Lower the learning rates (--lr, --lr-bias, ...).",
+    fail(kDiverged,
+         "Training diverged at step %lld: %s; %s. Train again with lower learning rates (--lr, --lr-bias, ...), into "
+         "another --out.",
          static_cast<long long>(at_.step), how,
          exists(adapter_path()) ? "the last good adapter stays" : "there is no adapter yet");
   }

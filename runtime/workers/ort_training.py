@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tinytl_edge.runtime.errors import DivergedError, InterruptedTrainingError
-from tinytl_edge.runtime.files.adapter import BEST, START, Adapter, open_adapter, write_adapter
+from tinytl_edge.runtime.files.adapter import BEST, JUDGED, START, Adapter, open_adapter, write_adapter
 from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
 from tinytl_edge.runtime.files.bundle import Bundle
 from tinytl_edge.runtime.files.run import CHECKPOINTS
@@ -92,6 +92,7 @@ class Standing:
 class _Stage:
     images: Sequence[int]
     with_held_out: bool  # all of them, then
+    start: str | None  # an adapter's file; None: where the training began
     first_epoch: int
     epochs: int
     first_step: int
@@ -173,7 +174,9 @@ class Training:
             images = everything if stage["with_held_out"] else self._others
             epoch, step = (stages[-1].first_epoch + stages[-1].epochs, stages[-1].end) if stages else (0, 0)
             steps_an_epoch = math.ceil(len(images) / self._batch_size)
-            stages.append(_Stage(images, stage["with_held_out"], epoch, stage["epochs"], step, steps_an_epoch))
+            stages.append(
+                _Stage(images, stage["with_held_out"], stage["start"], epoch, stage["epochs"], step, steps_an_epoch)
+            )
         return stages
 
     def _stage_of(self, step: int) -> _Stage:
@@ -188,6 +191,8 @@ class Training:
 
     def _begin(self) -> None:
         begin = time.perf_counter()
+        if self._stages and self._stages[0].start:
+            self._load(self._stages[0].start)
         found = self._fit(self._others) if self._fits else {}
         if self._judge and self._knows:
             self._at.start = self._at.score = self._measure(keeps=False)
@@ -207,7 +212,9 @@ class Training:
         begin = time.perf_counter()
         del self._session  # with the optimizer's state
         self._session = OrtSession(self._bundle, self._options.threads or 1)
-        self._load(START)
+        self._load(stage.start or START)
+        if stage.start:
+            self._write(START)
         if self._fits:
             found = self._fit(stage.images)
             self._write(START)
@@ -288,11 +295,20 @@ class Training:
         earlier = self._keeps_best and at.best.class_loss < least
         if earlier:
             at.share, at.score = 1, at.best
+        if self._judge and self._judge.what == "held-out":
+            self._write_judged()
         self._load(BEST if earlier else ADAPTER)
         self._save()
         last = at.best_step if earlier else at.step
         epoch = self._stage_of(last).epoch_of(last - 1) + 1
         emit("choice", share=at.share, epoch=epoch, **self._judged(self._start, self._score))
+
+    def _write_judged(self) -> None:
+        """What was chosen, before all images are learnt from: a training that goes on is judged by way of it."""
+        self._load(ADAPTER)
+        if self._at.share is not None and self._at.share < 1:
+            self._blend(self._at.share)
+        self._write(JUDGED)
 
     def _finish(self) -> None:
         at = self._at
@@ -409,7 +425,9 @@ class Training:
     def _diverged(self, how: str) -> DivergedError:
         kept = "the last good adapter stays" if (self._run / ADAPTER).is_file() else "there is no adapter yet"
         where = f"Training diverged at step {self._at.step}"
-        return DivergedError(f"{where}: {how}; {kept}. Lower the learning rates (--lr, --lr-bias, ...).")
+        return DivergedError(
+            f"{where}: {how}; {kept}. Train again with lower learning rates (--lr, --lr-bias, ...), into another --out."
+        )
 
     def _load(self, name: str) -> None:
         self._session.load_parameters(dict(values_of(open_adapter(self._run / name, self._bundle))))

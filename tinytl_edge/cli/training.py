@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tinytl_edge.runtime.options import STARTS
+
 from . import options
 from .command import PATH, F, command, given, json_option, owns_process, runtime_option, threads_option
 
@@ -91,9 +93,9 @@ _TRAINING = [
     ),
     click.option(
         "--start",
-        type=click.Choice(["one-pass", "prepared"]),
-        help="Begin with the classifier that one pass over the images finds, or with the bundle's.  "
-        "[default: one-pass, where its classes are new]",
+        type=click.Choice(STARTS),
+        help="Begin with the classifier that one pass over the images finds, with the bundle's, or with what a RUN has "
+        "learnt.  [default: the run, or one-pass, where the bundle's classes are new]",
     ),
     click.option(
         "--hold-out",
@@ -133,7 +135,7 @@ def _training_options(function: F) -> F:
 
 
 @command("tinytl-edge train bundle --data photos/train --out run")
-@click.argument("bundle", type=PATH)
+@click.argument("model", type=PATH, metavar="BUNDLE|RUN")
 @click.option("--data", type=PATH, help="Folder of class folders, or with labels.csv; or a packed dataset.")
 @click.option("--val", type=PATH, help="The same, to judge it on.  [default: part of --data is held out]")
 @runtime_option
@@ -142,7 +144,7 @@ def _training_options(function: F) -> F:
 @click.option("--out", type=PATH, required=True, help="The run's folder.")
 @json_option
 def train(
-    bundle: Path,
+    model: Path,
     data: Path | None,
     val: Path | None,
     runtime: str,
@@ -151,11 +153,15 @@ def train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Adapt a BUNDLE's classifier to images (on the board). Ctrl-C leaves a checkpoint."""
+    """Adapt a BUNDLE's classifier to images (on the board). Ctrl-C leaves a checkpoint.
+
+    A RUN goes on: from what it has learnt, with its images and those in --data, in a new run. What it was judged on
+    stays held out.
+    """
     warning = None
     if resume and (ignored := given("data", "val", *options.keys() - {"threads", "log_every"})):
         warning = f"{', '.join(ignored)} not used: --resume goes on with the run's own."
-    places = {"bundle": bundle, "data": data, "val": val, "out": out}
+    places = {"model": model, "data": data, "val": val, "out": out}
     asked = {name: None if place is None else os.fspath(place) for name, place in places.items()}
     told: dict[str, Any] = {**asked, "runtime": runtime, "options": options, "resume": resume}
     if owns_process():
