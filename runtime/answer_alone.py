@@ -54,6 +54,7 @@ def predict_and_report(
             held = _held(packed_images(opened, images, Path(folder)))
         names = [os.fsencode(image).decode("utf-8", "replace") for image in images]
         shown = {"images": names, "top": top, "multi_label": opened.manifest.labels == MULTI}
+        shown["unknown_below"] = opened.unknown_below
         _become(opened, "predict", held, {"lines": _lines(as_json), "classes": opened.names, **shown})
     for answer in predicted(opened, images):
         _say(json.dumps(answer, ensure_ascii=False) + "\n" if as_json else prediction_text(answer, top))

@@ -6,6 +6,7 @@ from typing import Any
 
 from .memory import megabytes
 from .report import APART
+from .unknown import unknown_said
 from .wording import counted
 
 
@@ -18,10 +19,13 @@ def evaluation_text(result: dict[str, Any]) -> str:
     width = max(len(name) for name in result["classes"])
     for name, share in zip(result["classes"], result["per_class"]):
         lines.append(f"  {name:<{width}}  {'no images' if share is None else format(share, '.0%')}")
+    if (unknown := result["unknown"]) is not None:
+        lines.append(f"less sure than {unknown['below']:.1%}, unknown: {unknown_said(unknown)}")
     return "\n".join(lines) + "\n"
 
 
 def prediction_text(answer: dict[str, Any], top: int) -> str:
     """Of one that `predict` returns: the likeliest classes."""
     best = list(answer["probabilities"].items())[:top]
-    return f"{answer['image']}: " + ", ".join(f"{name} {share:.1%}" for name, share in best) + "\n"
+    text = ", ".join(f"{name} {share:.1%}" for name, share in best)
+    return f"{answer['image']}: " + (text if answer.get("known", True) else f"unknown ({text})") + "\n"

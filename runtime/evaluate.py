@@ -22,6 +22,7 @@ from .errors import DataError, UsageError
 from .memory import peak_rss
 from .model_files.deployed import kind_of
 from .threads import threads_for
+from .unknown import UNKNOWN
 
 if TYPE_CHECKING:
     from tinytl_edge.runtime.workers.worker import Measured
@@ -52,7 +53,8 @@ def evaluate(
 
     Returns:
         images, loss, accuracy, classes, per_class (accuracy or None), class_accuracy (their mean),
-        confusion[label][guess], peak_rss_bytes.
+        confusion[label][guess], unknown (`Unknown`: how many of the right and wrong answers are not sure enough; None
+        where nothing tells how sure they have to be), peak_rss_bytes.
 
     Raises:
         TinyTLError: of the kind that says what is wrong.
@@ -78,8 +80,8 @@ def evaluated(opened: Opened, data: Path, watch: OnEvent) -> dict[str, Any]:
     for share in seen:  # not with sum(), which newer Pythons compute more exactly than the trainer
         total += share
     details["class_accuracy"] = total / len(seen)
-    peak = result.pop("peak_rss_bytes")
-    return {**result, "classes": names, **details, "peak_rss_bytes": peak}
+    peak, unknown = result.pop("peak_rss_bytes"), result.pop("unknown", None)
+    return {**result, "classes": names, **details, "unknown": unknown, "peak_rss_bytes": peak}
 
 
 def packed_for(opened: Opened, data: Path, folder: Path, watch: OnEvent) -> tuple[Path, list[str]]:
@@ -129,8 +131,9 @@ def predict(
     """What the classifier sees in images; `model` and `bundle` as in `evaluate`.
 
     Returns:
-        for each image: `image`, `prediction` (the likeliest class; multi-label, the list of those more likely
-        than not), `probabilities` by class name, likeliest first.
+        for each image: `image`, `prediction` (the likeliest class, or UNKNOWN; multi-label, the list of those more
+        likely than not), `known` (not multi-label: is it sure enough of the likeliest class?), `probabilities` by class
+        name, likeliest first.
 
     Raises:
         DataError: an image cannot be read; names it.
@@ -146,9 +149,11 @@ def predicted(opened: Opened, images: Sequence[str | os.PathLike[str]]) -> list[
     predictions: list[dict[str, Any]] = []
     for image, row in zip(images, rows):
         ranked = sorted(zip(opened.names, row), key=lambda pair: -pair[1])
-        likely = [name for name, probability in ranked if probability > 0.5]
-        prediction = likely if opened.manifest.labels == MULTI else ranked[0][0]
-        predictions.append({"image": os.fspath(image), "prediction": prediction, "probabilities": dict(ranked)})
+        answer: dict[str, Any] = {"prediction": [name for name, probability in ranked if probability > 0.5]}
+        if opened.manifest.labels != MULTI:
+            known = ranked[0][1] >= (opened.unknown_below or 0)
+            answer = {"prediction": ranked[0][0] if known else UNKNOWN, "known": known}
+        predictions.append({"image": os.fspath(image), **answer, "probabilities": dict(ranked)})
     return predictions
 
 
@@ -191,6 +196,7 @@ class Opened(ABC):
 
     manifest: Manifest
     classes: tuple[str, ...]
+    unknown_below: float | None  # the probability of the likeliest class
 
     @property
     def names(self) -> list[str]:
@@ -199,7 +205,7 @@ class Opened(ABC):
 
     @abstractmethod
     def evaluate(self, dataset: Path, watch: OnEvent) -> dict[str, Any]:
-        """images, loss, accuracy, peak_rss_bytes, and `confusion` or (multi-label) `right`, on a packed dataset."""
+        """Of packed images: images, loss, accuracy, unknown, peak_rss_bytes, and confusion or (multi-label) right."""
 
     @abstractmethod
     def predict(self, dataset: Path) -> list[Sequence[float]]:
@@ -236,6 +242,7 @@ class _File(Opened):
             ) from None
         self._file = ModelFile(path, kind, bundle)
         self.manifest, self.classes = self._file.manifest, self._file.manifest.classes
+        self.unknown_below = self._file.unknown_below
 
     def evaluate(self, dataset: Path, watch: OnEvent) -> dict[str, Any]:
         def progress(done: int, total: int) -> None:
@@ -256,6 +263,7 @@ class Trained(Opened):
         self.worker = worker_command(self.runtime)
         self.manifest = bundle.manifest
         self.classes = adapter.classes if adapter else bundle.manifest.classes
+        self.unknown_below = adapter.unknown_below if adapter else None
 
     def evaluate(self, dataset: Path, watch: OnEvent) -> dict[str, Any]:
         measured = self._work("evaluate", dataset, watch)
@@ -277,6 +285,7 @@ class Trained(Opened):
             "data": dataset,
             "batch_size": min(_BATCH, bundle.manifest.batch_size),
             "threads": threads_for(bundle, self._threads),
+            "unknown_below": self.unknown_below,
         }
 
     def _work(self, command: str, dataset: Path, watch: OnEvent) -> Measured:

@@ -13,6 +13,7 @@ from typing import IO
 from tinytl_edge.runtime.workers.events import PASSING, Event, encode
 
 from .memory import megabytes
+from .unknown import unknown_said
 from .wording import counted
 
 _KINDS = {"val": "validation image", "held-out": "held-out image"}
@@ -221,7 +222,7 @@ class ProgressReport:
 
 
 def summary(done: Event) -> str:
-    """The `done` event of a training as two lines for a person."""
+    """The `done` event of a training as lines for a person."""
     median, memory = done.get("step_ms_median"), done["memory"]
     pace = f", {median:.0f} ms a step" if median is not None else ""
     phases = ("training", "packing", "start")
@@ -229,7 +230,9 @@ def summary(done: Event) -> str:
     kind = "" if memory["measure"] == "PSS" else " (RSS)"
     result = judgement(done)
     result = result[0].upper() + result[1:]
-    return f"{result}. {done['steps']} steps{pace}, peak memory{kind} {peaks}.\nAdapter: {done['adapter']}\n"
+    unknown = done.get("unknown")
+    sure = f"Less sure than {unknown['below']:.1%} it says unknown: {unknown_said(unknown)}.\n" if unknown else ""
+    return f"{result}. {done['steps']} steps{pace}, peak memory{kind} {peaks}.\n{sure}Adapter: {done['adapter']}\n"
 
 
 def judgement(done: Event) -> str:

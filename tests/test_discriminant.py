@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 NativeFit = Callable[..., tuple[Discriminant, dict[str, NDArray[np.float64]]]]
 AMPLE = 2**40  # bytes
-KINDS = {"said": np.float64, "weight": np.float32, "bias": np.float32}
+KINDS = {"said": np.float64, "weight": np.float32, "bias": np.float32, "answers": np.float32}
 
 
 def features_of(seed: int, labels: Labels, length: int, apart: float = 1.0) -> Floats:
@@ -131,7 +131,8 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> NativeFit:
         weight, bias = read["weight"].reshape(classes, -1).astype(np.float64), read["bias"].astype(np.float64)
         assert not (folder / ".features").exists()
         said = (loss, accuracy) if left_out else (None, None)
-        return Discriminant(weight, bias, shrinkage, *said), read
+        answers = [(abs(value), value > 0) for value in read["answers"].tolist()]
+        return Discriminant(weight, bias, shrinkage, *said, answers), read
 
     return fit
 
@@ -151,6 +152,8 @@ def test_the_native_trainer_finds_the_same(native: NativeFit, problem: tuple[Flo
     )
     if wanted.loss is not None:
         assert got.loss == pytest.approx(wanted.loss, rel=1e-2, abs=1e-3)
+        probabilities = [[probability for probability, _ in fit.answers] for fit in (got, wanted)]
+        np.testing.assert_allclose(probabilities[0], probabilities[1], rtol=2e-2, atol=2e-2)
     check_what_is_said_of_all(x, labels, got, read["said"][4:])
 
 

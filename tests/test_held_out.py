@@ -233,7 +233,7 @@ def test_it_goes_on_wherever_it_was_stopped(
     # Otherwise its last event was said before the signal came.
     assert adapter(run) == adapter(whole[runtime])
     ours, theirs = events(run)[-1], events(whole[runtime])[-1]
-    for name in ("steps", "share", "train_loss", "val_loss", "val_accuracy", "start_loss"):
+    for name in ("steps", "share", "train_loss", "val_loss", "val_accuracy", "start_loss", "unknown"):
         assert ours[name] == theirs[name], name
 
 

@@ -55,6 +55,11 @@ def judged(draw: st.DrawFn) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def unknown() -> st.SearchStrategy[dict[str, Any]]:
+    counts = ("right", "right_rejected", "wrong", "wrong_rejected", "junk", "junk_rejected")
+    return st.fixed_dictionaries({"below": st.floats(0, 1), **{name: st.integers(0, 50) for name in counts}})
+
+
 @st.composite
 def trainings(draw: st.DrawFn) -> Timed:
     """The events of a training of a few epochs, each at its time."""
@@ -91,7 +96,8 @@ def trainings(draw: st.DrawFn) -> Timed:
     phases = draw(st.lists(st.sampled_from(["start", "packing", "training"]), unique=True, min_size=1))
     events.append(
         {"event": "done", "steps": steps * epochs, "step_ms_median": draw(st.one_of(st.none(), st.floats(0, 1e6))),
-         "left_out_accuracy": draw(shares), **draw(judged()), "adapter": "some where/adapter.safetensors",
+         "left_out_accuracy": draw(shares), **draw(judged()),
+         "unknown": draw(st.none() | unknown()), "adapter": "some where/adapter.safetensors",
          "memory": {"measure": draw(st.sampled_from(["PSS", "RSS"])), **{phase: draw(sizes) for phase in phases}}}
     )  # fmt: skip
     gaps = draw(st.lists(st.floats(0, 50), min_size=len(events), max_size=len(events)))

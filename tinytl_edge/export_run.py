@@ -53,7 +53,7 @@ def export(
     opened, adapter = open_model(model, bundle)
     classes = adapter.classes if adapter else opened.manifest.classes
     template, folder = read_template(opened, target), opened.file(FOLDER)
-    said = about(opened.manifest, template, classes)
+    said = about(opened.manifest, template, classes, adapter.unknown_below if adapter else None)
     read = _reader(adapter) if adapter else None
     size = (folder / template.files[0]).stat().st_size
     if kind_of(target) == "onnx":

@@ -1,7 +1,8 @@
 """adapter.safetensors: the trained parameters alone, named as in the prepared PyTorch model.
 
 Its metadata name the bundle it belongs to, by the SHA-256 of the bundle's manifest, and the classes; `logits` is the
-range of the logits over the last epoch; `crc32` is of all tensors' bytes in the order of the file.
+range of the logits over the last epoch; `unknown_below`, or nothing, the probability of the likeliest class below which
+an image is likely of none; `crc32` is of all tensors' bytes in the order of the file.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ ALL_ADAPTERS = (FILE, START, BEST, JUDGED, BEFORE, BEFORE_JUDGED)
 
 @dataclass(frozen=True)
 class Adapter:
-    """An opened adapter: its tensors, the names of its classes, how many steps it has seen, and the lowest and highest
-    logit over the last epoch."""
+    """An opened adapter: its tensors, the names of its classes, how many steps it has seen, the lowest and highest
+    logit over the last epoch, and below which probability of the likeliest class an image is likely of none."""
 
     tensors: TensorFile
     classes: tuple[str, ...]
     steps: int
     logits: tuple[float, float]
+    unknown_below: float | None
 
 
 def write_adapter(
@@ -46,6 +48,7 @@ def write_adapter(
     steps: int,
     tensors: Mapping[str, tuple[tuple[int, ...], bytes]],
     logits: tuple[float, float],
+    unknown_below: float | None = None,
 ) -> None:
     """Write float32 parameters (name to shape and bytes), atomically.
 
@@ -62,6 +65,7 @@ def write_adapter(
         "classes": json.dumps(classes, ensure_ascii=False),
         "steps": str(steps),
         "logits": json.dumps(logits),
+        "unknown_below": "" if unknown_below is None else repr(unknown_below),
         "crc32": crc,
     }
     write_tensors(path, [(name, "F32", shape, content) for name, (shape, content) in tensors.items()], metadata)
@@ -91,7 +95,8 @@ def open_adapter(path: Path, bundle: Bundle) -> Adapter:
         low, high = (float(end) for end in json.loads(metadata["logits"]))
         if not -math.inf < low <= high < math.inf:
             raise ValueError("no range")
-        return Adapter(tensors, classes, int(metadata["steps"]), (low, high))
+        below = metadata.get("unknown_below")
+        return Adapter(tensors, classes, int(metadata["steps"]), (low, high), float(below) if below else None)
     except (KeyError, TypeError, ValueError):
         raise DamagedFileError(f"{path} has damaged metadata.") from None
 

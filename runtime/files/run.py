@@ -9,6 +9,7 @@ from typing import Any
 
 from tinytl_edge.runtime.errors import DamagedFileError
 from tinytl_edge.runtime.options import TrainOptions
+from tinytl_edge.runtime.unknown import Unknown
 
 from .adapter import FILE as ADAPTER
 from .adapter import Adapter, open_adapter
@@ -53,6 +54,7 @@ class Result:
     val_interval: tuple[float, ...] | None = None
     peak_rss_bytes: int | None = None
     memory: Memory | None = None
+    unknown: Unknown | None = None
 
 
 @dataclass(frozen=True)

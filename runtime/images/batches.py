@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,9 +11,10 @@ from numpy.typing import NDArray
 
 from tinytl_edge.runtime.files.bundle import Manifest
 from tinytl_edge.runtime.options import TrainOptions
+from tinytl_edge.runtime.unknown import JUNK
 
 from .dataset import MULTI, Dataset
-from .sampling import Crop, centre_crop, dropout_mask, epoch_order, random_crop, resample
+from .sampling import Crop, centre_crop, draws, dropout_mask, epoch_order, key, random_crop, resample
 
 Array = NDArray[np.float32]
 
@@ -66,17 +68,36 @@ class Batches:
         images = range(self.dataset.count) if images is None else images
         for start in range(0, len(images), batch_size):
             indices = list(images[start : start + batch_size])
-            batch = self._batch(indices, [crop] * len(indices), 0.0)
-            for dropout in self.manifest.dropouts:
-                batch.feeds[dropout.name] = np.ones((len(indices), *dropout.shape), np.float32)
-            yield batch
+            yield self._without_dropout(self._batch(indices, [crop] * len(indices), 0.0))
+
+    def junk(self) -> Iterator[Batch]:
+        """Images without anything on them, one by one: grey from black to white, then noise. No targets."""
+        shape = self.dataset.shape
+        crop = centre_crop(shape[:2], self._size)
+        for number in range(JUNK):
+            if number < JUNK // 2:
+                pixels = np.full(shape, number * 255 // (JUNK // 2 - 1), np.uint8)
+            else:
+                pixels = (draws(key(number), math.prod(shape)) >> np.uint64(56)).astype(np.uint8).reshape(shape)
+            feeds = {"images": self._normal(pixels, crop)[None], "targets": self._targets(np.array([-1]), 0.0)}
+            if self.dataset.kind == MULTI:
+                feeds["targets"] = np.zeros((1, self.manifest.class_count), np.float32)
+            yield self._without_dropout(Batch(feeds, np.array([-1])))
+
+    def _without_dropout(self, batch: Batch) -> Batch:
+        for dropout in self.manifest.dropouts:
+            batch.feeds[dropout.name] = np.ones((len(batch.labels), *dropout.shape), np.float32)
+        return batch
+
+    def _normal(self, pixels: NDArray[np.uint8], crop: Crop) -> Array:
+        normal = (resample(pixels, crop, self._size) - self._mean) / self._std
+        return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32)
 
     def _batch(self, indices: list[int], crops: list[Crop], label_smoothing: float) -> Batch:
         images = np.empty((len(indices), self.dataset.shape[2], *self._size), np.float32)
         for slot, (index, crop) in enumerate(zip(indices, crops)):
             pixels = np.frombuffer(self.dataset.image(index), np.uint8).reshape(self.dataset.shape)
-            normal = (resample(pixels, crop, self._size) - self._mean) / self._std
-            images[slot] = normal.transpose(2, 0, 1)
+            images[slot] = self._normal(pixels, crop)
         if self.dataset.kind == MULTI:
             labels = np.array([list(self.dataset.marks[index]) for index in indices], np.int64)
         else:

@@ -26,7 +26,7 @@ class Discriminant:
     """logits = features @ weight.T + bias: weight [classes, features], bias [classes].
 
     `loss` and `accuracy` are of samples that are left out of the fit, each class being as important; None where no
-    class has two samples.
+    class has two samples. `answers` of these samples: the probability of the likeliest class, and whether it is right.
     """
 
     weight: Array
@@ -34,6 +34,7 @@ class Discriminant:
     shrinkage: float
     loss: float | None
     accuracy: float | None
+    answers: list[tuple[float, bool]]
 
 
 def fit_discriminant(
@@ -88,7 +89,11 @@ def fit_discriminant(
     full_bias[present] = scale * (bias - bias.mean()) - weight[present] @ centre
     others = np.where(np.arange(len(present)) == own[left][:, None], -np.inf, scores).max(1)
     right = float(shares @ (scores[np.arange(len(left)), own[left]] > others))
-    return Discriminant(weight, full_bias, shrinkage, loss if has_pairs else None, right if has_pairs else None)
+    if not has_pairs:
+        return Discriminant(weight, full_bias, shrinkage, None, None, [])
+    sure = 1 / np.exp(scale * (scores - scores.max(1, keepdims=True))).sum(1)
+    answers = [(float(np.float32(p)), bool(best)) for p, best in zip(sure, scores.argmax(1) == own[left])]
+    return Discriminant(weight, full_bias, shrinkage, loss, right, answers)
 
 
 def _left_out(labels: NDArray[np.int64], counts: NDArray[np.int64], classes: int, has_pairs: bool) -> NDArray[np.int64]:

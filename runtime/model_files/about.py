@@ -20,6 +20,7 @@ _FITS = {
     "squash": "Take the whole image, whatever its shape",
     "pad": "Take the whole image, its shape kept, centred on black",
 }
+_UNKNOWN = "Where the highest probability is below {}, the image is likely of none of these classes."
 _ENDS = {
     "logits": "They are logits: softmax makes probabilities of them.",
     "softmax": "They are probabilities that add up to 1.",
@@ -28,18 +29,21 @@ _ENDS = {
 }
 
 
-def about(manifest: Manifest, template: Template, classes: Sequence[str]) -> dict[str, Any]:
+def about(
+    manifest: Manifest, template: Template, classes: Sequence[str], unknown_below: float | None = None
+) -> dict[str, Any]:
     """All that an app needs, as JSON has it.
 
     `mean` and `std` are of pixels in 0..255 by channel, for (pixel - mean) / std; `fit`, `filter` and `take` tell how
-    an image becomes height x width pixels; `labels` is "single" or "multi"; `in words` says it all to a person.
+    an image becomes height x width pixels; `labels` is "single" or "multi"; `unknown_below` which probability of the
+    likeliest class an image is likely of none (or None: nothing tells it); `in words` says it all to a person.
     """
     taken = manifest.input
     mean, std = (0.0,) * taken.channels, (1.0,) * taken.channels
     if not template.raw_pixels:
         mean, std = taken.mean, taken.std
     return {
-        "in words": sentences(manifest, template, classes),
+        "in words": sentences(manifest, template, classes, unknown_below),
         "classes": list(classes),
         "height": taken.height,
         "width": taken.width,
@@ -56,12 +60,15 @@ def about(manifest: Manifest, template: Template, classes: Sequence[str]) -> dic
         "output": {**asdict(template.output), "shape": list(template.output.shape)},
         "end": template.end,
         "labels": manifest.labels,
+        "unknown_below": unknown_below,
         "backbone": manifest.backbone,
         "method": manifest.method,
     }
 
 
-def sentences(manifest: Manifest, template: Template, classes: Sequence[str]) -> list[str]:
+def sentences(
+    manifest: Manifest, template: Template, classes: Sequence[str], unknown_below: float | None = None
+) -> list[str]:
     """How to use the model, step by step."""
     taken = manifest.input
     fit = _FITS[taken.fit].format(shape=f"{taken.width}:{taken.height}")
@@ -85,6 +92,7 @@ def sentences(manifest: Manifest, template: Template, classes: Sequence[str]) ->
         f"The input '{template.input.name}' takes {template.input.dtype}, in the order {_order(template)}.",
         f"The output '{template.output.name}' gives {_counted(outputs, template)}{named}.",
         _ENDS[template.end],
+        *([] if unknown_below is None else [_UNKNOWN.format(f"{unknown_below:g}")]),
     ]
 
 

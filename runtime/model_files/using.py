@@ -42,6 +42,8 @@ class ModelFile:
         else:
             said = _said(path, self.interpreter.metadata)
         self._end, self._is_bgr = said["end"], said["colours"] == "BGR"
+        below = said.get("unknown_below")
+        self.unknown_below = float(below) if isinstance(below, (int, float)) else None
         self.manifest = _manifest(path, said)
         outputs = self._outputs(self.manifest.input)
         classes = self.manifest.classes[:outputs]  # of the file as it was before it got more
@@ -57,7 +59,7 @@ class ModelFile:
     def measure(self, dataset: Path, on_batch: Callable[[int, int], None]) -> dict[str, Any]:
         """As `measuring.measure`, on a packed dataset."""
         with open_dataset(dataset) as opened:
-            return measure(self, Batches(self.manifest, opened), _BATCH, on_batch)
+            return measure(self, Batches(self.manifest, opened), _BATCH, on_batch, self.unknown_below)
 
     def predict(self, dataset: Path) -> list[Sequence[float]]:
         """Probabilities of each class for each image of a packed dataset."""

@@ -76,6 +76,7 @@ bool EvaluateFront::hear(const char*, json::Writer& event) {
     out.end_array();
     copy(out, done, "confusion");
     out.number("class_accuracy", mean(shares));
+    copy(out, done, "unknown");
     copy(out, done, "peak_rss_bytes");
     return print(out.end_object().end_line().str());
   }
@@ -91,6 +92,10 @@ bool EvaluateFront::hear(const char*, json::Writer& event) {
     const std::string share = shares[i].of ? percent(shares[i].value(), 0) : "no images";
     text += "  " + classes_[i] + std::string(width - characters(classes_[i]), ' ') + "  " + share + "\n";
   }
+  if (says(done, "unknown")) {
+    const json::Value& unknown = *done.find("unknown");
+    text += "less sure than " + percent(number_of(unknown, "below"), 1) + ", unknown: " + unknown_words(unknown) + "\n";
+  }
   return print(text);
 }
 
@@ -99,7 +104,8 @@ PredictFront::PredictFront(const Job& job)
       multi_label_(job.nested("front").flag("multi_label")),
       classes_(job.nested("front").texts("classes")),
       images_(job.nested("front").texts("images")),
-      top_(static_cast<size_t>(job.nested("front").integer("top", 1, INT64_MAX))) {}
+      top_(static_cast<size_t>(job.nested("front").integer("top", 1, INT64_MAX))),
+      unknown_below_(job.nested("front").is_null("unknown_below") ? 0 : job.nested("front").number("unknown_below", 0, 1)) {}
 
 bool PredictFront::hear(const char* kind, json::Writer& event) {
   const json::Value said = closed(event);
@@ -112,11 +118,12 @@ bool PredictFront::hear(const char* kind, json::Writer& event) {
   std::stable_sort(order.begin(), order.end(),
                    [&](size_t a, size_t b) { return (*found)[a].number() > (*found)[b].number(); });
   const std::string& image = images_[next_++];
+  const bool unknown = !multi_label_ && (*found)[order.front()].number() < unknown_below_;
   if (!json_) {
-    std::string text = image + ":";
+    std::string text = image + (unknown ? ": unknown (" : ": ");
     for (size_t i = 0; i < std::min(top_, order.size()); ++i)
-      text += (i ? ", " : " ") + classes_[order[i]] + " " + percent((*found)[order[i]].number(), 1);
-    return print(text + "\n");
+      text += (i ? ", " : "") + classes_[order[i]] + " " + percent((*found)[order[i]].number(), 1);
+    return print(text + (unknown ? ")\n" : "\n"));
   }
   json::Writer out;
   out.begin_object().text("image", image);
@@ -126,7 +133,8 @@ bool PredictFront::hear(const char* kind, json::Writer& event) {
       if ((*found)[i].number() > 0.5) out.text(classes_[i]);
     out.end_array();
   } else {
-    out.text("prediction", classes_[order.front()]);
+    out.text("prediction", unknown ? "unknown" : classes_[order.front()]);
+    out.boolean("known", !unknown);
   }
   out.begin_object("probabilities");
   for (const size_t i : order) out.key(classes_[i]).value((*found)[i]);

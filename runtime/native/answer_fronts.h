@@ -30,6 +30,7 @@ class PredictFront : public Front {
   const bool json_, multi_label_;
   const std::vector<std::string> classes_, images_;
   const size_t top_;
+  const double unknown_below_;  // the probability of the likeliest class
   size_t next_ = 0;
 };
 

@@ -68,10 +68,18 @@ void evaluate(const Job& job, Events& events) {
   std::vector<int32_t> counts(multi_label ? classes : classes * classes);
   double losses = 0;
   int64_t correct = 0;
+  Unknown unknown;
+  if (!job.is_null("unknown_below")) unknown.below = job.number("unknown_below", 0, 1);
   for_each_sample(data, samples, execution, [&](uint32_t i) {
     const float* logits = execution.logits();
     losses += loss_of(execution, *program);
-    correct += samples.right_answers(i, logits);
+    const int right = samples.right_answers(i, logits);
+    correct += right;
+    if (unknown.known()) {
+      const bool rejected = surest(logits, program->classes) < unknown.below;
+      ++(right ? unknown.right : unknown.wrong);
+      (right ? unknown.right_rejected : unknown.wrong_rejected) += rejected;
+    }
     if (multi_label) {
       for (size_t c = 0; c < classes; ++c) counts[c] += (logits[c] > 0) == samples.has(i, static_cast<int>(c));
     } else {
@@ -89,7 +97,9 @@ void evaluate(const Job& job, Events& events) {
     for (size_t column = 0; column < classes; ++column) event.integer(counts[row + column]);
     if (!multi_label) event.end_array();
   }
-  event.end_array().integer("peak_rss_bytes", peak_rss());
+  event.end_array();
+  write_unknown(event, "unknown", unknown);
+  event.integer("peak_rss_bytes", peak_rss());
   send(events);
 }
 

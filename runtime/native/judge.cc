@@ -36,7 +36,7 @@ Interval interval(double accuracy, int64_t images) {
 Judge::Judge(const Program& program, const Dataset& dataset, std::vector<uint32_t> images)
     : program_(program), dataset_(dataset), samples_(program, dataset), images_(std::move(images)) {}
 
-Score Judge::measure(Execution& execution, const std::function<void()>& between) {
+Score Judge::measure(Execution& execution, const std::function<void()>& between, std::vector<Sure>* answers) {
   struct OfClass {
     int64_t images = 0, right = 0;
     double losses = 0;
@@ -48,7 +48,9 @@ Score Judge::measure(Execution& execution, const std::function<void()>& between)
     execution.forward(nullptr);
     OfClass& own = classes[program_.multi_label ? 0 : static_cast<size_t>(samples_.label(index))];
     ++own.images;
-    own.right += samples_.right_answers(index, execution.logits());
+    const int right = samples_.right_answers(index, execution.logits());
+    own.right += right;
+    if (answers) answers->push_back({static_cast<float>(surest(execution.logits(), program_.classes)), right > 0});
     own.losses += loss_of(execution, program_);
     between();
   }

@@ -11,6 +11,7 @@
 #include "json.h"
 #include "program.h"
 #include "samples.h"
+#include "unknown.h"
 
 namespace tinytl {
 
@@ -53,7 +54,8 @@ class Judge {
 
   int64_t images() const { return static_cast<int64_t>(images_.size()); }
   // Of the parameters as they are; `between` is called behind each image.
-  Score measure(Execution& execution, const std::function<void()>& between);
+  // `answers`, where it is not null, takes how sure each answer was.
+  Score measure(Execution& execution, const std::function<void()>& between, std::vector<Sure>* answers = nullptr);
   Mirrored mirrored(Execution& execution, const std::function<void()>& between);
 
  private:

@@ -205,7 +205,23 @@ std::string summary(const json::Value& done) {
     text += separator + megabytes(number_of(*memory, phase)) + " (" + phase + ")";
     separator = ", ";
   }
-  return text + ".\nAdapter: " + text_of(done, "adapter") + "\n";
+  text += ".\n";
+  if (says(done, "unknown")) {
+    const json::Value& unknown = *done.find("unknown");
+    text += "Less sure than " + percent(number_of(unknown, "below"), 1) + " it says unknown: " + unknown_words(unknown) + ".\n";
+  }
+  return text + "Adapter: " + text_of(done, "adapter") + "\n";
+}
+
+std::string unknown_words(const json::Value& unknown) {
+  const auto part = [&](const char* rejected, const char* all, const char* what) {
+    return worded("%lld of %lld %s", static_cast<long long>(integer_of(unknown, rejected)),
+                  static_cast<long long>(integer_of(unknown, all)), what);
+  };
+  std::string text = part("right_rejected", "right", "right images");
+  if (integer_of(unknown, "wrong")) text += ", " + part("wrong_rejected", "wrong", "wrong ones");
+  if (integer_of(unknown, "junk")) text += ", " + part("junk_rejected", "junk", "grey and noisy ones");
+  return text;
 }
 
 std::string counted(int64_t number, const char* what) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "errors.h"
+#include "unknown.h"
 
 namespace tinytl {
 
@@ -40,8 +41,7 @@ int Samples::right_answers(uint32_t index, const float* logits) const {
 
 void Samples::fill(uint32_t index, const Crop& crop, double smoothing, Execution& execution) {
   dataset_.read_image(index, execution.stored_image());
-  resample(execution.stored_image(), dataset_.stored(), crop, dataset_.input(), dataset_.channels(), program_.mean.data(),
-           program_.std.data(), execution.image());
+  take(crop, execution);
   float* targets = execution.targets();
   if (dataset_.multi_label()) {
     const auto absent = static_cast<float>(smoothing / 2), present = static_cast<float>(1 - smoothing / 2);
@@ -52,6 +52,16 @@ void Samples::fill(uint32_t index, const Crop& crop, double smoothing, Execution
   const float rest = label < 0 ? 0 : static_cast<float>(smoothing / program_.classes);
   for (int i = 0; i < program_.classes; ++i) targets[i] = rest;
   if (label >= 0) targets[label] += static_cast<float>(1 - smoothing);
+}
+
+void Samples::fill_junk(int number, Execution& execution) {
+  draw_junk(number, dataset_.image_bytes(), execution.stored_image());
+  take(centre_crop(dataset_.stored(), dataset_.input()), execution);
+}
+
+void Samples::take(const Crop& crop, Execution& execution) const {
+  resample(execution.stored_image(), dataset_.stored(), crop, dataset_.input(), dataset_.channels(), program_.mean.data(),
+           program_.std.data(), execution.image());
 }
 
 }  // namespace tinytl

@@ -31,8 +31,12 @@ class Samples {
   // Writes the cropped and normalised image, and soft targets: 1 - smoothing at the label and smoothing / classes
   // everywhere, or multi-label 1 - smoothing / 2 and smoothing / 2; all zero without a label.
   void fill(uint32_t index, const Crop& crop, double smoothing, Execution& execution);
+  // The same with an image that is none of the dataset's: see draw_junk. No targets.
+  void fill_junk(int number, Execution& execution);
 
  private:
+  void take(const Crop& crop, Execution& execution) const;
+
   const Program& program_;
   const Dataset& dataset_;
 };

@@ -89,6 +89,7 @@ std::string standing_text(const Standing& at) {
   write_score(out, "start", at.start);
   write_score(out, "score", at.score);
   write_score(out, "best", at.best);
+  write_unknown(out, "unknown", at.unknown);
   return out.end_object().str();
 }
 
@@ -113,6 +114,7 @@ Standing standing_from(const json::Value& told) {
   const json::Value* flips = told.find("flips");
   at.flips = !flips || !flips->is_bool() || flips->boolean();
   at.left_out = number("left_out", NAN);
+  at.unknown = read_unknown(told, "unknown");
   return at;
 }
 
@@ -155,7 +157,7 @@ void for_each_array(const Program& program, Visit visit) {
 }  // namespace
 
 void write_adapter(const std::string& path, const Program& program, const std::string& bundle,
-                   const std::vector<std::string>& classes, int64_t steps, const EpochSums& sums) {
+                   const std::vector<std::string>& classes, const Standing& at) {
   std::vector<TensorToWrite> tensors;
   uint32_t crc = 0;
   for (const Parameter& parameter : program.parameters) {
@@ -178,8 +180,9 @@ void write_adapter(const std::string& path, const Program& program, const std::s
                  {"backbone", program.backbone},
                  {"method", program.method},
                  {"classes", names.str()},
-                 {"steps", std::to_string(steps)},
-                 {"logits", "[" + precise(sums.low) + ", " + precise(sums.high) + "]"},
+                 {"steps", std::to_string(at.step)},
+                 {"logits", "[" + precise(at.sums.low) + ", " + precise(at.sums.high) + "]"},
+                 {"unknown_below", at.unknown.known() ? precise(at.unknown.below) : ""},
                  {"crc32", digits}});
 }
 

@@ -38,11 +38,12 @@ struct Standing {
   double share = NAN;  // that was chosen
   bool flips = true;  // images may be mirrored
   double left_out = NAN;  // accuracy of the one pass, each image left out in turn
+  Unknown unknown;
 };
 
 // Writes the trainables as PyTorch has them; `bundle` is the bundle's identity.
 void write_adapter(const std::string& path, const Program& program, const std::string& bundle,
-                   const std::vector<std::string>& classes, int64_t steps, const EpochSums& sums);
+                   const std::vector<std::string>& classes, const Standing& at);
 // Fills the trainables from an adapter.
 void read_adapter(const std::string& path, Program& program);
 // Brings the trainables to start + share (trainables - start), where an adapter says what they were at the start.

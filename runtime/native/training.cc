@@ -163,6 +163,7 @@ class Training {
     const Discriminant found =
         fit_in_one_pass(*program_, dataset_, samples_, execution_, images, run_, smoothing, memory_, behind_each);
     at_.left_out = found.left_out ? found.accuracy : NAN;
+    if (!at_.unknown.known()) at_.unknown = Unknown::of(found.answers, program_->classes);
     at_.sums = {found.losses, found.correct, static_cast<int64_t>(images.size()), found.low, found.high};
     return found;
   }
@@ -233,18 +234,35 @@ class Training {
       at_.share = 1;
       at_.score = at_.best;
     }
-    if (!validation_) write_judged();
     read_adapter(earlier ? best_path() : adapter_path(), *program_);
+    look_closer();
     save();
     const int64_t last = earlier ? at_.best_step : at_.step;
     said_.choice(at_.share, stage_of(last).epoch_of(last - 1), judged(), start(), score());
   }
 
-  // What was chosen, before all images are learnt from: a training that goes on from this one is judged by way of it.
-  void write_judged() {
-    read_adapter(adapter_path(), *program_);
+  // At what was chosen, as it will be: how sure its answers are; and, before all images are learnt from, that itself,
+  // by way of which a training is judged that goes on from this one.
+  void look_closer() {
+    const std::string trained = at_.share < 1 ? adapter_path() : "";
     if (at_.share < 1) blend(start_path(), at_.share, *program_);
-    write(judged_path());
+    std::vector<Sure> answers;
+    judge_->measure(execution_, [&] { stop_if_asked(false); }, &answers);
+    const Unknown found = program_->multi_label ? Unknown() : Unknown::of(answers, program_->classes);
+    if (found.known()) at_.unknown = found;  // else, of few, what leaving out told
+    if (!validation_) write(judged_path());
+    if (!trained.empty()) read_adapter(trained, *program_);
+  }
+
+  // How many images without anything on them are taken for something.
+  void try_junk() {
+    if (!at_.unknown.known()) return;
+    for (int number = 0; number < kJunk; ++number) {
+      samples_.fill_junk(number, execution_);
+      execution_.forward(nullptr);
+      ++at_.unknown.junk;
+      at_.unknown.junk_rejected += surest(execution_.logits(), program_->classes) < at_.unknown.below;
+    }
   }
 
   void finish() {
@@ -256,6 +274,7 @@ class Training {
       blend(start_path(), at_.share, *program_);
       add_range(start_path(), at_.sums);
     }
+    try_junk();
     write(adapter_path());
     said_.done(at_, judged(), start(), score());
   }
@@ -335,7 +354,7 @@ class Training {
          exists(adapter_path()) ? "the last good adapter stays" : "there is no adapter yet");
   }
 
-  void write(const std::string& path) { write_adapter(path, *program_, bundle_, classes_, at_.step, at_.sums); }
+  void write(const std::string& path) { write_adapter(path, *program_, bundle_, classes_, at_); }
 
   void save() {
     give_back_unused();

@@ -131,6 +131,7 @@ void TrainingEvents::done(const Standing& at, const Judged& judged, const Score*
       .number("left_out_accuracy", at.left_out)
       .number("share", at.share);
   say_judged(event, judged, start, score);
+  write_unknown(event, "unknown", at.unknown);
   event.integer("peak_rss_bytes", peak_rss());
   send();
 }

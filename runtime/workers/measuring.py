@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tinytl_edge.runtime.images.batches import Array, Batch, Batches
 from tinytl_edge.runtime.images.dataset import MULTI
+from tinytl_edge.runtime.unknown import Unknown
 
 
 class Session(Protocol):
@@ -42,12 +43,15 @@ def evaluated(
         yield batch, loss, logits
 
 
-def measure(session: Session, batches: Batches, batch_size: int, on_batch: OnBatch) -> dict[str, Any]:
-    """images, loss, accuracy; and confusion[label][guess], or (multi-label) how often each class was right."""
+def measure(
+    session: Session, batches: Batches, batch_size: int, on_batch: OnBatch, unknown_below: float | None = None
+) -> dict[str, Any]:
+    """images, loss, accuracy, unknown; and confusion[label][guess], or (multi-label) how often each class was right."""
     multi_label, classes = batches.manifest.labels == MULTI, batches.manifest.class_count
     count = batches.dataset.count
     confusion, often = np.zeros((classes, classes), np.int64), np.zeros(classes, np.int64)
     losses, correct = 0.0, 0
+    unknown = None if unknown_below is None else Unknown(unknown_below)
     for batch, loss, logits in evaluated(session, batches, batch_size, on_batch):
         losses += loss * len(batch.labels)
         answers = right(batch, logits)
@@ -56,12 +60,21 @@ def measure(session: Session, batches: Batches, batch_size: int, on_batch: OnBat
             often += answers.sum(0)
         else:
             np.add.at(confusion, (batch.labels, logits.argmax(1)), 1)
+        if unknown is not None:
+            unknown = unknown.with_answers(zip(surest(logits).tolist(), answers.tolist()))
     return {
         "images": count,
         "loss": losses / count,
         "accuracy": correct / (count * batches.answers),
+        "unknown": None if unknown is None else unknown.as_dict(),
         **({"right": often.tolist()} if multi_label else {"confusion": confusion.tolist()}),
     }
+
+
+def surest(logits: Array) -> NDArray[np.float64]:
+    """The probability of the likeliest class [N]."""
+    exact = logits.astype(np.float64)
+    return np.asarray(1 / np.exp(exact - exact.max(1, keepdims=True)).sum(1))
 
 
 def probabilities(logits: Array, multi_label: bool) -> Array:

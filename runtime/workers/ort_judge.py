@@ -11,7 +11,7 @@ import numpy as np
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.mirrored import Mirrored
 
-from .measuring import evaluated, right
+from .measuring import evaluated, right, surest
 from .ort_session import OrtSession
 
 
@@ -59,12 +59,21 @@ class Judge:
         plain, turned = answers
         return Mirrored(int((plain & ~turned).sum()), int((~plain & turned).sum()), len(plain))
 
-    def measure(self, session: OrtSession, on_batch: Callable[[int, int], None], between: Callable[[], None]) -> Score:
-        """Of the parameters as they are; `between` is called after each image."""
+    def measure(
+        self,
+        session: OrtSession,
+        on_batch: Callable[[int, int], None],
+        between: Callable[[], None],
+        sure: list[tuple[float, bool]] | None = None,
+    ) -> Score:
+        """Of the parameters as they are; `between` is called after each image, `sure` takes how sure answers are."""
         losses, rights, classes = [], [], []
         for batch, loss, logits in evaluated(session, self._batches, 1, on_batch, self.images):
             losses.append(loss)
-            rights.append(float(right(batch, logits).mean()))
+            answer = right(batch, logits)
+            rights.append(float(answer.mean()))
+            if sure is not None:
+                sure.append((float(np.float32(surest(logits)[0])), bool(answer.any())))
             classes.append(int(batch.labels[0]) if batch.labels.ndim == 1 else 0)
             between()
         by_class = [np.array(classes) == label for label in sorted(set(classes))]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,11 +23,13 @@ from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.learning.discriminant import fit_discriminant
 from tinytl_edge.runtime.memory import peak_rss
 from tinytl_edge.runtime.options import LOG_EVERY, TrainOptions, schedule
+from tinytl_edge.runtime.unknown import find_unknown
 
 from .events import emit
-from .measuring import probabilities, right
+from .measuring import probabilities, right, surest
 from .ort_judge import Judge, Score, interval, said
 from .ort_session import Array, OrtSession
+from .ort_standing import Stage, Standing, Sums
 
 _HOPELESS = 10  # times the loss of guessing: an adapter with a loss above that is not kept
 
@@ -43,74 +44,6 @@ class StopRequest:
 
     def _ask(self, *_: object) -> None:
         self.asked = True
-
-
-@dataclass
-class Sums:
-    """Of an epoch: the sum of losses, right answers, images seen, lowest and highest logit."""
-
-    losses: float = 0.0
-    correct: int = 0
-    seen: int = 0
-    low: float = 0.0
-    high: float = 0.0
-
-    def add_range(self, low: float, high: float) -> None:
-        """Widen the range of the logits."""
-        self.low, self.high = min(self.low, low), max(self.high, high)
-
-
-@dataclass
-class Standing:
-    """Where a training stands; as in runtime/native/store.h."""
-
-    step: int = 0
-    sums: Sums = field(default_factory=Sums)
-    start: Score = field(default_factory=Score)
-    score: Score = field(default_factory=Score)
-    best: Score = field(default_factory=Score)
-    best_step: int = 0
-    ended: int = 0
-    share: float | None = None
-    left_out: float | None = None
-    flips: bool = True
-
-    @classmethod
-    def from_text(cls, text: str) -> Standing:
-        """As `text` kept it."""
-        told = json.loads(text)
-        told["sums"] = Sums(**told["sums"])
-        told.update({name: Score(**told[name]) for name in ("start", "score", "best")})
-        return cls(**told)
-
-    def text(self) -> str:
-        """To be kept."""
-        return json.dumps(asdict(self))
-
-
-@dataclass(frozen=True)
-class _Stage:
-    images: Sequence[int]
-    with_held_out: bool  # all of them, then
-    start: str | None  # an adapter's file; None: where the training began
-    first_epoch: int
-    epochs: int
-    first_step: int
-    steps_an_epoch: int
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.steps_an_epoch
-
-    @property
-    def end(self) -> int:
-        return self.first_step + self.steps
-
-    def epoch_of(self, step: int) -> int:
-        return self.first_epoch + (step - self.first_step) // self.steps_an_epoch
-
-    def ends_epoch(self, step: int) -> bool:
-        return (step - self.first_step) % self.steps_an_epoch == 0
 
 
 class Training:
@@ -168,22 +101,22 @@ class Training:
             self._end_epoch(stage)
         self._finish()
 
-    def _staged(self, told: list[dict[str, Any]], everything: Sequence[int]) -> list[_Stage]:
-        stages: list[_Stage] = []
+    def _staged(self, told: list[dict[str, Any]], everything: Sequence[int]) -> list[Stage]:
+        stages: list[Stage] = []
         for stage in told:
             images = everything if stage["with_held_out"] else self._others
             epoch, step = (stages[-1].first_epoch + stages[-1].epochs, stages[-1].end) if stages else (0, 0)
             steps_an_epoch = math.ceil(len(images) / self._batch_size)
             stages.append(
-                _Stage(images, stage["with_held_out"], stage["start"], epoch, stage["epochs"], step, steps_an_epoch)
+                Stage(images, stage["with_held_out"], stage["start"], epoch, stage["epochs"], step, steps_an_epoch)
             )
         return stages
 
-    def _stage_of(self, step: int) -> _Stage:
+    def _stage_of(self, step: int) -> Stage:
         """The one of a step, counted from 1."""
         return next((stage for stage in self._stages if stage.end >= step), self._stages[-1])
 
-    def _is_judged(self, stage: _Stage) -> bool:
+    def _is_judged(self, stage: Stage) -> bool:
         """Does the judge see images that this stage does not learn from?"""
         return self._judge is not None and (self._judge.what == "val" or not stage.with_held_out)
 
@@ -208,7 +141,7 @@ class Training:
         self._save()
         self._say_one_pass(found, len(self._others), False, self._score, begin)
 
-    def _begin_anew(self, stage: _Stage) -> None:
+    def _begin_anew(self, stage: Stage) -> None:
         begin = time.perf_counter()
         del self._session  # with the optimizer's state
         self._session = OrtSession(self._bundle, self._options.threads or 1)
@@ -229,7 +162,7 @@ class Training:
         elif at.step == stage.end and self._is_judged(stage) and at.share is None:
             self._choose()
 
-    def _train_epoch(self, stage: _Stage) -> None:
+    def _train_epoch(self, stage: Stage) -> None:
         at, rates = self._at, self._rates
         options = self._options if at.flips else replace(self._options, flip=False)
         epoch, inside = stage.epoch_of(at.step), at.step - stage.first_step
@@ -255,7 +188,7 @@ class Training:
                 self._save()
                 self._interrupted()
 
-    def _end_epoch(self, stage: _Stage) -> None:
+    def _end_epoch(self, stage: Stage) -> None:
         at = self._at
         loss = at.sums.losses / at.sums.seen
         hopeless = _HOPELESS * math.log(2 if self._manifest.labels == MULTI else self._manifest.class_count)
@@ -295,20 +228,35 @@ class Training:
         earlier = self._keeps_best and at.best.class_loss < least
         if earlier:
             at.share, at.score = 1, at.best
-        if self._judge and self._judge.what == "held-out":
-            self._write_judged()
         self._load(BEST if earlier else ADAPTER)
+        self._look_closer()
         self._save()
         last = at.best_step if earlier else at.step
         epoch = self._stage_of(last).epoch_of(last - 1) + 1
         emit("choice", share=at.share, epoch=epoch, **self._judged(self._start, self._score))
 
-    def _write_judged(self) -> None:
-        """What was chosen, before all images are learnt from: a training that goes on is judged by way of it."""
-        self._load(ADAPTER)
-        if self._at.share is not None and self._at.share < 1:
-            self._blend(self._at.share)
-        self._write(JUDGED)
+    def _look_closer(self) -> None:
+        """At what was chosen, as it will be: how sure its answers are; and, before all images are learnt from, that
+        itself, by way of which a training is judged that goes on from this one."""
+        at, judge = self._at, self._judge
+        assert judge is not None
+        blended = at.share is not None and at.share < 1
+        if blended:
+            self._blend(at.share or 0)
+        sure: list[tuple[float, bool]] = []
+        judge.measure(self._session, _progress, self._end_if_asked, sure)
+        if self._manifest.labels != MULTI:
+            at.unknown = find_unknown(sure, self._manifest.class_count) or at.unknown  # of few, what leaving out told
+        if judge.what == "held-out":
+            self._write(JUDGED)
+        if blended:
+            self._load(ADAPTER)
+
+    def _try_junk(self) -> None:
+        """How many images without anything on them are taken for something."""
+        if self._at.unknown is not None:
+            found = [float(surest(self._session.evaluate(batch.feeds)[1])[0]) for batch in self._batches.junk()]
+            self._at.unknown = self._at.unknown.with_junk(found)
 
     def _finish(self) -> None:
         at = self._at
@@ -319,6 +267,7 @@ class Training:
                 emit("choice", share=at.share, epoch=epochs, **self._judged(None, None))
         if at.share is not None and at.share < 1:
             at.sums.add_range(*self._blend(at.share))
+        self._try_junk()
         self._write(ADAPTER)
         emit(
             "done",
@@ -329,6 +278,7 @@ class Training:
             left_out_accuracy=at.left_out,
             share=at.share,
             **self._judged(self._start, self._score),
+            unknown=at.unknown.as_dict() if at.unknown else None,
             peak_rss_bytes=peak_rss(),
         )
 
@@ -369,6 +319,8 @@ class Training:
         self._at.sums = Sums(float(-np.log(chances).sum()), right_ones, len(targets))
         self._at.sums.add_range(float(logits.min()), float(logits.max()))
         self._at.left_out = found.accuracy
+        if self._at.unknown is None:
+            self._at.unknown = find_unknown(found.answers, self._manifest.class_count)
         return {"shrinkage": found.shrinkage, "left_out_loss": found.loss, "left_out_accuracy": found.accuracy}
 
     def _blend(self, share: float) -> tuple[float, float]:
@@ -389,9 +341,7 @@ class Training:
             self._end_if_asked()
 
         assert self._judge is not None
-        return self._judge.measure(
-            self._session, lambda done, total: emit("evaluating", done=done, total=total), between
-        )
+        return self._judge.measure(self._session, _progress, between)
 
     @property
     def _score(self) -> Score | None:
@@ -435,7 +385,8 @@ class Training:
     def _write(self, name: str) -> None:
         tensors = {name: (array.shape, array.tobytes()) for name, array in self._session.trainable.items()}
         logits = self._at.sums.low, self._at.sums.high
-        write_adapter(self._run / name, self._bundle, self._classes, self._at.step, tensors, logits)
+        below = self._at.unknown.below if self._at.unknown else None
+        write_adapter(self._run / name, self._bundle, self._classes, self._at.step, tensors, logits, below)
 
     def _save(self) -> None:
         if not all(np.isfinite(array).all() for array in self._session.trainable.values()):

@@ -63,7 +63,7 @@ def _adapted(job: dict[str, Any], bundle: Bundle) -> OrtSession:
 def _evaluate(job: dict[str, Any], bundle: Bundle) -> None:
     session = _adapted(job, bundle)
     batches = Batches(bundle.manifest, open_dataset(job["data"]))
-    found = measure(session, batches, job["batch_size"], _progress)
+    found = measure(session, batches, job["batch_size"], _progress, job["unknown_below"])
     emit("done", runtime="onnxruntime-training", **found, peak_rss_bytes=peak_rss())
 
 

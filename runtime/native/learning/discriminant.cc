@@ -158,6 +158,7 @@ class Fit {
     if (found.left_out) {
       found.loss = left_.loss(scale, 0);
       found.accuracy = left_.accuracy();
+      found.answers = left_.answers(scale);
     }
     Floats mean(static_cast<size_t>(width()));
     double mean_bias = 0, present = 0;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "../unknown.h"
 #include "rows.h"
 
 namespace tinytl {
@@ -15,6 +16,7 @@ struct Discriminant {
   // Of samples that are left out of the fit, each class being as important; how many samples that is.
   double loss = 0, accuracy = 0;
   int64_t left_out = 0;
+  std::vector<Sure> answers;  // of these samples
   // Of all samples, with the classifier found: sums, and the range of all logits.
   double losses = 0;
   int64_t correct = 0;

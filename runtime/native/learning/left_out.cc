@@ -81,4 +81,20 @@ double LeftOut::accuracy() const {
   return right;
 }
 
+std::vector<Sure> LeftOut::answers(double scale) const {
+  const size_t classes = present_.size();
+  std::vector<Sure> found;
+  for (size_t n = 0; n < chosen_.size(); ++n) {
+    const float* scores = &scores_[n * classes];
+    size_t likeliest = labels_[n];
+    for (size_t c = 0; c < classes; ++c)
+      if (present_[c] && scores[c] > scores[likeliest]) likeliest = c;
+    double sum = 0;
+    for (size_t c = 0; c < classes; ++c)
+      if (present_[c]) sum += std::exp(scale * static_cast<double>(scores[c] - scores[likeliest]));
+    found.push_back({static_cast<float>(1 / sum), likeliest == labels_[n]});
+  }
+  return found;
+}
+
 }  // namespace tinytl

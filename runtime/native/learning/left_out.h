@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../unknown.h"
 #include "labelled_rows.h"
 
 namespace tinytl {
@@ -21,6 +22,8 @@ class LeftOut {
 
   double loss(double scale, double smoothing) const { return at(scale, smoothing).loss; }  // cross-entropy
   double accuracy() const;
+  // How sure each answer is, at a scale.
+  std::vector<Sure> answers(double scale) const;
   // The scale of the lowest loss.
   double best_scale(double smoothing) const;
   // The scale by which the right class has a probability of `sure`.

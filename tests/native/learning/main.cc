@@ -34,10 +34,13 @@ int main(int count, char** words) {
         });
     const double said[] = {found.shrinkage, found.loss, found.accuracy, static_cast<double>(found.left_out),
                            found.losses, static_cast<double>(found.correct), found.low, found.high};
+    std::vector<float> answers;  // how sure each is, below zero where it is wrong
+    for (const Sure& answer : found.answers) answers.push_back(answer.right ? answer.probability : -answer.probability);
     write_tensors(words[6],
                   {{"said", DType::kF64, {8}, said, sizeof said},
                    {"weight", DType::kF32, {classes, length}, weight.data(), 4 * weight.size()},
-                   {"bias", DType::kF32, {classes}, bias.data(), 4 * bias.size()}},
+                   {"bias", DType::kF32, {classes}, bias.data(), 4 * bias.size()},
+                   {"answers", DType::kF32, {found.left_out}, answers.data(), 4 * answers.size()}},
                   {});
     return 0;
   } catch (const Failure& failure) {
