@@ -1,7 +1,7 @@
 """tinytl-edge: adapt an image classifier on the board it runs on.
 
 The verbs of the command line, as functions: `prepare` (workstation), `doctor`, `pack`, `train`, `evaluate`, `predict`,
-`export`, `inspect`, `bench`. Importing this module imports none of them; each comes when it is first used.
+`export`, `inspect`, `report`, `bench`. Importing this module imports none of them; each comes when it is first used.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .inspection import inspect as inspect
     from .options import PrepareOptions as PrepareOptions
     from .preparation import prepare as prepare
+    from .run_report import report as report
 
 _HOMES = {
     "prepare": ".preparation",
@@ -38,6 +39,7 @@ _HOMES = {
     "predict": ".runtime.evaluate",
     "inspect": ".inspection",
     "doctor": ".runtime.doctor",
+    "report": ".run_report",
     "bench": ".benchmark",
     "TinyTLError": ".runtime.errors",
 }

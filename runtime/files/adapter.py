@@ -24,9 +24,10 @@ FILE = "adapter.safetensors"
 START = "start.safetensors"  # of a run: the same parameters where training began
 BEST = "best.safetensors"  # and behind the epoch that was judged best
 JUDGED = "judged.safetensors"  # and of its trial, which was not shown the images that it was judged on
+JUDGED_START = "judged-start.safetensors"  # and where that began
 BEFORE = "before.safetensors"  # and of the run that it goes on from, both
 BEFORE_JUDGED = "before-judged.safetensors"
-ALL_ADAPTERS = (FILE, START, BEST, JUDGED, BEFORE, BEFORE_JUDGED)
+ALL_ADAPTERS = (FILE, START, BEST, JUDGED, JUDGED_START, BEFORE, BEFORE_JUDGED)
 
 
 @dataclass(frozen=True)

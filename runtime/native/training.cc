@@ -105,6 +105,7 @@ class Training {
   std::string start_path() const { return run_ + "/start.safetensors"; }
   std::string best_path() const { return run_ + "/best.safetensors"; }
   std::string judged_path() const { return run_ + "/judged.safetensors"; }
+  std::string judged_start_path() const { return run_ + "/judged-start.safetensors"; }
 
   // The one of a step, counted from 1.
   const Stage& stage_of(int64_t step) const {
@@ -241,17 +242,20 @@ class Training {
     said_.choice(at_.share, stage_of(last).epoch_of(last - 1), judged(), start(), score());
   }
 
-  // At what was chosen, as it will be: how sure its answers are; and, before all images are learnt from, that itself,
-  // by way of which a training is judged that goes on from this one.
+  // At what was chosen, as it will be: how sure its answers are. Before all images are learnt from, that itself is kept,
+  // and where it began: a training that goes on from this one is judged by way of them, and reports are written.
   void look_closer() {
-    const std::string trained = at_.share < 1 ? adapter_path() : "";
     if (at_.share < 1) blend(start_path(), at_.share, *program_);
     std::vector<Sure> answers;
     judge_->measure(execution_, [&] { stop_if_asked(false); }, &answers);
     const Unknown found = program_->multi_label ? Unknown() : Unknown::of(answers, program_->classes);
     if (found.known()) at_.unknown = found;  // else, of few, what leaving out told
-    if (!validation_) write(judged_path());
-    if (!trained.empty()) read_adapter(trained, *program_);
+    if (!validation_) {
+      write(judged_path());
+      read_adapter(start_path(), *program_);
+      write(judged_start_path());
+    }
+    if (!validation_ || at_.share < 1) read_adapter(adapter_path(), *program_);
   }
 
   // How many images without anything on them are taken for something.

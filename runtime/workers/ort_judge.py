@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,14 +28,6 @@ def said(score: Score | None, prefix: str = "val") -> dict[str, float | None]:
     """For an event."""
     names = ("loss", "accuracy", "class_accuracy")
     return {f"{prefix}_{name}": getattr(score, name) if score else None for name in names}
-
-
-def interval(accuracy: float, images: int) -> tuple[float, float]:
-    """Where the accuracy on all images is likely (95 %) to lie: Wilson's score interval (1927)."""
-    z = 1.959964
-    spread = z * z / images
-    middle, width = accuracy + spread / 2, z * math.sqrt((accuracy * (1 - accuracy) + spread / 4) / images)
-    return (middle - width) / (1 + spread), (middle + width) / (1 + spread)
 
 
 class Judge:

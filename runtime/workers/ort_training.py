@@ -14,12 +14,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tinytl_edge.runtime.errors import DivergedError, InterruptedTrainingError
-from tinytl_edge.runtime.files.adapter import BEST, JUDGED, START, Adapter, open_adapter, write_adapter
+from tinytl_edge.runtime.files.adapter import BEST, JUDGED, JUDGED_START, START, Adapter, open_adapter, write_adapter
 from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
 from tinytl_edge.runtime.files.bundle import Bundle
 from tinytl_edge.runtime.files.run import CHECKPOINTS
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
+from tinytl_edge.runtime.intervals import likely
 from tinytl_edge.runtime.learning.discriminant import fit_discriminant
 from tinytl_edge.runtime.memory import peak_rss
 from tinytl_edge.runtime.options import LOG_EVERY, TrainOptions, schedule
@@ -27,7 +28,7 @@ from tinytl_edge.runtime.unknown import find_unknown
 
 from .events import emit
 from .measuring import probabilities, right, surest
-from .ort_judge import Judge, Score, interval, said
+from .ort_judge import Judge, Score, said
 from .ort_session import Array, OrtSession
 from .ort_standing import Stage, Standing, Sums
 
@@ -236,8 +237,11 @@ class Training:
         emit("choice", share=at.share, epoch=epoch, **self._judged(self._start, self._score))
 
     def _look_closer(self) -> None:
-        """At what was chosen, as it will be: how sure its answers are; and, before all images are learnt from, that
-        itself, by way of which a training is judged that goes on from this one."""
+        """At what was chosen, as it will be: how sure its answers are.
+
+        Before all images are learnt from, that itself is kept, and where it began: a training that goes on is judged by
+        way of them, and reports are written.
+        """
         at, judge = self._at, self._judge
         assert judge is not None
         blended = at.share is not None and at.share < 1
@@ -249,7 +253,9 @@ class Training:
             at.unknown = find_unknown(sure, self._manifest.class_count) or at.unknown  # of few, what leaving out told
         if judge.what == "held-out":
             self._write(JUDGED)
-        if blended:
+            self._load(START)
+            self._write(JUDGED_START)
+        if blended or judge.what == "held-out":
             self._load(ADAPTER)
 
     def _try_junk(self) -> None:
@@ -358,7 +364,7 @@ class Training:
             "val_images": len(judge.images) if judge else 0,
             **said(start, "start"),
             **said(score),
-            "val_interval": interval(score.accuracy, len(judge.images)) if judge and score and single else None,
+            "val_interval": likely(score.accuracy, len(judge.images)) if judge and score and single else None,
         }
 
     def _end_if_asked(self) -> None:

@@ -18,8 +18,8 @@ PATH = click.Path(path_type=Path)
 # Commands in the order in which one uses them, and the module that each is in.
 _COMMANDS = {
     "prepare": "preparing", "doctor": "looking", "pack": "training", "train": "training", "evaluate": "using",
-    "predict": "using", "export": "using", "inspect": "looking", "bench": "looking", "devices": "looking",
-    "demo": "looking",
+    "predict": "using", "export": "using", "inspect": "looking", "report": "looking", "bench": "looking",
+    "devices": "looking", "demo": "looking",
 }  # fmt: skip
 
 

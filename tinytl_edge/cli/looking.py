@@ -75,6 +75,33 @@ def doctor(folder: Path, as_json: bool, **options: Any) -> None:
     click.echo(json.dumps(content, indent=1, ensure_ascii=False) if as_json else describe(content))
 
 
+@command("tinytl-edge report run --out report.html")
+@click.argument("run", type=PATH)
+@click.option("--data", type=PATH, help="Images that it has not seen.  [default: those that it was judged on]")
+@click.option("--out", type=PATH, help="The page, one file.  [default: report.html in the run's folder]")
+@bundle_option
+@json_option
+def report(run: Path, out: Path | None, as_json: bool, **options: Any) -> None:
+    """What a RUN has brought, as a page to look at.
+
+    Before and after, by class; what is taken for what, and the worst mistakes as pictures; how sure it is; what it took
+    in memory and time; and whether it has learnt enough.
+    """
+    from tinytl_edge.run_report import report as run_report
+    from tinytl_edge.runtime.report import CountProgress
+
+    page = out or (None if as_json else run / "report.html")
+    with CountProgress(sys.stderr) as progress:
+        content = run_report(run, out=page, on_event=progress, **options)
+    if as_json:
+        click.echo(json.dumps(content, ensure_ascii=False))
+        return
+    click.echo(content["verdict"]["headline"] + ".")
+    for sentence in content["verdict"]["sentences"]:
+        click.echo(sentence)
+    click.echo(f"{page}: the page, to be opened in a browser")
+
+
 @command("tinytl-edge bench bundle --runtime native --runtime pytorch")
 @click.argument("bundle", type=PATH)
 @click.option("--runtime", "runtimes", multiple=True, metavar="NAME",
