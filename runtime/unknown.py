@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 UNKNOWN = "unknown"
-_REJECTED = 0.05  # of right answers
+_DEVIATIONS = 1.645  # below the middle of a normal distribution lies all but a twentieth
+_SUREST = 1 - 1e-6
 _FEW = 10  # right answers
 _STEPS = 1000  # thresholds are multiples of one part in so many
 JUNK = 32
@@ -56,7 +57,10 @@ class Unknown:
 
 
 def find_unknown(answers: Sequence[tuple[float, bool]], classes: int) -> Unknown | None:
-    """The highest probability that rejects at most a twentieth of the right answers.
+    """The probability that rejects about a twentieth of right answers.
+
+    It is found as if their log-odds were normally distributed, as wide as the half below their median: of a few dozen
+    answers no twentieth can be counted.
 
     Args:
         answers: of images that were not learnt from: the probability of the likeliest class, and whether it is right.
@@ -64,10 +68,14 @@ def find_unknown(answers: Sequence[tuple[float, bool]], classes: int) -> Unknown
     Returns:
         None where there are few right answers, or no answer can be less sure.
     """
-    right = sorted(probability for probability, is_right in answers if is_right)
+    sure = (min(probability, _SUREST) for probability, is_right in answers if is_right)
+    right = sorted(math.log(probability / (1 - probability)) for probability in sure)
     if len(right) < _FEW:
         return None
-    below = math.floor(_STEPS * right[int(_REJECTED * len(right))]) / _STEPS
+    middle = right[len(right) // 2]
+    lower = [odds for odds in right if odds < middle]
+    spread = math.sqrt(sum((odds - middle) ** 2 for odds in lower) / len(lower)) if lower else 0.0
+    below = math.floor(_STEPS / (1 + math.exp(_DEVIATIONS * spread - middle))) / _STEPS
     if below <= 1 / classes:
         return None
     return Unknown(below).with_answers(answers)

@@ -8,7 +8,8 @@
 namespace tinytl {
 namespace {
 
-constexpr double kRejected = 0.05;  // of right answers
+constexpr double kDeviations = 1.645;  // below the middle of a normal distribution lies all but a twentieth
+constexpr double kSurest = 1 - 1e-6;
 constexpr size_t kFew = 10;         // right answers
 constexpr double kStep = 1000;      // thresholds are multiples of 1 / kStep
 
@@ -28,14 +29,21 @@ double surest(const float* logits, int classes) {
 }
 
 Unknown Unknown::of(const std::vector<Sure>& seen, int classes) {
-  std::vector<float> right;
-  for (const Sure& answer : seen)
-    if (answer.right) right.push_back(answer.probability);
+  std::vector<double> right;  // log-odds
+  for (const Sure& answer : seen) {
+    const double probability = std::min(static_cast<double>(answer.probability), kSurest);
+    if (answer.right) right.push_back(std::log(probability / (1 - probability)));
+  }
   Unknown found;
   if (right.size() < kFew) return found;
   std::sort(right.begin(), right.end());
-  const auto rejected = static_cast<size_t>(kRejected * static_cast<double>(right.size()));
-  const double threshold = std::floor(kStep * static_cast<double>(right[rejected])) / kStep;
+  const double middle = right[right.size() / 2];
+  double squares = 0;
+  int64_t lower = 0;
+  for (; right[static_cast<size_t>(lower)] < middle; ++lower)
+    squares += std::pow(right[static_cast<size_t>(lower)] - middle, 2);
+  const double spread = lower ? std::sqrt(squares / static_cast<double>(lower)) : 0;
+  const double threshold = std::floor(kStep / (1 + std::exp(kDeviations * spread - middle))) / kStep;
   if (threshold <= 1.0 / classes) return found;  // no answer is less sure
   found.below = threshold;
   found.right = static_cast<int64_t>(right.size());

@@ -25,7 +25,8 @@ struct Unknown {
   int64_t wrong = 0, wrong_rejected = 0;
   int64_t junk = 0, junk_rejected = 0;  // grey and noisy images
 
-  // The highest probability that rejects at most a twentieth of the right answers; nothing where these are few.
+  // The probability that rejects about a twentieth of right answers: as if their log-odds were normally distributed, as
+  // wide as the half below their median. (Of a few dozen answers no twentieth can be counted.) Nothing where these are few.
   static Unknown of(const std::vector<Sure>& seen, int classes);
   bool known() const { return !std::isnan(below); }
 };
