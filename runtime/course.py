@@ -58,12 +58,10 @@ class Course:
         }
 
 
-def choose_held_out(
-    manifest: Manifest, options: TrainOptions, dataset: Dataset, validated: bool, known: Known
-) -> tuple[int, ...]:
+def choose_held_out(options: TrainOptions, dataset: Dataset, validated: bool, known: Known) -> tuple[int, ...]:
     """Without images of its own to be judged on (`validated`), a share of the training's is held out."""
     share = HELD_OUT if options.hold_out is None else options.hold_out
-    if not share or validated or not options.rounds(dataset.count) or manifest.labels != SINGLE:
+    if not share or validated or not options.rounds(dataset.count):
         return ()
     return tuple(held_out(dataset, share, options.seed, known))
 

@@ -37,6 +37,7 @@ from .threads import THREAD_BYTES, threads_for
 
 TRAIN_FILE = "train.safetensors"
 VAL_FILE = "val.safetensors"
+FEW = "Nothing is held out: for that there have to be ten images of a class on the average."
 FURTHER_FILE = "further.safetensors"
 
 
@@ -138,8 +139,9 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
             out = resumed.held_out
         else:
             known = earlier.known(options.start or "") if earlier else Known()
-            out = choose_held_out(bundle.manifest, options, dataset, validated, known)
-            for warning in _doubts(dataset, val_file):
+            out = choose_held_out(options, dataset, validated, known)
+            few = [FEW] if options.hold_out and not out and not validated else []
+            for warning in _doubts(dataset, val_file) + few:
                 log.write({"event": "warning", "message": warning})
         course = plan_course(bundle.manifest, options, dataset, validated, out)
     phases.end("packing")

@@ -276,3 +276,15 @@ def test_dots_are_as_large_as_many_images() -> None:
     svg = calibration([(0.5, 0.5, 1), (0.9, 0.8, 100)], "title")
     small, large = (float(radius) for radius in re.findall(r' r="([^"]+)"', svg))
     assert large > 2 * small
+
+
+def test_images_of_several_labels_are_held_out_too(runtime: str, tmp_path: Path) -> None:
+    many = make_bundle(tmp_path / "bundle", prepared(Tiny(len(CLASSES)), "bias"), multi_label=True)
+    make_images(tmp_path / "photos", dict.fromkeys(CLASSES, 12), seed=3)
+    rows = [f"{name}/{index}.png,{name < 'd':d},{index % 2},0" for name in CLASSES for index in range(12)]
+    (tmp_path / "photos" / "labels.csv").write_text("\n".join([f"file,{','.join(CLASSES)}", *rows]))
+    options = TrainOptions(epochs=4, batch_size=4)
+    done = train(many.path, tmp_path / "photos", out=tmp_path / "run", runtime=runtime, options=options)
+    assert (done["judge"], done["val_images"], done["unknown"]) == ("held-out", 7, None)
+    judged = report(tmp_path / "run")["judged"]
+    assert (judged["images"], judged["after"]["accuracy"]) == (7, pytest.approx(done["val_accuracy"]))

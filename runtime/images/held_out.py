@@ -23,17 +23,19 @@ class Known:
 
 
 def held_out(dataset: Dataset, share: float, seed: int, known: Known = Known()) -> list[int]:
-    """The numbers of the images to hold out, in order: of each class `share` of its images, at least one.
+    """The numbers of the images to hold out, in order: of each class `share` of its images, at least one; of all images
+    where one may have several classes.
 
     Images that are nearly the same as one that is held out are held out with it. A class with very few images gives
     none; where all have few, nobody does, and the list is empty. What was held out before stays so, and what was learnt
     from is not held out later.
     """
     by_class: dict[int, list[int]] = defaultdict(list)
-    for index, label in enumerate(dataset.labels):
+    for index, label in enumerate(dataset.labels or dataset.count * [0]):
         by_class[label].append(index)
     fresh = {label: images[-1] >= known.images for label, images in by_class.items()}
-    few = dataset.count - known.images < _ENOUGH * sum(fresh.values())
+    classes = sum(fresh.values()) if dataset.labels else len(dataset.classes)
+    few = dataset.count - known.images < _ENOUGH * classes
     chosen = list(known.held_out)
     if any(fresh.values()) and (chosen or not few):
         for label, images in sorted(by_class.items()):
