@@ -16,6 +16,8 @@ from boards import EMULATORS
 from click.testing import CliRunner
 from PIL import Image
 
+from tinytl_edge.runtime.files.bundle import Bundle
+
 # Of torch, also in processes that tests start: its threads wait for each other by spinning, which takes ten times as
 # long where another program has one of the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -126,6 +128,18 @@ def prepare(out: Path, *arguments: object) -> Path:
     """The tests' bundle."""
     ok("prepare", *TINY, "--batch-size", 4, *arguments, "--out", out)
     return out
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle for both runtimes of a network that trains in milliseconds, its biases and the classifier."""
+    import torch
+    from bundles import make_bundle
+    from small_net import prepared
+    from tiny_models import Tiny
+
+    torch.manual_seed(3)
+    return make_bundle(tmp_path_factory.mktemp("tiny") / "bundle", prepared(Tiny(len(CLASSES)), "bias"))
 
 
 @pytest.fixture

@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from bundles import make_bundle, needs_trainer
+from bundles import needs_trainer
 from conftest import CLASSES, fails, ok
 from pictures import draw_arrows, photograph
 from PIL import Image
-from small_net import prepared
-from tiny_models import Tiny
 
 from tinytl_edge.runtime.doctor import describe, doctor
 from tinytl_edge.runtime.files.bundle import Bundle
@@ -33,9 +30,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    torch.manual_seed(3)
-    return make_bundle(tmp_path_factory.mktemp("doctor") / "bundle", prepared(Tiny(len(CLASSES)), "bias"))
+def bundle(tiny: Bundle) -> Bundle:
+    return tiny
 
 
 def found(content: dict[str, Any]) -> dict[str, list[str]]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from bundles import FRAMING, RUNTIMES, events, make_bundle
 from conftest import CLASSES, fails, make_images, ok, tinytl
 from hypothesis import given
@@ -44,9 +43,8 @@ def recorded(run: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    torch.manual_seed(3)
-    return make_bundle(tmp_path_factory.mktemp("going_on") / "bundle", prepared(Tiny(len(CLASSES)), "bias"))
+def bundle(tiny: Bundle) -> Bundle:
+    return tiny
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from bundles import FRAMING, RUNTIMES, events, make_bundle
+from bundles import FRAMING, RUNTIMES, events
 from conftest import CLASSES, make_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import draw_arrows, picture
 from PIL import Image
-from small_net import prepared
-from tiny_models import Tiny
 
 from tinytl_edge import TrainOptions, evaluate, train
 from tinytl_edge.runtime.errors import InterruptedTrainingError
@@ -132,9 +129,8 @@ def test_further_images_change_little_of_it() -> None:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    torch.manual_seed(3)
-    return make_bundle(tmp_path_factory.mktemp("held_out") / "bundle", prepared(Tiny(len(CLASSES)), "bias"))
+def bundle(tiny: Bundle) -> Bundle:
+    return tiny
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from bundles import RUNTIMES, events, make_bundle
 from conftest import CLASSES, fails, make_images, ok
 from hypothesis import given
@@ -31,9 +30,8 @@ OPTIONS = TrainOptions(epochs=4, start="one-pass", batch_size=4, log_every=1)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    torch.manual_seed(3)
-    return make_bundle(tmp_path_factory.mktemp("report") / "bundle", prepared(Tiny(len(CLASSES)), "bias"))
+def bundle(tiny: Bundle) -> Bundle:
+    return tiny
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from bundles import RUNTIMES, events, make_bundle, needs_trainer
 from conftest import CLASSES, make_images, ok, prepare
 from hypothesis import given
@@ -53,9 +52,8 @@ def test_answers_are_counted(answers: list[tuple[float, bool]], classes: int) ->
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    torch.manual_seed(3)
-    return make_bundle(tmp_path_factory.mktemp("unknown") / "bundle", prepared(Tiny(len(CLASSES)), "bias"))
+def bundle(tiny: Bundle) -> Bundle:
+    return tiny
 
 
 @pytest.fixture(scope="module")
