@@ -24,17 +24,17 @@ from tinytl_edge.runtime.images.duplicates import (
 from tinytl_edge.runtime.images.findings import Finding
 from tinytl_edge.runtime.images.folders import composed, find_images
 from tinytl_edge.runtime.images.framing import Framing
+from tinytl_edge.runtime.images.held_out import ENOUGH
 from tinytl_edge.runtime.images.label_table import has_table, read_table
 from tinytl_edge.runtime.images.packing import PackReport, pack
 from tinytl_edge.runtime.images.source import OnCount, check_exists, check_kind
-from tinytl_edge.runtime.wording import counted, list_names, shown
+from tinytl_edge.runtime.wording import are, counted, list_names, shown
 
 from .errors import UsageError
-from .second_look import can_look, doubted_labels, mirror_images, second_look
+from .second_look import doubted_labels, mirror_images, second_look, why_not
 from .workers.events import OnEvent
 
 RESOLUTION = 160  # pixels of an input, where no bundle says it
-_ENOUGH = 10  # images of a class
 _SHOWN = 5  # files of a finding
 
 
@@ -58,7 +58,7 @@ def doctor(
     Returns:
         images, classes (a count each), findings (kind, message and files of each; empty where nothing is odd),
         accuracy (of the classifier that one pass over half of the images finds, on the other half; None without a
-        bundle).
+        bundle), unexamined (why the bundle's classifier could not look at them).
 
     Raises:
         DataError: there is no image that can be used, or no folder.
@@ -100,14 +100,16 @@ class _Examination:
         findings = _of_files(report)
         if self._bundle is not None and known is None:
             findings += _names_between(list(report.counts), self._bundle.manifest.classes, shown(data), "the bundle")
-        accuracy = None
+        accuracy = unexamined = None
         with open_dataset(packed) as dataset:
             findings += _of_counts(dataset)
             findings += _of_duplicates(dataset, report.packed)
             findings += self._of_looks(dataset, report.packed)
             if val is not None:
                 findings += self._of_val(dataset, report.packed, val)
-            if self._bundle is not None and can_look(self._bundle, dataset):
+            if self._bundle is not None:
+                unexamined = why_not(self._bundle, dataset)
+            if self._bundle is not None and unexamined is None:
                 seen = second_look(self._bundle, dataset, self._folder, self._progress("examining"))
                 accuracy = seen.accuracy(dataset.labels)
                 findings += doubted_labels(seen, dataset, report.packed) + mirror_images(seen, dataset)
@@ -116,6 +118,7 @@ class _Examination:
             "classes": report.counts,
             "findings": [asdict(finding) for finding in findings],
             "accuracy": accuracy,
+            "unexamined": unexamined,
         }
 
     def _known(self, data: Path) -> Sequence[str] | None:
@@ -158,9 +161,12 @@ class _Examination:
 def _of_files(report: PackReport) -> list[Finding]:
     findings = list(report.findings)
     if report.skipped:
-        are = "image cannot" if len(report.skipped) == 1 else "images cannot"
         files = tuple(f"{path} ({why})" for path, why in report.skipped)
-        findings.append(Finding("unreadable", f"{len(report.skipped)} {are} be read, and would be skipped.", files))
+        findings.append(
+            Finding(
+                "unreadable", f"{counted(len(report.skipped), 'image')} cannot be read, and would be skipped.", files
+            )
+        )
     return findings
 
 
@@ -182,11 +188,11 @@ def _names_between(names: Sequence[str], known: Sequence[str], where: str, whose
 
 def _of_counts(dataset: Dataset) -> list[Finding]:
     findings = []
-    few = [f"{name} ({count})" for name, count in zip(dataset.classes, dataset.counts()) if 0 < count < _ENOUGH]
+    few = [f"{name} ({count})" for name, count in zip(dataset.classes, dataset.counts()) if 0 < count < ENOUGH]
     if few:
         classes = "class has" if len(few) == 1 else "classes have"
         message = (
-            f"{len(few)} {classes} fewer than {_ENOUGH} images, too few to tell how good a training is: "
+            f"{len(few)} {classes} fewer than {ENOUGH} images, too few to tell how good a training is: "
             f"{', '.join(few[:10])}{' and more' if len(few) > 10 else ''}."
         )
         findings.append(Finding("few", message))
@@ -205,8 +211,7 @@ def _of_duplicates(dataset: Dataset, paths: Sequence[Path]) -> list[Finding]:
     if apart:
         findings.append(Finding("two-classes", in_two_classes_said(dataset, apart), files(apart)))
     if within := [pair for pair in pairs if pair not in set(apart)]:
-        are = "image is" if len(within) == 1 else "images are"
-        message = f"{len(within)} {are} nearly the same as another of the class: little is learnt from it."
+        message = f"{are(len(within), 'image')} nearly the same as another of the class: little is learnt from it."
         findings.append(Finding("same", message, files(within)))
     return findings
 
@@ -222,6 +227,8 @@ def describe(content: dict[str, Any]) -> str:
             f"One pass over half of the images tells the other half's classes with an accuracy of "
             f"{content['accuracy']:.1%}."
         )
+    if content["unexamined"] is not None:
+        lines.append(content["unexamined"])
     findings = content["findings"]
     if not findings:
         lines.append("Nothing odd was found.")

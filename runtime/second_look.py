@@ -41,13 +41,19 @@ class SecondLook:
         return sum(_likeliest(row) == labels[index] for index, row in self.plain.items()) / len(self.plain)
 
 
-def can_look(bundle: Bundle, dataset: Dataset) -> bool:
-    """Can the bundle's classifier be fitted to each half, and do the images have its classes?"""
-    manifest = bundle.manifest
-    fits = manifest.head is not None and manifest.labels == SINGLE and dataset.kind == SINGLE
-    known = list(manifest.classes) in ([], dataset.classes) and len(dataset.classes) == manifest.class_count
-    counts = [count for count in dataset.counts() if count]
-    return fits and known and len(counts) >= 2 and min(counts) >= 2
+def why_not(bundle: Bundle, dataset: Dataset) -> str | None:
+    """Why the bundle's classifier cannot be fitted to each half of the images: a sentence, or None."""
+    manifest, counts = bundle.manifest, [count for count in dataset.counts() if count]
+    why = None
+    if manifest.labels != SINGLE:
+        why = "an image may have several classes"
+    elif manifest.head is None:
+        why = "one pass cannot fit it"
+    elif list(manifest.classes) not in ([], dataset.classes) or len(dataset.classes) != manifest.class_count:
+        why = "it has other classes"
+    elif len(counts) < 2 or min(counts) < 2:
+        why = "for that there have to be two images of each class"
+    return f"The bundle's classifier did not look at the images: {why}." if why else None
 
 
 def second_look(bundle: Bundle, dataset: Dataset, folder: Path, on_progress: OnCount) -> SecondLook:

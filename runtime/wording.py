@@ -20,3 +20,8 @@ def list_names(names: Sequence[str]) -> str:
 def counted(number: int, what: str) -> str:
     """'1 image', '24 images'."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def are(number: int, what: str) -> str:
+    """'1 image is', '24 images are'."""
+    return f"{counted(number, what)} {'is' if number == 1 else 'are'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import pytest
 from conftest import CLASSES
+from runtimes import HAS_ORT
 from small_net import SPEC, SmallNetwork
 
 from tinytl_edge.export.eager import EagerNetwork
@@ -34,17 +33,7 @@ from tinytl_edge.runtime.files.bundle import (
     open_bundle,
     write_manifest,
 )
-from tinytl_edge.runtime.workers.native_worker import find_trainer
 
-HAS_ORT = importlib.util.find_spec("onnxruntime") is not None and (
-    importlib.util.find_spec("onnxruntime.training") is not None
-)
-needs_ort = pytest.mark.skipif(not HAS_ORT, reason="onnxruntime-training is not installed (CPython up to 3.11, x86-64)")
-needs_trainer = pytest.mark.skipif(find_trainer() is None, reason="there is no native trainer")
-RUNTIMES = [
-    pytest.param("native", marks=needs_trainer),
-    pytest.param("onnxruntime-training", marks=needs_ort),
-]
 INPUT = Input(SPEC.resolution, SPEC.resolution, 3, SPEC.mean, SPEC.std)
 FRAMING = INPUT.framing
 

@@ -15,6 +15,7 @@ import pytest
 from boards import EMULATORS
 from click.testing import CliRunner
 from PIL import Image
+from runtimes import RUNTIMES
 
 from tinytl_edge.runtime.files.bundle import Bundle
 
@@ -40,7 +41,8 @@ TRAINING = ("--epochs", str(EPOCHS), "--lr", "0.03", "--log-every", "1")
 # What `make check` leaves out: half of the tests' time, or an emulator.
 SLOW_FILES = {
     "test_bench", "test_board_choice", "test_demo", "test_emulated_boards", "test_import_network", "test_lite_residual",
-    "test_native_kernels", "test_paper_memory", "test_real_gradients", "test_torch_source", "test_wheels",
+    "test_native_kernels", "test_oldest_python", "test_paper_memory", "test_real_gradients", "test_torch_source",
+    "test_wheels",
 }  # fmt: skip
 SLOW_TESTS = {"test_networks_as_they_come_learn_as_in_pytorch"}
 
@@ -128,6 +130,12 @@ def prepare(out: Path, *arguments: object) -> Path:
     """The tests' bundle."""
     ok("prepare", *TINY, "--batch-size", 4, *arguments, "--out", out)
     return out
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> str:
+    """Each that is installed, one after the other."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import torch
-from bundles import needs_trainer
 from conftest import CLASSES, fails, ok
+from runtimes import needs_trainer
 from torch import nn
 
 from tinytl_edge.export.sources.backbones import InvertedResidualNetwork, network_spec

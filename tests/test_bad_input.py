@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import needs_ort
 from conftest import CLASSES, COLOURS, TINY, content_of, fails, make_image, make_images, ok, prepare, tinytl
 from PIL import Image
+from runtimes import needs_ort
 
 import tinytl_edge
 from tinytl_edge.runtime.files.run import CHECKPOINTS

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import FRAMING, RUNTIMES, events, make_bundle, needs_ort, needs_trainer
+from bundles import FRAMING, events, make_bundle
 from conftest import CLASSES, make_images, ok
 from hypothesis import given
 from hypothesis import strategies as st
+from runtimes import RUNTIMES, needs_ort, needs_trainer
 from small_net import SmallNetwork, prepared
 from tiny_models import Tiny
 

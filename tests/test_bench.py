@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundles import HAS_ORT
 from conftest import RESOLUTION, TESTS, fails, ok, prepare
+from runtimes import HAS_ORT
 from small_net import prepared
 from tiny_models import Tiny
 from torch import nn

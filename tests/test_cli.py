@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 import pytest
-from bundles import needs_ort
 from conftest import CLASSES, RESOLUTION, TINY, TRAINING, make_images, ok, start, tinytl
+from runtimes import needs_ort
 
 import tinytl_edge
 from tinytl_edge.cli import cli

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import needs_trainer
 from conftest import CLASSES, fails, ok
 from pictures import draw_arrows, photograph
 from PIL import Image
+from runtimes import needs_trainer
 
 from tinytl_edge.runtime.doctor import describe, doctor
 from tinytl_edge.runtime.files.bundle import Bundle
@@ -45,7 +45,13 @@ def said(content: dict[str, Any], kind: str) -> str:
 
 def test_nothing_is_odd_about_what_is_as_it_should_be(photos: Path) -> None:
     content = doctor(photos)
-    assert content == {"images": 36, "classes": dict.fromkeys(CLASSES, 12), "findings": [], "accuracy": None}
+    assert content == {
+        "images": 36,
+        "classes": dict.fromkeys(CLASSES, 12),
+        "findings": [],
+        "accuracy": None,
+        "unexamined": None,
+    }
     assert describe(content).splitlines() == [
         "36 images of 3 classes", "  cat  12", "  dog  12", "  fox  12", "Nothing odd was found.",
     ]  # fmt: skip
@@ -153,6 +159,8 @@ def test_classes_of_one_side_only(photos: Path, tmp_path: Path, bundle: Bundle) 
     (photos / "fox").rename(photos / "wolf")
     words = said(doctor(photos, bundle=bundle.path), "class")
     assert "'wolf' is not a class of the bundle." in words and "has no folder for 'fox' of the bundle" in words
+    said_of_it = ok("doctor", photos, "--bundle", bundle.path)
+    assert "The bundle's classifier did not look at the images: it has other classes.\n" in said_of_it
 
 
 @needs_trainer

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import FRAMING, RUNTIMES, events, make_bundle
+from bundles import FRAMING, events, make_bundle
 from conftest import CLASSES, fails, make_images, ok, tinytl
 from hypothesis import given
 from hypothesis import strategies as st
+from runtimes import RUNTIMES
 from small_net import prepared
 from test_held_out import Labelled, prints
 from tiny_models import Tiny
@@ -55,11 +56,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_images(folder / "all", dict.fromkeys(CLASSES, 18), seed=5)
     make_images(folder / "val", dict.fromkeys(CLASSES, 4), seed=6)
     return folder
-
-
-@pytest.fixture(scope="module", params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import FRAMING, RUNTIMES, events
+from bundles import FRAMING, events
 from conftest import CLASSES, make_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import draw_arrows, picture
 from PIL import Image
+from runtimes import RUNTIMES
 
 from tinytl_edge import TrainOptions, evaluate, train
 from tinytl_edge.runtime.errors import InterruptedTrainingError

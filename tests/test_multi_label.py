@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from bundles import FRAMING, HAS_ORT, check_moved_by_gradient, make_bundle, needs_ort
+from bundles import FRAMING, check_moved_by_gradient, make_bundle
 from conftest import TINY, fails, make_image, make_images, ok
 from reference_step import ReferenceStep
+from runtimes import HAS_ORT, needs_ort
 from small_net import images, smooth_network
 from test_label_table import NAMES, labelled
 from test_native import OPTIONS, adapter, losses, losses_in_torch

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import FRAMING, check_moved_by_gradient, make_bundle, needs_ort
+from bundles import FRAMING, check_moved_by_gradient, make_bundle
 from conftest import CLASSES, make_images
 from graph_cases import floats
 from graph_cases import graph as onnx_graph
+from runtimes import needs_ort
 from small_net import SPEC, SmallNetwork, prepared
 from small_net import smooth_network as smooth_network_of
 from torch import nn

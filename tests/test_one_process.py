@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from bundles import needs_trainer
 from conftest import TRAINING, Answer, ok, start, tinytl
+from runtimes import needs_trainer
 from test_label_table import labelled
 from test_train import ADAPTER, CHECKPOINT, events_of, record_of
 

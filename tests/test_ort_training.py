@@ -11,9 +11,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from bundles import HAS_ORT
 from graph_cases import manifest, ort_session, run_onnx
 from onnx_files import export
+from runtimes import HAS_ORT
 from small_net import CLASSES, SPEC, SmallNetwork, images, prepared, smooth_network
 from tiny_models import RunningSum, Tiny
 from torch import nn

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import RUNTIMES, events, make_bundle
+from bundles import events, make_bundle
 from conftest import CLASSES, fails, make_images, ok
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,11 +43,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first, second = sorted(CLASSES)[:2]
     (folder / "val" / first / "0.png").rename(folder / "val" / second / "wrong.png")
     return folder
-
-
-@pytest.fixture(scope="module", params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
-from bundles import needs_ort
 from conftest import EPOCHS, STEPS_AN_EPOCH, TRAINING, ok, start, tinytl
+from runtimes import needs_ort
 
 import tinytl_edge
 from tinytl_edge.runtime.errors import WorkerError

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import RUNTIMES, events, make_bundle, needs_trainer
+from bundles import events, make_bundle
 from conftest import CLASSES, make_images, ok, prepare
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from runtimes import RUNTIMES, needs_trainer
 from small_net import prepared
 from tiny_models import Tiny
 
@@ -59,11 +60,6 @@ def bundle(tiny: Bundle) -> Bundle:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_images(tmp_path_factory.mktemp("photos"), dict.fromkeys(CLASSES, 20), seed=7)
-
-
-@pytest.fixture(scope="module", params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture(scope="module")

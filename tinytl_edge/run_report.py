@@ -19,7 +19,6 @@ from tinytl_edge.runtime.files.run import EVENTS, RUN, Run, is_run, open_run
 from tinytl_edge.runtime.images.dataset import MULTI, Dataset, open_dataset
 from tinytl_edge.runtime.images.packing import pack_part
 from tinytl_edge.runtime.intervals import likely
-from tinytl_edge.runtime.unknown import UNKNOWN
 from tinytl_edge.runtime.workers.events import OnEvent
 
 from .verdict import verdict
@@ -255,5 +254,4 @@ def _training(run: Run) -> dict[str, Any]:
         "parameters": manifest.parameter_count,
         "trained": manifest.trainable_count,
         "input": str(manifest.input.framing),
-        "unknown": UNKNOWN,
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinytl_edge.runtime.wording import counted, list_names
+from tinytl_edge.runtime.wording import are, counted, list_names
 
 from .decoding import FORMATS, orientation, quarter_turns
 from .findings import Finding
@@ -97,8 +97,9 @@ def odd_looks(looks: Sequence[Look], classes: Sequence[str], framing: Framing) -
         found = [seen for seen in left if is_so(seen)]
         if found:
             left = [seen for seen in left if not is_so(seen)]
-            are = counted(len(found), "image") + (" is" if len(found) == 1 else " are")
-            findings.append(Finding(kind, f"{are} {sentence}", tuple(str(seen.path) for seen in found)))
+            findings.append(
+                Finding(kind, f"{are(len(found), 'image')} {sentence}", tuple(str(seen.path) for seen in found))
+            )
     if small := [seen for seen in looks if seen.enlarged > _ENLARGED]:
         findings.append(_small(small, framing))
     if turned := [seen for seen in looks if seen.turned]:
@@ -125,18 +126,17 @@ _ODD: tuple[tuple[str, Callable[[Look], bool], str], ...] = (
 def _small(small: Sequence[Look], framing: Framing) -> Finding:
     least = max(small, key=lambda seen: seen.enlarged)
     width, height = least.size
-    are = counted(len(small), "image") + (" is" if len(small) == 1 else " are")
     message = (
-        f"{are} smaller than the input of {framing.width} x {framing.height} px, and enlarged to it (the smallest, "
-        f"{width} x {height} px, {least.enlarged:.1f} times): what a camera shows of it is sharper."
+        f"{are(len(small), 'image')} smaller than the input of {framing.width} x {framing.height} px, and enlarged to "
+        f"it (the smallest, {width} x {height} px, {least.enlarged:.1f} times): what a camera shows of it is sharper."
     )
     return Finding("small", message, tuple(str(seen.path) for seen in small))
 
 
-_TELLING_OF: tuple[tuple[str, Callable[[Look], str]], ...] = (
-    ("colour", lambda seen: "in colour" if seen.coloured else "grey"),
-    ("shape", lambda seen: _shape(*seen.size)),
-    ("format", lambda seen: f"{seen.format} files"),
+_TELLING_OF: tuple[Callable[[Look], str], ...] = (
+    lambda seen: "in colour" if seen.coloured else "grey",
+    lambda seen: _shape(*seen.size),
+    lambda seen: f"{seen.format} files",
 )
 
 
@@ -147,7 +147,7 @@ def _shape(width: int, height: int) -> str:
 def _given_away(looks: Sequence[Look], classes: Sequence[str]) -> list[Finding]:
     """Classes that could be told from how their images were stored."""
     findings = []
-    for _, value_of in _TELLING_OF:
+    for value_of in _TELLING_OF:
         by_class: dict[int, Counter[str]] = defaultdict(Counter)
         for seen in looks:
             by_class[seen.label][value_of(seen)] += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tinytl_edge.runtime.wording import list_names
+from tinytl_edge.runtime.wording import are, list_names
 
 from .dataset import Dataset
 from .fingerprint import alike
@@ -52,7 +52,7 @@ def in_two_classes_said(dataset: Dataset, pairs: Pairs) -> str:
     found = Counter(tuple(dataset.labels[index] for index in pair) for pair in pairs)
     named = " and ".join(list_names([dataset.classes[label]]) for label in found.most_common(1)[0][0])
     return (
-        f"{_images(len(pairs))} nearly the same as one of another class, as in {named}: they teach nothing, "
+        f"{are(len(pairs), 'image')} nearly the same as one of another class, as in {named}: they teach nothing, "
         "and are never right in both."
     )
 
@@ -60,13 +60,9 @@ def in_two_classes_said(dataset: Dataset, pairs: Pairs) -> str:
 def learnt_and_judged_said(pairs: Pairs, val: Dataset) -> str:
     """`learnt_and_judged` in a sentence."""
     return (
-        f"{_images(len(pairs))} judged on (of {val.count}) and learnt from, or nearly the same: on new images the "
+        f"{are(len(pairs), 'image')} judged on (of {val.count}) and learnt from, or nearly the same: on new images the "
         "accuracy will be lower."
     )
-
-
-def _images(count: int) -> str:
-    return "1 image is" if count == 1 else f"{count} images are"
 
 
 def _same(one: _Image, other: _Image) -> bool:

@@ -46,7 +46,7 @@ def alike(fingerprints: Iterable[tuple[int, bytes]]) -> list[list[int]]:
 
 
 def _differing(one: int, other: int) -> int:
-    return (one ^ other).bit_count()
+    return bin(one ^ other).count("1")  # int.bit_count() came with Python 3.10
 
 
 def _pieces(bits: int) -> Sequence[tuple[int, int]]:

@@ -11,7 +11,7 @@ from .dataset import Dataset
 from .fingerprint import alike
 
 _LEAST = 4  # images of a class of which one may be missed
-_ENOUGH = 10  # images a class, on average: where there are fewer, training needs each of them
+ENOUGH = 10  # images a class, on average: where there are fewer, training needs each of them
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def held_out(dataset: Dataset, share: float, seed: int, known: Known = Known()) 
         by_class[label].append(index)
     fresh = {label: images[-1] >= known.images for label, images in by_class.items()}
     classes = sum(fresh.values()) if dataset.labels else len(dataset.classes)
-    few = dataset.count - known.images < _ENOUGH * classes
+    few = dataset.count - known.images < ENOUGH * classes
     chosen = list(known.held_out)
     if any(fresh.values()) and (chosen or not few):
         for label, images in sorted(by_class.items()):
