@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,11 @@ def test_without_a_judge_it_says_so(bundle: Bundle, photos: Path, tmp_path: Path
     content = report(tmp_path / "run", out=tmp_path / "page.html")
     assert content["judged"] is None and content["verdict"]["enough"] is None
     assert "Nobody knows how good it is" in (tmp_path / "page.html").read_text()
+    assert content["verdict"]["sentences"][0].endswith(
+        " With ten of each class some are held out. Others can be named here with --data."
+    )
+    train(bundle.path, photos / "data", out=tmp_path / "pass", options=replace(OPTIONS, epochs=0))
+    assert "One pass alone holds none out." in report(tmp_path / "pass")["verdict"]["sentences"][0]
 
 
 def test_several_labels(tmp_path: Path) -> None:

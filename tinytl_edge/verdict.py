@@ -40,7 +40,10 @@ def verdict(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _not_judged(content: Mapping[str, Any]) -> list[str]:
-    sentences = ["There were no images to judge it on: ten of each class are enough for that, or others with --val."]
+    why = "With ten of each class some are held out."
+    if not content["training"]["result"]["steps"]:
+        why = "One pass alone holds none out."
+    sentences = [f"There were no images to judge it on. {why} Others can be named here with --data."]
     left_out = content["training"]["result"]["left_out_accuracy"]
     if left_out is not None:
         sentences.append(
