@@ -30,6 +30,7 @@ def train(
     runtime: str = "auto",
     options: TrainOptions | None = None,
     resume: bool = False,
+    bundle: str | os.PathLike[str] | None = None,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
     """Train the bundle's trainable parameters on images; returns the `done` event.
@@ -41,12 +42,13 @@ def train(
         out: folder of the run; it must not hold a trained adapter yet unless `resume` is set.
         resume: go on from the run's checkpoint with the run's own options and data, as if nothing had
             happened; of `options` only `threads` and `log_every` are taken, where they are given.
+        bundle: that of the run to go on from, if it has moved.
         on_event: called with every event; for a live line also with `pack` and `evaluating` (done, total).
 
     Raises:
         TinyTLError: of the kind that says what is wrong; an adapter written before stays.
     """
-    asked = Asked(model, data, val, out, runtime, options or TrainOptions(), resume)
+    asked = Asked(model, data, val, out, runtime, options or TrainOptions(), resume, bundle)
     return train_to_the_end(asked, on_event)
 
 

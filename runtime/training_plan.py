@@ -52,6 +52,7 @@ class Asked:
     runtime: str = "auto"
     options: TrainOptions = field(default_factory=TrainOptions)
     resume: bool = False
+    bundle: str | os.PathLike[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
     """
     phases = Phases()
     model, run = Path(asked.model), Path(asked.out)
-    before = open_run(model) if is_run(model) else None
+    before = open_run(model, asked.bundle) if is_run(model) else None
     bundle = before.bundle if before else open_bundle(model)
     options = asked.options.check()
     resumed = open_run(run, bundle.path).record if asked.resume else None

@@ -279,6 +279,11 @@ def test_the_command(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     answer = tinytl("train", run, "--data", photos / "all", "--epochs", 2, "--out", on)
     assert answer.code == 0 and "36 images of the run, and 18 further ones (36 were there before)\n" in answer.err
     ok("train", on, "--epochs", 2, "--out", tmp_path / "more")
+    moved = shutil.copytree(bundle.path, tmp_path / "moved")
+    record = {**recorded(on), "bundle": "../gone"}
+    (on / "run.json").write_text(json.dumps(record))
+    assert "name it with --bundle" in fails(3, "train", on, "--epochs", 2, "--out", tmp_path / "none")
+    ok("train", on, "--bundle", moved, "--epochs", 2, "--out", tmp_path / "again")
     assert "no bundle" in fails(3, "train", photos, "--data", photos, "--out", tmp_path / "none")
 
 

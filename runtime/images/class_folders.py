@@ -14,8 +14,8 @@ from .findings import Finding
 # What folders are called that hold anything, by their plain names.
 _NO_CLASS = frozenset((
     "train", "training", "test", "testing", "val", "valid", "validation", "images", "photos", "pictures", "data",
-    "dataset", "new folder", "neuer ordner", "nouveau dossier", "untitled folder", "tmp", "temp", "old", "backup",
-    "copy", "trash", "deleted", "thumbs", "thumbnails", "unsorted", "todo",
+    "dataset", "new folder", "neuer ordner", "nouveau dossier", "untitled folder", "tmp", "temp", "backup",
+    "trash", "deleted", "thumbs", "thumbnails", "unsorted", "todo",
 ))  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import click
 from tinytl_edge.runtime.options import STARTS
 
 from . import options
-from .command import PATH, F, command, given, json_option, owns_process, runtime_option, threads_option
+from .command import PATH, F, bundle_option, command, given, json_option, owns_process, runtime_option, threads_option
 
 if TYPE_CHECKING:
     pass
@@ -138,6 +138,7 @@ def _training_options(function: F) -> F:
 @click.argument("model", type=PATH, metavar="BUNDLE|RUN")
 @click.option("--data", type=PATH, help="Folder of class folders, or with labels.csv; or a packed dataset.")
 @click.option("--val", type=PATH, help="The same, to judge it on.  [default: part of --data is held out]")
+@bundle_option
 @runtime_option
 @_training_options
 @click.option("--resume", is_flag=True, help="Go on from the run's checkpoint, with the run's own data and options.")
@@ -147,6 +148,7 @@ def train(
     model: Path,
     data: Path | None,
     val: Path | None,
+    bundle: Path | None,
     runtime: str,
     resume: bool,
     out: Path,
@@ -161,7 +163,7 @@ def train(
     warning = None
     if resume and (ignored := given("data", "val", *options.keys() - {"threads", "log_every"})):
         warning = f"{', '.join(ignored)} not used: --resume goes on with the run's own."
-    places = {"model": model, "data": data, "val": val, "out": out}
+    places = {"model": model, "data": data, "val": val, "bundle": bundle, "out": out}
     asked = {name: None if place is None else os.fspath(place) for name, place in places.items()}
     told: dict[str, Any] = {**asked, "runtime": runtime, "options": options, "resume": resume}
     if owns_process():
