@@ -319,6 +319,7 @@ def sgd_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 WILD = ("--start", "prepared", "--lr", 10, "--lr-bias", 10, "--lr-lite-residual", 10)
 
 
+@pytest.mark.usefixtures("reproducible")
 @pytest.mark.parametrize("how", ["no number", "hopeless"])
 def test_training_that_diverges_says_so(how: str, run: Path, workplace: Path, tmp_path: Path) -> None:
     bundle, words, options = tmp_path / "bundle", "far above that of guessing", WILD
