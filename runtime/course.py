@@ -80,7 +80,7 @@ def plan_course(
     stages = []
     if out:
         stages.append(Stage(math.ceil(_TRIAL * epochs), with_held_out=False, start=BEFORE_JUDGED if goes_on else None))
-    if epochs:
+    if epochs or goes_on:
         stages.append(Stage(epochs, with_held_out=True, start=BEFORE if goes_on else None))
     keeps_best = validated and options.blend is None
     shares = _shares(manifest, options, judged)

@@ -262,7 +262,7 @@ class Trained(Opened):
         self.runtime = choose_runtime(runtime, bundle)
         self.worker = worker_command(self.runtime)
         self.manifest = bundle.manifest
-        self.classes = adapter.classes if adapter else bundle.manifest.classes
+        self.classes = bundle.manifest.classes
         self.unknown_below = adapter.unknown_below if adapter else None
 
     def evaluate(self, dataset: Path, watch: OnEvent) -> dict[str, Any]:
@@ -283,6 +283,7 @@ class Trained(Opened):
             "program": os.fspath(bundle.file(STEP).resolve()),
             "adapter": os.fspath(self._adapter.tensors.path.resolve()) if self._adapter else None,
             "data": dataset,
+            "classes": self.names,
             "batch_size": min(_BATCH, bundle.manifest.batch_size),
             "threads": threads_for(bundle, self._threads),
             "unknown_below": self.unknown_below,

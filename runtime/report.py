@@ -188,6 +188,8 @@ class ProgressReport:
         if accuracy is not None:
             self._accuracy = accuracy
             parts.append(f"{'accuracy' if validated else 'leave-one-out accuracy'} {accuracy:.1%}")
+        if event["known_accuracy"] is not None:
+            parts.append(f"known classes {event['known_accuracy']:.1%} (before: {event['known_accuracy_before']:.1%})")
         parts += [f"peak {megabytes(event['peak_rss_bytes'] or self._rss)}", _clock(time.monotonic() - self._begin)]
         self._line.say("  ".join(parts))
         self._status = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 from tinytl_edge.runtime.files.adapter import ALL_ADAPTERS
 from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
 from tinytl_edge.runtime.files.bundle import STEP, Bundle, open_bundle
-from tinytl_edge.runtime.files.run import CHECKPOINTS, EVENTS, RUN, Record, is_run, open_run
+from tinytl_edge.runtime.files.features import FILE as FEATURES
+from tinytl_edge.runtime.files.features import which_to_keep
+from tinytl_edge.runtime.files.run import CHECKPOINTS, EVENTS, RUN, FirstPass, Record, is_run, open_run
 from tinytl_edge.runtime.files.tensors import make_folder
 from tinytl_edge.runtime.images.balance import uneven
 from tinytl_edge.runtime.images.dataset import SINGLE, Dataset, open_dataset
@@ -23,17 +25,20 @@ from tinytl_edge.runtime.images.duplicates import (
     same_images,
 )
 from tinytl_edge.runtime.images.held_out import Known
+from tinytl_edge.runtime.images.new_classes import with_new_classes
 from tinytl_edge.runtime.images.source import check_exists, dataset_for
 from tinytl_edge.runtime.workers.event_log import EventLog
 from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
 
 from .course import Course, choose_held_out, plan_course
 from .errors import DamagedFileError, DataError, MemoryLimitError, StorageError, UsageError
+from .first_pass import can_be_fitted, check_epochs, plan_first_pass
 from .going_on import Earlier, bring_adapters, open_earlier, with_further
 from .memory import megabytes
 from .options import LOG_EVERY, NEW, ONE_PASS, PREPARED, RUN_START, TrainOptions
 from .phases import Phases
 from .threads import THREAD_BYTES, threads_for
+from .wording import list_names
 
 TRAIN_FILE = "train.safetensors"
 VAL_FILE = "val.safetensors"
@@ -67,6 +72,8 @@ class TrainingPlan:
     train_file: Path
     val_file: Path | None
     course: Course
+    first_pass: FirstPass | None
+    to_keep: list[int]  # images whose features are kept in the end
     resume: bool
     memory: dict[str, Any]  # the `measure`, and the peaks of the phases before, in bytes
 
@@ -79,6 +86,7 @@ class TrainingPlan:
             "data": os.path.relpath(self.train_file.resolve(), run),
             "val": os.path.relpath(self.val_file.resolve(), run) if self.val_file else None,
             "held_out": list(self.course.held_out),
+            "first_pass": asdict(self.first_pass) if self.first_pass else None,
             "executable": Path(self.command[0]).name,
         }
 
@@ -91,6 +99,7 @@ class TrainingPlan:
             "bundle": os.fspath(bundle.path.resolve()),
             "bundle_identity": bundle.identity,
             "program": os.fspath(bundle.file(STEP).resolve()),
+            "classes": manifest.classes,
             "batch_size": batch_size,
             "memory": manifest.memory_limit,
             "learning_rates": self.options.learning_rates(manifest),
@@ -99,6 +108,8 @@ class TrainingPlan:
             "val": os.fspath(self.val_file.resolve()) if self.val_file else None,
             "options": asdict(self.options),
             **self.course.job(self.run),
+            "first_pass": asdict(self.first_pass) if self.first_pass else None,
+            "features_of": self.to_keep,
             "resume": self.resume,
         }
 
@@ -116,6 +127,7 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
     options = asked.options.check()
     resumed = open_run(run, bundle.path).record if asked.resume else None
     earlier = open_earlier(before) if before and not resumed else None
+    bundle = bundle.with_classes(earlier.classes) if earlier else bundle
     data: Path | None
     if resumed:
         runtime, options, data, val = _as_recorded(run, resumed, bundle, options)
@@ -134,21 +146,32 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
         bring_adapters(earlier, run)
     train_file, val_file = _datasets(run, bundle, data, val, earlier, log)
     with open_dataset(train_file) as dataset:
+        known, bundle = bundle.manifest.class_count, bundle.with_classes(dataset.classes)
+        if resumed:
+            out, first_pass = resumed.held_out, resumed.first_pass
+        else:
+            kept = earlier.run.path if earlier and options.start == RUN_START else bundle.path
+            begin = plan_first_pass(bundle, known, options.start or "", dataset, kept / FEATURES)
+            check_epochs(options.epochs, begin)
+            options = replace(options, epochs=0 if begin.stood_in and options.epochs is None else options.epochs)
+            first_pass = begin.first_pass
         options = replace(options, epochs=options.rounds(dataset.count))
         validated = val_file is not None
-        if resumed:
-            out = resumed.held_out
-        else:
-            known = earlier.known(options.start or "") if earlier else Known()
-            out = choose_held_out(options, dataset, validated, known)
+        if not resumed:
+            judged = earlier.known(options.start or "") if earlier else Known()
+            out = choose_held_out(options, dataset, validated, judged)
             few = [FEW] if options.hold_out and not out and not validated else []
-            for warning in _doubts(dataset, val_file) + few:
+            for warning in _doubts(dataset, val_file, begin.stood_in) + few:
                 log.write({"event": "warning", "message": warning})
+            for note in begin.notes:
+                log.write({"event": "images", "message": note})
         course = plan_course(bundle.manifest, options, dataset, validated, out)
+        to_keep = which_to_keep(dataset.labels) if can_be_fitted(bundle.manifest) else []
     phases.end("packing")
     return TrainingPlan(
-        bundle, run, runtime, command, options, train_file, val_file, course, asked.resume, phases.record
-    )
+        bundle, run, runtime, command, options, train_file, val_file, course, first_pass, to_keep, asked.resume,
+        phases.record,
+    )  # fmt: skip
 
 
 def planned_bytes(bundle: Bundle, runtime: str, options: TrainOptions) -> int | None:
@@ -166,7 +189,7 @@ def start_of(bundle: Bundle, options: TrainOptions, earlier: Earlier | None = No
         UsageError: where it cannot.
     """
     manifest = bundle.manifest
-    can = manifest.head is not None and manifest.labels == SINGLE
+    can = can_be_fitted(manifest)
     usual = RUN_START if earlier else ONE_PASS if can and manifest.classifier == NEW else PREPARED
     start = options.start or usual
     if start == ONE_PASS and not can:
@@ -174,8 +197,6 @@ def start_of(bundle: Bundle, options: TrainOptions, earlier: Earlier | None = No
         raise UsageError(f"The classifier of {bundle.path} cannot be fitted in one pass: {why}.")
     if start == RUN_START and not earlier:
         raise UsageError(f"--start run goes on from a run, and {bundle.path} is a bundle: name the run in its place.")
-    if start != ONE_PASS and options.epochs == 0:
-        raise UsageError("--epochs 0 fits the classifier in one pass and stops there: say --start one-pass.")
     return start
 
 
@@ -200,9 +221,13 @@ def _sources(asked: Asked, earlier: Earlier | None) -> tuple[Path | None, Path |
     return data, val
 
 
-def _doubts(dataset: Dataset, val_file: Path | None) -> list[str]:
-    """What is odd about images that can be trained on."""
+def _doubts(dataset: Dataset, val_file: Path | None, stood_in: Collection[int]) -> list[str]:
+    """What is odd about images that can be trained on; features stand in for those of some classes."""
     found = []
+    lacking = [label for label, count in enumerate(dataset.counts()) if not count and label not in stood_in]
+    if lacking:
+        names = list_names([dataset.classes[label] for label in lacking])
+        found.append(f"There are no usable images of {names}: training may unlearn what it knows of them.")
     if dataset.kind == SINGLE:
         if sentence := uneven(dataset.classes, dataset.counts()):
             found.append(sentence)
@@ -224,7 +249,7 @@ def _claim(run: Path) -> None:
         )
     try:
         make_folder(run)
-        ours = {RUN, EVENTS, *ALL_ADAPTERS, TRAIN_FILE, VAL_FILE, FURTHER_FILE}
+        ours = {RUN, EVENTS, *ALL_ADAPTERS, TRAIN_FILE, VAL_FILE, FURTHER_FILE, FEATURES}
         others = sorted(p.name for p in run.iterdir() if p.name not in ours and not p.name.startswith("."))
         if others:
             raise UsageError(f"{run} holds something else ({others[0]}): choose another --out.")
@@ -270,20 +295,27 @@ def _datasets(
     def note(message: str) -> None:
         log.write({"event": "images", "message": message})
 
-    def packed(source: Path, classes: Sequence[str], out: Path) -> Path:
-        return dataset_for(bundle.manifest, classes, source, out, warn, progress)
+    def packed(source: Path, classes: Sequence[str], out: Path, partly: bool = False) -> Path:
+        return dataset_for(bundle.manifest, classes, source, out, warn, progress, partly)
 
-    classes: Sequence[str] = earlier.classes if earlier else bundle.manifest.classes
+    classes: Sequence[str] = bundle.manifest.classes
+    if data is not None:
+        check_exists(data)
+        classes = with_new_classes(bundle.manifest, data)
     if earlier is None:
         assert data is not None
-        train_file = packed(data, classes, run / TRAIN_FILE)
+        train_file = packed(data, classes, run / TRAIN_FILE, True)
     else:
-        further = packed(data, classes, run / FURTHER_FILE) if data is not None else None
+        further = packed(data, classes, run / FURTHER_FILE, True) if data is not None else None
         train_file = with_further(earlier, further, run / TRAIN_FILE, note, warn)
         if further == run / FURTHER_FILE != train_file:
             further.unlink()
     if val is None:
         return train_file, None
     with open_dataset(train_file) as dataset:
-        classes = classes or dataset.classes
+        classes = dataset.classes
+    if val.is_file():  # it may have been packed before the further classes were there
+        with open_dataset(val) as judged:
+            if list(judged.classes) == list(classes[: len(judged.classes)]):
+                classes = judged.classes
     return train_file, packed(val, classes, run / VAL_FILE)

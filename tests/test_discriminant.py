@@ -105,7 +105,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> NativeFit:
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to build the native trainer's tests with")
     folder = tmp_path_factory.mktemp("discriminant")
-    names = ("discriminant", "labelled_rows", "left_out", "rows", "span")
+    names = ("discriminant", "labelled_rows", "left_out", "linear", "rows", "span")
     learning = [NATIVE / "learning" / f"{name}.cc" for name in names]
     sources = [*learning, NATIVE / "safetensors.cc", NATIVE / "json.cc"]
     sources += [NATIVE / "kernels" / f"{name}.cc" for name in ("triangle", "parallel")]

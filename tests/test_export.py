@@ -95,7 +95,7 @@ def test_what_was_trained_is_in_the_file_and_nothing_else_is_new(tmp_path: Path,
         assert (new.name, new.dims, new.data_type) == (old.name, old.dims, old.data_type)
         if new.raw_data != old.raw_data:
             changed.add(new.name)
-            assert new.raw_data == adapter.read(new.name)
+            assert new.raw_data == adapter.read(new.name)[: len(new.raw_data)]  # there may be room for further classes
     assert changed and changed <= set(adapter.entries)
 
 

@@ -255,7 +255,7 @@ def test_what_is_no_finished_run_is_refused(bundle: Bundle, run: Path, photos: P
     with pytest.raises(UsageError, match=r"--start run goes on from a run, and .* is a bundle"):
         train(bundle.path, photos / "first", out=tmp_path / "a", options=TrainOptions(start="run"))
     with pytest.raises(UsageError, match="say --start one-pass"):
-        train(run, photos / "all", out=tmp_path / "a", options=TrainOptions(epochs=0))
+        train(run, photos / "all", out=tmp_path / "none", options=TrainOptions(epochs=0))
     broken = shutil.copytree(run, tmp_path / "run")
     record = {**recorded(run), "bundle": os.path.relpath(bundle.path, broken)}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tinytl_edge.runtime.errors import UsageError
 from tinytl_edge.runtime.files.adapter import Adapter
+from tinytl_edge.runtime.files.bundle import Manifest
 from tinytl_edge.runtime.files.run import open_model
 from tinytl_edge.runtime.model_files.about import about, onnx_metadata
 from tinytl_edge.runtime.model_files.associated import described
@@ -42,7 +43,8 @@ def export(
         check: labelled images on which the file, once written, is compared with the run; needs its interpreter.
 
     Returns:
-        out, format, bytes, files (all that was written), classes, input (as the bundle's manifest has it), in_words
+        out, format, bytes, files (all that was written), classes, further (how many of them came to those that the
+        bundle was prepared for: so many outputs more), input (as the bundle's manifest has it), in_words
         (how to use it), kept (files that were there before), stale (files beside it that others built of what was
         there before); with `check`, checked (as `compare` returns it).
 
@@ -51,10 +53,10 @@ def export(
     """
     target = Path(out)
     opened, adapter = open_model(model, bundle)
-    classes = adapter.classes if adapter else opened.manifest.classes
+    classes = opened.manifest.classes
     template, folder = read_template(opened, target), opened.file(FOLDER)
     said = about(opened.manifest, template, classes, adapter.unknown_below if adapter else None)
-    read = _reader(adapter) if adapter else None
+    read = _reader(adapter, opened.manifest) if adapter else None
     size = (folder / template.files[0]).stat().st_size
     if kind_of(target) == "onnx":
         behind = onnx_metadata(said, template, classes)
@@ -86,6 +88,7 @@ def export(
         "bytes": sum(sizes[path] for path in weights),
         "files": [os.fspath(path) for path in files],
         "classes": list(classes),
+        "further": opened.further,
         "input": asdict(opened.manifest.input),
         "in_words": said["in words"],
         "kept": [f"{os.path.realpath(path)}{BEFORE}" for path in kept],
@@ -94,11 +97,17 @@ def export(
     }
 
 
-def _reader(adapter: Adapter) -> Read:
+def _reader(adapter: Adapter, manifest: Manifest) -> Read:
     """Gives the bytes of a parameter, or of what else a template asks for, by its name."""
+    head = manifest.head
 
     def read(name: str) -> bytes:
-        return struct.pack("<2f", *adapter.logits) if name == LOGITS_RANGE else adapter.tensors.read(name)
+        if name == LOGITS_RANGE:
+            return struct.pack("<2f", *adapter.logits)
+        content = adapter.tensors.read(name)
+        if head is not None and name in (head.weight, head.bias):  # outputs that stand for no class stay here
+            content = content[: len(content) // manifest.outputs * manifest.class_count]
+        return content
 
     return read
 

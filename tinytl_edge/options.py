@@ -14,6 +14,7 @@ from tinytl_edge.runtime.options import OPTIMIZERS
 
 COLOURS = ("rgb", "bgr")
 FROZEN_WEIGHTS = ("float32", "int8")
+ROOM = 4  # outputs for classes that come later
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class PrepareOptions:
         weights: of a backbone or module: 'imagenet', 'random', or a PyTorch weight file.
         classes: how many, or their names; default: those of the images, or the model's own.
         multi_label: with `classes`: an image may have any of them, or none.
+        room: for how many classes that the images do not show yet there are outputs; default: `ROOM` with images of
+            one class each, whose names are known; else none.
         labels: a file with the names of the model's own outputs, one a line, where the model does not bring them.
         train: what trains: one of `METHODS`, name patterns of parameters, or a method and patterns. Patterns alone are
             trained with the classifier.
@@ -49,6 +52,7 @@ class PrepareOptions:
     weights: str | None = None
     classes: int | Sequence[str] | None = None
     multi_label: bool = False
+    room: int | None = None
     labels: str | PathLike[str] | None = None
     train: str | Sequence[str] = "auto"
     resolution: int | tuple[int, int] | None = None
@@ -106,6 +110,7 @@ class PrepareOptions:
         numbers: list[tuple[str, int | None, int, int]] = [
             ("batch-size", self.batch_size, 1, 4096),
             ("threads", self.threads, 1, 1024),
+            ("room", self.room, 0, 1000),
             *(("resolution", side, 16, 1024) for side in self.size or ()),
         ]
         for name, number, low, high in numbers:

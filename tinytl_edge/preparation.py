@@ -15,7 +15,8 @@ from tinytl_edge import __version__
 from tinytl_edge.devices.board import Board
 from tinytl_edge.devices.detect import find_board
 from tinytl_edge.devices.prediction import predicted_step_seconds
-from tinytl_edge.export.matching.adaptable import Adaptable, make_adaptable, wanted_classes
+from tinytl_edge.export.kept_features import keep_features
+from tinytl_edge.export.matching.adaptable import Adaptable, make_adaptable, wanted_classes, with_room
 from tinytl_edge.export.matching.reproduced import compare_with_file
 from tinytl_edge.export.matching.trying import exchange_colours
 from tinytl_edge.export.ort.training import OPTIMIZERS, export_ort_training
@@ -29,7 +30,7 @@ from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.program import write_program
 from tinytl_edge.export.step.verify import PlanError
 from tinytl_edge.export.step.work import count_work
-from tinytl_edge.export.targets import templates
+from tinytl_edge.export.targets import write_templates
 from tinytl_edge.export.tinytl.classifier import features_of, find_classifier, find_head
 from tinytl_edge.export.tinytl.parameters import find_parameters
 from tinytl_edge.export.tinytl.rounding import round_frozen_weights
@@ -48,12 +49,14 @@ from tinytl_edge.runtime.files.bundle import (
     open_bundle,
     write_manifest,
 )
+from tinytl_edge.runtime.files.features import FILE as FEATURES
+from tinytl_edge.runtime.first_pass import can_be_fitted
 from tinytl_edge.runtime.images.dataset import MULTI, SINGLE
 from tinytl_edge.runtime.model_files.label_file import LabelFile
 from tinytl_edge.runtime.options import NEW
 
 from .board_choice import choose_memory_limit, choose_threads, explain_resolution, explain_time, smaller_resolution
-from .options import PrepareOptions
+from .options import ROOM, PrepareOptions
 
 DEFAULT_MODEL = "efficientnet-lite0"
 
@@ -115,6 +118,7 @@ def prepare(
             network.notes.append(compare_with_file(network, wanted.folders))
         _tell(network, options)
         adaptable = make_adaptable(network, wanted, options.labels, options.seed, say)
+        adaptable = with_room(adaptable, options.room, wanted, ROOM)
         return _compile(adaptable, options, limited_by, say)
 
     try:
@@ -127,11 +131,10 @@ def prepare(
             if board is not None:
                 choices.append(explain_time(board, compiled.work, options.batch_size))
             step, refusal = compiled.step, list(compiled.refusal)
-            say("writing the template of the model file")
-            trainable = compiled.transformed.trainable
-            made, of_files = templates(compiled.network, trainable, options.multi_label, options.raw_pixels)
-            for template in made:
-                template.write(folder, compiled.labels)
+            of_files = write_templates(
+                folder, compiled.network, compiled.transformed.trainable, options.multi_label, options.raw_pixels,
+                compiled.class_count, compiled.room, compiled.labels, say,
+            )  # fmt: skip
             forget_all(compiled.network.model)
             ir.save(compiled.network.model, folder / FORWARD)
             runtimes = ["native"] if step else []
@@ -145,6 +148,8 @@ def prepare(
             manifest = _manifest(compiled, options, tuple(runtimes), board)
             if step:
                 write_program(folder / STEP, step, manifest)
+            if wanted.folders and can_be_fitted(manifest):
+                keep_features(folder / FEATURES, compiled.network.model, manifest, wanted.folders, say)
             write_manifest(folder, manifest)
     except MemoryError:
         raise StorageError("There is not enough memory to prepare this model: use a smaller --resolution.") from None
@@ -163,6 +168,7 @@ class _Compiled:
     labels: LabelFile | None
     classifier: str = NEW
     head: Head | None = None
+    room: int = 0
     step: StepPlan | None = None
     multiply_adds: int = 0
     work: dict[str, int] = field(default_factory=dict)
@@ -215,6 +221,7 @@ def _compile_with(
         adaptable.labels,
         adaptable.classifier,
         find_head(model),
+        adaptable.room,
     )
     say("compiling the native step")
     try:
@@ -322,6 +329,7 @@ def _manifest(compiled: _Compiled, options: PrepareOptions, runtimes: tuple[str,
         work=compiled.work,
         device=board.name if board else None,
         head=compiled.head,
+        room=compiled.room,
         classifier=compiled.classifier,
     )
 

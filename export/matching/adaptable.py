@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tinytl_edge.export.onnx_graph import sizes
 from tinytl_edge.export.sources.network import Network
-from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, new_outputs, two_outputs
+from tinytl_edge.export.tinytl.classifier import find_classifier, find_head, more_outputs, new_outputs, two_outputs
+from tinytl_edge.export.tinytl.room import add_room
 from tinytl_edge.runtime.errors import DataError, UsageError
 from tinytl_edge.runtime.images.class_folders import odd_names
 from tinytl_edge.runtime.images.folders import find_images
@@ -44,7 +45,8 @@ class Wanted:
 class Adaptable:
     """A network with a classifier for the classes (their names, or none, and how many), and sentences about it.
 
-    `classifier`: NEW, EXTENDED or KEPT. `labels`: the file beside the model that names its outputs, if there is one.
+    `classifier`: NEW, EXTENDED or KEPT; `room`: how many outputs wait for further classes; `labels`: the file beside
+    the model that names its outputs, if there is one.
     """
 
     network: Network
@@ -53,6 +55,7 @@ class Adaptable:
     notes: tuple[str, ...]
     labels: LabelFile | None = None
     classifier: str = KEPT
+    room: int = 0
 
 
 def wanted_classes(
@@ -160,3 +163,27 @@ def make_adaptable(
         more_outputs(model, classifier, matched.count - outputs)
         classifier_is = EXTENDED
     return Adaptable(network, names, matched.count, (*notes, *said), label_file, classifier_is)
+
+
+def with_room(adaptable: Adaptable, room: int | None, wanted: Wanted, by_default: int) -> Adaptable:
+    """The same with outputs for `room` classes that come later; None: so many as are had `by_default`.
+
+    They are where there are images, whose classes have names, and the classifier is linear in its features.
+
+    Raises:
+        UsageError: it can have none, and some are asked for.
+    """
+    model, why = adaptable.network.model, ""
+    if wanted.multi_label:
+        why = "an image may have any of its classes"
+    elif not adaptable.classes:
+        why = "the classes have no names"
+    elif find_head(model) is None:
+        why = "the network ends in something else than one linear layer with a bias"
+    if room and why:
+        raise UsageError(f"There cannot be room for further classes, as {why}: leave --room out.")
+    count = (by_default if wanted.folders else 0) if room is None else room
+    if why or not count:
+        return adaptable
+    add_room(model, find_classifier(model), count)
+    return replace(adaptable, room=count)

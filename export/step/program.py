@@ -26,7 +26,7 @@ from .plan import STORED_IMAGE, Plan
 from .quantise import is_quantised, quantise
 
 FORMAT = "tinytl-edge-step"
-VERSION = "3"
+VERSION = "4"
 
 
 def write_program(path: Path, step: StepPlan, manifest: Manifest) -> None:
@@ -76,7 +76,7 @@ def write_program(path: Path, step: StepPlan, manifest: Manifest) -> None:
         "logits": plan.offsets[graph.logits],
         "accumulation": knobs.accumulation,
         "streamed": knobs.streamed,
-        "classes": manifest.class_count,
+        "outputs": manifest.outputs,
         "height": manifest.input.height,
         "width": manifest.input.width,
         "channels": manifest.input.channels,

@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from tinytl_edge.export.sources.network import Network
+from tinytl_edge.export.tinytl.room import without_room
+from tinytl_edge.runtime.model_files.label_file import LabelFile
 
 from .content import Content, UnwritableError
 from .onnx_template import onnx_template
+
+
+def write_templates(
+    folder: Path, network: Network, trainable: Mapping[str, str], multi_label: bool, raw_pixels: bool,
+    classes: int, room: int, labels: LabelFile | None, say: Callable[[str], None],
+) -> list[str]:  # fmt: skip
+    """Write a bundle's templates: for its classes, and for each number of further ones that it has room for.
+
+    Args:
+        network: with outputs for all of these.
+        say: told, in a few words, what is being done.
+
+    Returns:
+        sentences about what cannot be written.
+    """
+    say("writing the template of the model file")
+
+    def of(further: int) -> tuple[list[Content], list[str]]:
+        plain = replace(network, model=without_room(network.model, classes + further))
+        return templates(plain, trainable, multi_label, raw_pixels)
+
+    made, notes = of(0)
+    for content in made:
+        content.write(folder, labels)
+    bases = {content.kind: content for content in made}
+    for further in range(1, room + 1):
+        say(f"and for {classes + further} classes")
+        others, _ = of(further)
+        for content in others:
+            if content.kind in bases:
+                content.write_further(folder, bases[content.kind], further, labels)
+        missing = set(bases) - {content.kind for content in others}
+        if missing and further == 1:
+            notes.append(f"With more than {classes} classes, `export` cannot write .{min(missing)} again, but .onnx.")
+    return notes
 
 
 def templates(

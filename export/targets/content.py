@@ -11,7 +11,10 @@ from tinytl_edge.export.sources.network import Network
 from tinytl_edge.export.tinytl.classifier import find_classifier
 from tinytl_edge.runtime.model_files.deployed import kind_of
 from tinytl_edge.runtime.model_files.label_file import LabelFile
+from tinytl_edge.runtime.model_files.patch import Patch
 from tinytl_edge.runtime.model_files.template import FOLDER, Template, table_of
+
+from .difference import compare
 
 
 class UnwritableError(Exception):
@@ -27,6 +30,13 @@ class Content:
     notes: tuple[str, ...] = ()
     archive: bytes = b""  # of the files that it brings along
 
+    @property
+    def kind(self) -> str:
+        """Of the model file: "onnx" or "tflite"."""
+        kind = kind_of(Path(self.table.files[0]))
+        assert kind is not None
+        return kind
+
     def write(self, folder: Path, labels: LabelFile | None = None) -> None:
         """Into a bundle's folder; `labels` is what names the outputs beside the model."""
         (folder / FOLDER).mkdir(exist_ok=True)
@@ -35,10 +45,20 @@ class Content:
             (folder / FOLDER / self.table.archive).write_bytes(self.archive)
         for name, content in self.files.items():
             (folder / FOLDER / name).write_bytes(content)
-        kind = kind_of(Path(self.table.files[0]))
-        assert kind is not None
-        place = folder / FOLDER / table_of(kind)
-        place.write_text(json.dumps(asdict(table), ensure_ascii=False), encoding="utf-8")
+        _write_table(folder / FOLDER / table_of(self.kind), table)
+
+    def write_further(self, folder: Path, base: Content, further: int, labels: LabelFile | None = None) -> None:
+        """The same model with so many further classes, as what makes it of `base`."""
+        model, *others = self.files
+        assert all(self.files[other] == base.files[other] for other in others), "what lies beside it stays as it is"
+        pieces, new = compare(base.files[model], self.files[model])
+        patch = Patch(f"{self.kind}+{further}.bin", tuple(pieces))
+        (folder / FOLDER / patch.new).write_bytes(new)
+        _write_table(folder / FOLDER / table_of(self.kind, further), replace(self.table, labels=labels, patch=patch))
+
+
+def _write_table(place: Path, table: Template) -> None:
+    place.write_text(json.dumps(asdict(table), ensure_ascii=False), encoding="utf-8")
 
 
 def colours_of(network: Network) -> str:

@@ -108,7 +108,7 @@ def new_outputs(model: ir.Model, classifier: Classifier, count: int, seed: int) 
 
 def more_outputs(model: ir.Model, classifier: Classifier, count: int) -> Classifier:
     """Add `count` classes behind the known ones. They start as the mean of those, a little less likely."""
-    weight, bias = _weights(classifier), _biases(classifier)
+    weight, bias = rows_of(classifier)
     mean = np.broadcast_to(weight.mean(0, keepdims=True), (count, *weight.shape[1:]))
     low = np.full(count, bias.mean() - bias.std(), np.float32)
     return with_outputs(model, classifier, np.concatenate([weight, mean]), np.concatenate([bias, low]))
@@ -116,12 +116,17 @@ def more_outputs(model: ir.Model, classifier: Classifier, count: int) -> Classif
 
 def two_outputs(model: ir.Model, classifier: Classifier) -> Classifier:
     """One logit z, whose sigmoid is the second of two classes, becomes two: (-z/2, z/2), whose softmax is the same."""
-    weight, bias = _weights(classifier), _biases(classifier)
+    weight, bias = rows_of(classifier)
     made = with_outputs(model, classifier, np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2)
     for value in (made.weight, made.bias):
         if value is not None:
             record(value, "two_outputs")
     return made
+
+
+def rows_of(classifier: Classifier) -> tuple[Array, Array]:
+    """Its weights [outputs, ...] and biases [outputs]."""
+    return _weights(classifier), _biases(classifier)
 
 
 def _weights(classifier: Classifier) -> Array:
@@ -135,15 +140,21 @@ def _biases(classifier: Classifier) -> Array:
     return np.zeros(classifier.outputs, np.float32) if array is None else array.reshape(-1).astype(np.float32)
 
 
-def with_outputs(model: ir.Model, classifier: Classifier, weight: Array, bias: Array) -> Classifier:
-    """Give the classifier these weights float32 [outputs, ...] and biases [outputs], and what follows as many."""
+def with_outputs(
+    model: ir.Model, classifier: Classifier, weight: Array, bias: Array, known: int | None = None
+) -> Classifier:
+    """Give the classifier these weights float32 [outputs, ...] and biases [outputs], and what follows as many.
+
+    Args:
+        known: how many of the outputs stand for a class; default: all.
+    """
     node, old, count = classifier.node, classifier.outputs, len(weight)
     reader = next(iter(classifier.weight.uses())).node
     if reader.op_type == "DequantizeLinear":
         widen_weight(model, reader)
     set_initializer(classifier.weight, weight.astype(np.float32))
     made = classifier.bias
-    if count != 2:
+    if (count if known is None else known) != 2:
         for value in (classifier.weight, made):
             if value is not None:
                 forget(value, "two_outputs")

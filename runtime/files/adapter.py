@@ -96,10 +96,18 @@ def open_adapter(path: Path, bundle: Bundle) -> Adapter:
         low, high = (float(end) for end in json.loads(metadata["logits"]))
         if not -math.inf < low <= high < math.inf:
             raise ValueError("no range")
+        _check_classes(bundle, classes)
         below = metadata.get("unknown_below")
         return Adapter(tensors, classes, int(metadata["steps"]), (low, high), float(below) if below else None)
     except (KeyError, TypeError, ValueError):
         raise DamagedFileError(f"{path} has damaged metadata.") from None
+
+
+def _check_classes(bundle: Bundle, classes: tuple[str, ...]) -> None:
+    """It may be from before the last ones came, or may know some that the bundle does not."""
+    known = bundle.manifest.classes
+    if len(classes) > bundle.manifest.outputs or any(one != other for one, other in zip(classes, known)):
+        raise ValueError("other classes")
 
 
 def _crc(contents: Iterable[bytes]) -> str:

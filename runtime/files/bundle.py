@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .records import read_record
 from .tensors import atomic_write, make_folder
 
 FORMAT = "tinytl-edge-bundle"
-VERSION = 3
+VERSION = 4
 MANIFEST = "manifest.json"
 FORWARD = "forward.onnx"
 STEP = "step.safetensors"
@@ -100,8 +100,9 @@ class FileEntry:
 class Manifest:
     """What a bundle says about itself.
 
-    `classes` holds the outputs' names in their order or is empty (then `class_count` tells how many outputs there are,
-    and names come with the images); `trainable` maps a parameter's name to its
+    `classes` holds the outputs' names in their order or is empty (then `class_count` tells how many there are,
+    and names come with the images); `room` is how many further outputs wait, behind them, for classes that come later;
+    `trainable` maps a parameter's name to its
     learning-rate group; `paper_memory` is the paper's count in bytes: `activations` an image, `parameters`;
     `planned_memory` what the native trainer's step takes, in bytes by kind (empty: not compiled);
     `knobs` how that step trades time and precision for memory, `segments` how many of its
@@ -138,6 +139,7 @@ class Manifest:
     device: str | None = None
     classifier: str = NEW
     head: Head | None = None
+    room: int = 0
     choices: tuple[Choice, ...] = ()  # what each knob saves and costs: export/step/choices.py
     files: dict[str, FileEntry] = field(default_factory=dict)
 
@@ -150,23 +152,47 @@ class Manifest:
             raise ValueError(f"a {self.classifier!r} classifier")
         if self.class_count < 1 or len(self.classes) not in (0, self.class_count) or self.batch_size < 1:
             raise ValueError(f"{self.class_count} outputs, {len(self.classes)} classes, a batch of {self.batch_size}")
+        if self.room < 0 or (self.room and (self.head is None or not self.classes or self.labels != "single")):
+            raise ValueError(f"room for {self.room} further classes")
         if not 0 <= self.trainable_count <= self.parameter_count or self.parameter_count < 1:
             raise ValueError(f"{self.trainable_count} of {self.parameter_count} parameters train")
         for name, group in self.trainable.items():
             if group not in GROUPS:
                 raise ValueError(f"the group {group!r} of {name!r}")
 
+    @property
+    def outputs(self) -> int:
+        """How many logits the network gives, those that wait for classes among them."""
+        return self.class_count + self.room
+
+    def with_classes(self, classes: Sequence[str]) -> Manifest:
+        """The same once further classes stand behind its own, or once it is told their names.
+
+        Raises:
+            ValueError: it has not as many outputs, or other classes.
+        """
+        names = tuple(classes)
+        if names[: len(self.classes)] != self.classes or not self.class_count <= len(names) <= self.outputs:
+            raise ValueError(f"{len(names)} classes for {self.outputs} outputs")
+        return replace(self, classes=names, class_count=len(names), room=self.outputs - len(names))
+
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its folder and its manifest."""
+    """An opened bundle: its folder, its manifest, and how many classes came to those that it was prepared for."""
 
     path: Path
     manifest: Manifest
+    further: int = 0
 
     def file(self, name: str) -> Path:
         """The path of one of its files."""
         return self.path / name
+
+    def with_classes(self, classes: Sequence[str]) -> Bundle:
+        """The same for these classes; see there."""
+        manifest = self.manifest.with_classes(classes)
+        return Bundle(self.path, manifest, self.further + manifest.class_count - self.manifest.class_count)
 
     @property
     def identity(self) -> str:

@@ -58,6 +58,19 @@ class Result:
 
 
 @dataclass(frozen=True)
+class FirstPass:
+    """`known_classes`: how many of the first classes keep of what the classifier had learnt of them; 0: it is new.
+    `features`: the file of what stands in for images of classes of which there are none at hand."""
+
+    known_classes: int
+    features: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.known_classes < 0:
+            raise ValueError(f"{self.known_classes} known classes")
+
+
+@dataclass(frozen=True)
 class Record:
     """run.json: how far the run has come, on what it trains and how. Places are relative to the run's folder."""
 
@@ -69,6 +82,7 @@ class Record:
     data: str
     val: str | None = None
     held_out: tuple[int, ...] = ()  # numbers of images that its trial was judged on
+    first_pass: FirstPass | None = None
     executable: str | None = None  # which of the trainer's ran, or Python
     error: str | None = None
     result: Result = field(default_factory=Result)
@@ -118,7 +132,7 @@ def write_record(path: Path, bundle: Bundle, **content: Any) -> None:
 def open_model(
     path: str | os.PathLike[str], bundle: str | os.PathLike[str] | None = None
 ) -> tuple[Bundle, Adapter | None]:
-    """A run's bundle and adapter, or a bundle as it was prepared and None.
+    """A run's bundle, for the classes that the run knows, and its adapter; or a bundle as it was prepared and None.
 
     Raises:
         DamagedFileError: it is neither, or see `open_run`; or the run has no adapter yet.
@@ -126,7 +140,8 @@ def open_model(
     path = Path(path)
     if is_run(path):
         run = open_run(path, bundle)
-        return run.bundle, run.adapter()
+        adapter = run.adapter()
+        return run.bundle.with_classes(adapter.classes), adapter
     if not is_bundle(path):
         raise DamagedFileError(f"{path} is neither a run (from `tinytl-edge train`) nor a bundle.")
     return open_bundle(path), None

@@ -21,7 +21,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Batch:
-    """`feeds` by name: images [N, C, H, W], targets [N, classes], masks; `labels` [N], multi-label [N, classes]."""
+    """`feeds` by name: images [N, C, H, W], targets [N, outputs], masks; `labels` [N], multi-label [N, classes]."""
 
     feeds: dict[str, Array]
     labels: NDArray[np.int64]
@@ -112,7 +112,8 @@ class Batches:
         classes = self.manifest.class_count
         if labels.ndim == 2:
             return np.where(labels == 1, np.float32(1 - smoothing / 2), np.float32(smoothing / 2))
-        targets = np.full((len(labels), classes), smoothing / classes, np.float32)
+        targets = np.zeros((len(labels), self.manifest.outputs), np.float32)
+        targets[:, :classes] = smoothing / classes
         targets[np.arange(len(labels)), labels] += np.float32(1 - smoothing)
         targets[labels < 0] = 0
         return targets

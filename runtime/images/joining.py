@@ -46,5 +46,6 @@ def join(first: Dataset, second: Dataset, out: str | os.PathLike[str]) -> tuple[
         for index in others:
             yield second.label_bytes(index), second.image(index)
 
-    write_dataset(out, first.framing, first.classes, samples(), first.count + len(others), first.kind)
+    classes = max(first.classes, second.classes, key=len)  # to which further ones may have come
+    write_dataset(out, first.framing, classes, samples(), first.count + len(others), first.kind)
     return len(others), again, relabelled

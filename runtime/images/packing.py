@@ -50,13 +50,14 @@ def pack(
     classes: Sequence[str] | None = None,
     on_warning: Callable[[str], object] | None = None,
     on_progress: Callable[[int, int], object] | None = None,
+    partly: bool = False,
 ) -> PackReport:
     """Pack the images of `<folder>/<class>/` into the dataset `out`.
 
     Where the folder has a table of multi-label images (`label_table`), it says which images, and which
     classes. Labels follow `classes`, the model's own order, or without it the folders' names in order. One image
     is in memory at a time. `on_warning` gets a sentence for each file that is skipped and for classes
-    without images; `on_progress` gets (done, total) after each file.
+    without images (not if they are only a part: `partly`); `on_progress` gets (done, total) after each file.
 
     Raises:
         DataError: nothing to pack, a folder or column that is none of `classes`, a column that is missing, or see
@@ -106,7 +107,7 @@ def pack(
 
     write_dataset(out, framing, names, samples(), len(files), MULTI if multi_label else SINGLE)
     without = [name for name, count in zip(names, counts) if not count]
-    if without:
+    if without and not partly:
         odd(Finding("empty", f"{shown(folder)} has no usable images of {list_names(without)}."))
     if narrow := deep.warning(framing.pixel_range):
         odd(Finding("range", narrow))

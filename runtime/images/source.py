@@ -25,12 +25,13 @@ def dataset_for(
     packed: Path,
     on_warning: OnText,
     on_progress: OnCount,
+    partly: bool = False,
 ) -> Path:
     """The dataset file for `source`, fit for the bundle: `source` itself, or `packed`, made from a folder.
 
     Args:
         classes: the names that the labels stand for; empty where the images bring them. A folder may hold images of
-            some of them only.
+            some of them only, which is worth a warning unless it is `partly` what there is.
 
     Raises:
         DataError: the classes or the size of the images do not fit the bundle, or no image is usable.
@@ -39,7 +40,7 @@ def dataset_for(
     check_exists(source)
     check_kind(manifest, source)
     if source.is_dir():
-        pack(source, packed, manifest.input.framing, classes or None, on_warning, on_progress)
+        pack(source, packed, manifest.input.framing, classes or None, on_warning, on_progress, partly)
         source = packed
     with open_dataset(source) as dataset:
         _check(manifest, classes, dataset)
@@ -99,7 +100,7 @@ def _check(manifest: Manifest, classes: Sequence[str], dataset: Dataset) -> None
             f"where the model knows {list_names(classes)}: "
             "pack the images with `--bundle`, or prepare the model for these classes."
         )
-    if len(dataset.classes) != manifest.class_count:
+    if not classes and len(dataset.classes) != manifest.class_count:
         raise DataError(
             f"{dataset.path} has {len(dataset.classes)} classes, the bundle was prepared for "
             f"{manifest.class_count}: prepare it with --data, or --classes {len(dataset.classes)}."

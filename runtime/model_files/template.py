@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 from tinytl_edge.runtime.files.bundle import Bundle, read_json
@@ -17,10 +16,10 @@ from tinytl_edge.runtime.files.records import read_record
 from .class_text import ClassText
 from .deployed import kind_of
 from .label_file import LabelFile
+from .patch import Patch, content
 from .stored_numbers import DTYPES, Read, Step, as_stored
 
 FOLDER = "template"
-_PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class Template:
     "RGB", "BGR" or "grey". `raw_pixels`: the input takes pixels of 0..255 as they are. `one_output`: a sigmoid, the
     share of the second of two classes. `source`: the name of the file that this is, where it came from one.
     `class_texts`: entries of its metadata that name the classes, beside our own; `labels`: the file beside it that
-    does. `archive`: a zip of the files that it brings along behind it (TFLite); `labels_inside`: the one of them that
-    names the classes.
+    does. `patch`: what makes the model of that of another template, which `files` names. `archive`: a zip of the files
+    that it brings along behind it (TFLite); `labels_inside`: the one of them that names the classes.
     """
 
     files: tuple[str, ...]
@@ -78,6 +77,7 @@ class Template:
     labels: LabelFile | None = None
     archive: str = ""
     labels_inside: LabelFile | None = None
+    patch: Patch | None = None
 
     @property
     def outputs(self) -> int:
@@ -98,9 +98,9 @@ def layout_of(shape: Sequence[int], channels: int) -> str:
     return "NHWC" if shape[1] != channels and shape[3] == channels else "NCHW"
 
 
-def table_of(kind: str) -> str:
-    """The name of the table for model files of this kind."""
-    return f"{kind}.json"
+def table_of(kind: str, further: int = 0) -> str:
+    """The name of the table for model files of this kind, with so many further classes."""
+    return f"{kind}+{further}.json" if further else f"{kind}.json"
 
 
 def read_template(bundle: Bundle, model: Path) -> Template:
@@ -110,10 +110,16 @@ def read_template(bundle: Bundle, model: Path) -> Template:
         UsageError: there is none for its ending; says for which there is.
         DamagedFileError: its table is damaged.
     """
-    path = bundle.file(FOLDER) / table_of(kind_of(model) or "none")
+    folder, further = bundle.file(FOLDER), bundle.further
+    path = folder / table_of(kind_of(model) or "none", further)
     if not path.is_file():
-        others = " or ".join(sorted(f".{each.stem}" for each in bundle.file(FOLDER).glob("*.json")))
-        raise UsageError(f"{model} is not what {bundle.path} can be written as: a name that ends in {others} is.")
+        kinds = sorted(each.name.partition(".")[0] for each in folder.glob("*.json"))
+        fitting = [
+            kind.partition("+")[0] for kind in kinds if table_of(kind.partition("+")[0], further) == f"{kind}.json"
+        ]
+        others = " or ".join(f".{kind}" for kind in fitting)
+        what = f"{bundle.path} with {bundle.manifest.class_count} classes" if further else str(bundle.path)
+        raise UsageError(f"{model} is not what {what} can be written as: a name that ends in {others} is.")
     return read_record(Template, read_json(path, "a template's table"), path)
 
 
@@ -128,32 +134,40 @@ def filled(folder: Path, template: Template, file: int, read: Read | None) -> It
         DamagedFileError: a parameter is missing, or has another size.
         UsageError: one grew beyond what the file's 16 bits hold.
     """
-    with (folder / template.files[file]).open("rb") as source:
-        at = 0
-        for hole in sorted(template.holes, key=lambda hole: hole.offset):
-            if read is None or hole.file != file:
-                continue
-            yield from _pieces(source, hole.offset - at)
-            try:
-                content = as_stored(hole.parameter, read, hole.steps, hole.dtype)
-            except OverflowError:  # of float16: codes end at their limits
-                raise UsageError(
-                    f"'{hole.parameter}' grew beyond what {template.files[file]} can hold, which has it in 16 bits "
-                    "(65,504 at most): train with a lower --lr, or prepare the same network with 32 bits."
-                ) from None
-            if len(content) != hole.count * DTYPES[hole.dtype]:
-                raise DamagedFileError(f"'{hole.parameter}' does not fit its place in {template.files[file]}.")
-            yield content
-            source.seek(len(content), 1)
-            at = hole.offset + len(content)
-        yield from _pieces(source, None)
+    source = _Bytes(content(folder / template.files[file], template.patch if file == 0 else None))
+    at = 0
+    for hole in sorted(template.holes, key=lambda hole: hole.offset):
+        if read is None or hole.file != file:
+            continue
+        yield from source.take(hole.offset - at)
+        try:
+            numbers = as_stored(hole.parameter, read, hole.steps, hole.dtype)
+        except OverflowError:  # of float16: codes end at their limits
+            raise UsageError(
+                f"'{hole.parameter}' grew beyond what {template.files[file]} can hold, which has it in 16 bits "
+                "(65,504 at most): train with a lower --lr, or prepare the same network with 32 bits."
+            ) from None
+        if len(numbers) != hole.count * DTYPES[hole.dtype]:
+            raise DamagedFileError(f"'{hole.parameter}' does not fit its place in {template.files[file]}.")
+        yield numbers
+        for _ in source.take(len(numbers)):  # which they stand for
+            pass
+        at = hole.offset + len(numbers)
+    yield from source.take(None)
 
 
-def _pieces(source: IO[bytes], count: int | None) -> Iterator[bytes]:
-    """The next `count` bytes of a file, or all that are left."""
-    while count is None or count > 0:
-        piece = source.read(_PIECE if count is None else min(count, _PIECE))
-        if not piece:
-            break
-        yield piece
-        count = None if count is None else count - len(piece)
+class _Bytes:
+    """Bytes that come in parts of any length."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts, self._left = parts, b""
+
+    def take(self, count: int | None) -> Iterator[bytes]:
+        """The next `count`, or all that are left."""
+        while count is None or count > 0:
+            part = self._left or next(self._parts, b"")
+            if not part:
+                return
+            taken, self._left = (part, b"") if count is None else (part[:count], part[count:])
+            count = None if count is None else count - len(taken)
+            yield taken

@@ -22,6 +22,7 @@ void send(Events& events) {
 
 std::unique_ptr<Program> adapted_program(const Job& job) {
   std::unique_ptr<Program> program = Program::load(job.text("program"), false);
+  program->use_classes(job.texts("classes").size());
   const std::string adapter = job.optional_text("adapter");
   if (!adapter.empty()) read_adapter(adapter, *program);
   return program;

@@ -23,8 +23,8 @@ void fill_with_noise(Execution& execution, const Program& program, uint64_t numb
   const uint64_t k = key({number});
   const int64_t elements = int64_t{program.height} * program.width * program.channels;
   for (int64_t i = 0; i < elements; ++i) execution.image()[i] = static_cast<float>(2 * uniform(k, static_cast<uint64_t>(i)) - 1);
-  for (int i = 0; i < program.classes; ++i)
-    execution.targets()[i] = i == static_cast<int>(number % static_cast<uint64_t>(program.classes)) ? 1.0f : 0.0f;
+  for (int i = 0; i < program.outputs; ++i)
+    execution.targets()[i] = i == static_cast<int>(number % static_cast<uint64_t>(program.outputs)) ? 1.0f : 0.0f;
 }
 
 void write_array(json::Writer& event, const char* name, const std::vector<double>& values) {

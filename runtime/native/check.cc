@@ -84,8 +84,8 @@ class Checker {
   void run() {
     outer("stored_image", program_.stored_image, program_.stored_image_bytes);
     outer("image", program_.image, 4LL * program_.channels * program_.height * program_.width);
-    outer("targets", program_.targets, 4LL * program_.classes);
-    outer("logits", program_.logits, 4LL * program_.classes);
+    outer("targets", program_.targets, 4LL * program_.outputs);
+    outer("logits", program_.logits, 4LL * program_.outputs);
     const auto forward = static_cast<size_t>(program_.forward_ops);
     for (; index_ < program_.ops.size(); ++index_) {
       const Record& op = program_.ops[index_];
@@ -206,7 +206,7 @@ class Checker {
       case AttributeType::kBits:
         return need(value == 8 || value == 16, "number of bits");
       case AttributeType::kLoss:
-        return need(value == static_cast<int32_t>(program_.multi_label) && in_ == program_.classes, "loss");
+        return need(value == static_cast<int32_t>(program_.multi_label) && in_ == program_.outputs, "loss");
       case AttributeType::kPositive: {
         float number;
         std::memcpy(&number, &value, sizeof number);
@@ -237,7 +237,7 @@ class Checker {
       case Extent::kOutBits: return (out_ + 7) / 8;
       case Extent::kInChannels: return 4LL * g.in_channels;
       case Extent::kOutChannels: return 4LL * g.out_channels;
-      case Extent::kClasses: return 4LL * program_.classes;
+      case Extent::kClasses: return 4LL * program_.outputs;
       case Extent::kWeights: return 4 * weights(g);
       case Extent::kFactors: return 4 * (op.number ? int64_t{g.in_channels} : in_);
       case Extent::kGroupStatistics: return 8LL * op.number;

@@ -20,7 +20,7 @@ Course Course::of(const Job& job, uint32_t count, int64_t batch_size) {
       stage.images = course.others;
     }
     stage.first_epoch = course.epochs();
-    stage.epochs = told.integer("epochs", 1, 1 << 30);
+    stage.epochs = told.integer("epochs", 0, 1 << 30);
     stage.first_step = course.steps();
     stage.steps_an_epoch = (static_cast<int64_t>(stage.images.size()) + batch_size - 1) / batch_size;
     course.stages.push_back(std::move(stage));

@@ -205,7 +205,7 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
     }
     case Opcode::kLoss:
       loss_ = (op.number ? sigmoid_cross_entropy : softmax_cross_entropy)(at(op.x), at(op.other), at(op.dx),
-                                                                          program_.classes, sample_.scale);
+                                                                          program_.outputs, sample_.scale);
       return;
     case Opcode::kZero:
       std::memset(at(op.y), 0, static_cast<size_t>(elements) * sizeof(float));

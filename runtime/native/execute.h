@@ -32,8 +32,8 @@ class Execution {
 
   uint8_t* stored_image() { return arena_ + program_.stored_image; }  // [stored_image_bytes], before the image is made
   float* image() { return at(program_.image); }      // [height, width, channels]
-  float* targets() { return at(program_.targets); }  // [classes]
-  float* logits() { return at(program_.logits); }    // [classes]
+  float* targets() { return at(program_.targets); }  // [outputs]
+  float* logits() { return at(program_.logits); }    // [outputs]
 
   // Fills a dropout's mask: (layer, elements, destination).
   using MaskFiller = std::function<void(int32_t, int64_t, float*)>;

@@ -139,7 +139,7 @@ std::unique_ptr<Program> Program::load(const std::string& path, bool for_trainin
   const std::string* description = file->metadata("program");
   if (!format || *format != "tinytl-edge-step" || !description)
     fail(kDamaged, "%s is no step program of tinytl-edge.", path.c_str());
-  if (!version || *version != "3") fail(kDamaged, "%s is a step program of another version: prepare the bundle again.", path.c_str());
+  if (!version || *version != "4") fail(kDamaged, "%s is a step program of another version: prepare the bundle again.", path.c_str());
   const std::string damaged = path + " is no usable step program: its description is not JSON.";
   const json::Value tree = json::parse_or_fail(*description, kDamaged, damaged.c_str());
   const Fields fields(tree, path);
@@ -147,7 +147,7 @@ std::unique_ptr<Program> Program::load(const std::string& path, bool for_trainin
   auto program = std::make_unique<Program>();
   program->backbone = fields.text("backbone");
   program->method = fields.text("method");
-  program->classes = static_cast<int>(fields.integer("classes", 1, 1 << 20));
+  program->outputs = program->classes = static_cast<int>(fields.integer("outputs", 1, 1 << 20));
   program->height = static_cast<int>(fields.integer("height", 1, 1 << 14));
   program->width = static_cast<int>(fields.integer("width", 1, 1 << 14));
   program->channels = static_cast<int>(fields.integer("channels", 1, 3));
@@ -350,6 +350,12 @@ void Program::place_values(Part& part, uint8_t* place) {
       part.weight.i8 = reinterpret_cast<const int8_t*>(place);
       break;
   }
+}
+
+void Program::use_classes(size_t count) {
+  if (count < 1 || count > static_cast<size_t>(outputs))
+    fail(kUsage, "The program has %d outputs, the job %zu classes.", outputs, count);
+  classes = static_cast<int>(count);
 }
 
 void Program::load_part(Part& part, uint8_t* place) {

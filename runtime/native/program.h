@@ -95,7 +95,8 @@ struct DropoutLayer {
 
 struct Program {
   std::string backbone, method;
-  int classes = 0;
+  int outputs = 0;  // logits
+  int classes = 0;  // the first of them, which stand for a class; the others wait for one, with a bias of -10,000
   int height = 0, width = 0, channels = 0;  // of the input
   std::array<float, 3> mean{}, std{};       // of its channels
   Optimizer optimizer = Optimizer::kSgd;
@@ -111,6 +112,8 @@ struct Program {
   std::vector<Parameter> parameters;
   std::vector<Part> parts;
 
+  // Only so many outputs stand for a class. Fails (exit code 2) where there are not as many.
+  void use_classes(size_t count);
   int64_t bytes(const Part& part) const;  // of its stored values
   // Reads a streamed part to `place`, where its operators find it until it is read elsewhere.
   void load_part(Part& part, uint8_t* place);

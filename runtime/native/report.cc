@@ -168,6 +168,9 @@ void Report::say_one_pass(const json::Value& event, double time) {
     text += validated ? "  accuracy " : "  leave-one-out accuracy ";
     text += percent(accuracy_, 1);
   }
+  if (says(event, "known_accuracy"))
+    text += "  known classes " + percent(number_of(event, "known_accuracy"), 1) + " (before: " +
+            percent(number_of(event, "known_accuracy_before"), 1) + ")";
   const int64_t peak = integer_of(event, "peak_rss_bytes");
   text += "  peak " + megabytes(static_cast<double>(peak ? peak : rss_)) + "  " + minutes_text(time - begin_);
   line_.say(text);

@@ -50,7 +50,8 @@ void Samples::fill(uint32_t index, const Crop& crop, double smoothing, Execution
   }
   const int32_t label = dataset_.label(index);
   const float rest = label < 0 ? 0 : static_cast<float>(smoothing / program_.classes);
-  for (int i = 0; i < program_.classes; ++i) targets[i] = rest;
+  std::fill(targets, targets + program_.classes, rest);
+  std::fill(targets + program_.classes, targets + program_.outputs, 0.0f);
   if (label >= 0) targets[label] += static_cast<float>(1 - smoothing);
 }
 

@@ -41,16 +41,25 @@ std::vector<uint32_t> all_of(uint32_t count) {
   return numbers;
 }
 
+std::vector<uint32_t> as_numbers(const std::vector<int64_t>& integers) { return {integers.begin(), integers.end()}; }
+
+std::unique_ptr<Program> program_of(const Job& job) {
+  std::unique_ptr<Program> program = Program::load(job.text("program"), true);
+  program->use_classes(job.texts("classes").size());
+  return program;
+}
+
 class Training {
  public:
   Training(const Job& job, Events& events)
       : options_(job.nested("options")),
         run_(job.text("run")),
         bundle_(job.text("bundle_identity")),
-        program_(Program::load(job.text("program"), true)),
+        program_(program_of(job)),
         dataset_(Dataset::open(job.text("train"))),
         samples_(*program_, dataset_),
         execution_(*program_, options_.threads()),
+        classes_(job.texts("classes")),
         rates_(job.rates("learning_rates")),
         shares_(job.numbers("shares", 0, 1)),
         keeps_best_(job.flag("keeps_best")),
@@ -58,7 +67,9 @@ class Training {
         batch_size_(job.integer("batch_size", 1, 1 << 20)),
         memory_(job.is_null("memory") ? INT64_MAX : job.integer("memory", 1, INT64_MAX)),
         seed_(static_cast<uint64_t>(options_.integer("seed", 0, INT64_MAX))),
-        starts_in_one_pass_(options_.optional_text("start") == "one-pass"),
+        fits_(!job.is_null("first_pass")),
+        first_pass_(fits_ ? FirstPass::of(job.nested("first_pass")) : FirstPass()),
+        to_keep_(as_numbers(job.integers("features_of", 0, dataset_.count() - 1))),
         course_(Course::of(job, dataset_.count(), batch_size_)),
         order_(dataset_.count()),
         said_(events) {
@@ -78,7 +89,6 @@ class Training {
     }
     if (!log_priors_.empty() && log_priors_.size() != static_cast<size_t>(program_->classes))
       fail(kUsage, "The job has no prior for every class.");
-    classes_ = dataset_.classes();
     goes_on_ = job.flag("resume") && exists(checkpoint_path());
     if (goes_on_) at_ = read_checkpoint(checkpoint_path(), *program_);
     said_.reserve(course_.steps() - std::min(at_.step, course_.steps()));
@@ -118,23 +128,23 @@ class Training {
   bool is_judged(const Stage& stage) const { return judge_ && (validation_ || !stage.with_held_out); }
 
   // Does the classifier know its classes at the start, so that it may be kept?
-  bool knows() const { return starts_in_one_pass_ || shares_[0] < 1; }
+  bool knows() const { return fits_ || shares_[0] < 1; }
   const Score* score() const { return judge_ ? &at_.score : nullptr; }
   const Score* start() const { return judge_ && knows() ? &at_.start : nullptr; }
 
   void begin() {
     const double begin = now();
     if (!course_.stages.empty() && !course_.stages[0].start.empty()) read_adapter(course_.stages[0].start, *program_);
-    Discriminant found;
-    if (starts_in_one_pass_) found = fit(course_.others);
+    Fitted found;
+    if (fits_) found = fit(course_.others);
     if (judge_ && knows()) {
       at_.start = at_.score = measure(false);
       if (options_.is_null("flip") && course_.steps() > 0) try_mirrored();
     }
     if (course_.steps() > 0 && (knows() || course_.stages.size() > 1)) write(start_path());
-    if (!starts_in_one_pass_) return;
+    if (!fits_) return;
     save();
-    said_.one_pass(found, course_.others.size(), false, score(), 1e3 * (now() - begin));
+    said_.one_pass(found, false, score(), 1e3 * (now() - begin));
   }
 
   void try_mirrored() {
@@ -148,25 +158,26 @@ class Training {
     read_adapter(stage.start.empty() ? start_path() : stage.start, *program_);
     forget_moments(*program_);
     if (!stage.start.empty()) write(start_path());
-    if (!starts_in_one_pass_) return;
-    const Discriminant found = fit(stage.images);
+    if (!fits_) return;
+    const Fitted found = fit(stage.images);
     write(start_path());
-    said_.one_pass(found, stage.images.size(), true, nullptr, 1e3 * (now() - begin));
+    said_.one_pass(found, true, nullptr, 1e3 * (now() - begin));
   }
 
-  Discriminant fit(const std::vector<uint32_t>& images) {
+  Fitted fit(const std::vector<uint32_t>& images) {
     const double smoothing = options_.number("label_smoothing", 0, 1);
     const auto behind_each = [&](uint32_t done) {
       if (stop_asked) interrupted();
       said_.tick();
       if (done % kFittingSaid == 0 || done == images.size()) said_.fitting(done, images.size());
     };
-    const Discriminant found =
-        fit_in_one_pass(*program_, dataset_, samples_, execution_, images, run_, smoothing, memory_, behind_each);
+    const Fitted fitted = fit_in_one_pass(*program_, dataset_, samples_, execution_, images, first_pass_, run_, smoothing,
+                                          memory_, behind_each);
+    const Discriminant& found = fitted.discriminant;
     at_.left_out = found.left_out ? found.accuracy : NAN;
     if (!at_.unknown.known()) at_.unknown = Unknown::of(found.answers, program_->classes);
-    at_.sums = {found.losses, found.correct, static_cast<int64_t>(images.size()), found.low, found.high};
-    return found;
+    at_.sums = {fitted.seen.losses, fitted.seen.correct, fitted.samples, fitted.seen.low, fitted.seen.high};
+    return fitted;
   }
 
   // Goes on where training stopped behind the last step of an epoch.
@@ -279,6 +290,11 @@ class Training {
       add_range(start_path(), at_.sums);
     }
     try_junk();
+    if (!to_keep_.empty()) {
+      const FirstPass stood_in = course_.steps() > 0 ? FirstPass() : first_pass_;  // training changes what features are
+      keep_features(*program_, dataset_, samples_, execution_, to_keep_, stood_in, run_, run_ + "/features.safetensors",
+                    classes_, [&](uint32_t) { stop_if_asked(false); });
+    }
     write(adapter_path());
     said_.done(at_, judged(), start(), score());
   }
@@ -374,6 +390,7 @@ class Training {
   const Dataset dataset_;
   Samples samples_;
   Execution execution_;
+  const std::vector<std::string> classes_;
   const Rates rates_;
   const std::vector<double> shares_;  // of what was trained in the result: to choose from
   const bool keeps_best_;  // of the epochs, where it is judged better than the last
@@ -381,10 +398,11 @@ class Training {
   const int64_t batch_size_;
   const int64_t memory_;  // bytes that the process may take
   const uint64_t seed_;
-  const bool starts_in_one_pass_;
+  const bool fits_;  // the classifier in one pass, where training begins
+  const FirstPass first_pass_;
+  const std::vector<uint32_t> to_keep_;  // images whose features are kept in the end
   const Course course_;
   std::vector<uint32_t> order_;
-  std::vector<std::string> classes_;
   std::unique_ptr<Dataset> validation_;
   std::unique_ptr<Judge> judge_;
   bool goes_on_ = false;  // from a checkpoint

@@ -69,11 +69,16 @@ void TrainingEvents::fitting(size_t done, size_t total) {
   send();
 }
 
-void TrainingEvents::one_pass(const Discriminant& found, size_t images, bool anew, const Score* score,
-                              double ms) {
+void TrainingEvents::one_pass(const Fitted& fitted, bool anew, const Score* score, double ms) {
   json::Writer& event = events_.begin("one_pass");
-  event.integer("images", static_cast<int64_t>(images))
+  const Discriminant& found = fitted.discriminant;
+  const double known = fitted.known ? static_cast<double>(fitted.known) : NAN;
+  event.integer("images", fitted.samples - fitted.stood_in)
       .boolean("anew", anew)
+      .integer("stood_in", fitted.stood_in)
+      .integer("known", fitted.known)
+      .number("known_accuracy_before", static_cast<double>(fitted.known_right_before) / known)
+      .number("known_accuracy", static_cast<double>(fitted.known_right) / known)
       .number("shrinkage", found.shrinkage)
       .number("left_out_loss", found.left_out ? found.loss : NAN)
       .number("left_out_accuracy", found.left_out ? found.accuracy : NAN);

@@ -8,7 +8,7 @@
 #include "events.h"
 #include "job.h"
 #include "judge.h"
-#include "learning/discriminant.h"
+#include "learning/one_pass.h"
 #include "learning_rates.h"
 #include "store.h"
 
@@ -28,7 +28,7 @@ class TrainingEvents {
 
   void start(const Job& options, const Course& course, uint32_t images, int64_t batch_size, int64_t step, const Rates& rates);
   void fitting(size_t done, size_t total);
-  void one_pass(const Discriminant& found, size_t images, bool anew, const Score* score, double ms);
+  void one_pass(const Fitted& fitted, bool anew, const Score* score, double ms);
   void warn_of(const Mirrored& mirrored);
   void step(int64_t step, int64_t epoch, double loss, double rate, double ms);
   void checkpoint(int64_t step);

@@ -77,6 +77,7 @@ class OrtSession:
         rewritten: bool = True,
     ) -> None:
         self._c = load_extension()
+        self._classes = bundle.manifest.class_count  # of the outputs
         folder = bundle.file(ORT_FOLDER)
         if not folder.is_dir():
             raise UsageError(
@@ -155,7 +156,7 @@ class OrtSession:
         fetched = self._c.OrtValueVector()
         step = self._module.train_step if training else self._module.eval_step
         step([feeds[name] for name in names], fetched)
-        return float(fetched[0].numpy()), fetched[1].numpy()
+        return float(fetched[0].numpy()), fetched[1].numpy()[:, : self._classes]
 
     def _update(self, rates: Mapping[str, float]) -> None:
         """The generated optimizer takes one rate: it runs at the highest; slower ones go part of the way."""

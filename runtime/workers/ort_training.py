@@ -6,22 +6,27 @@ import math
 import signal
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinytl_edge.runtime.errors import DivergedError, InterruptedTrainingError
 from tinytl_edge.runtime.files.adapter import BEST, JUDGED, JUDGED_START, START, Adapter, open_adapter, write_adapter
 from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
 from tinytl_edge.runtime.files.bundle import Bundle
-from tinytl_edge.runtime.files.run import CHECKPOINTS
+from tinytl_edge.runtime.files.features import FILE as FEATURES
+from tinytl_edge.runtime.files.features import write_features
+from tinytl_edge.runtime.files.run import CHECKPOINTS, FirstPass
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.intervals import likely
 from tinytl_edge.runtime.learning.discriminant import fit_discriminant
+from tinytl_edge.runtime.learning.kept_features import as_bfloat16, read_features
+from tinytl_edge.runtime.learning.known_classes import keep_known
 from tinytl_edge.runtime.memory import peak_rss
 from tinytl_edge.runtime.options import LOG_EVERY, TrainOptions, schedule
 from tinytl_edge.runtime.unknown import find_unknown
@@ -55,12 +60,11 @@ class Training:
         self._run = Path(job["run"])
         self._options = TrainOptions.from_json(job["options"], "the job")
         self._batches = Batches(bundle.manifest, open_dataset(job["train"]))
-        self._classes = list(bundle.manifest.classes or self._batches.dataset.classes)
         self._batch_size = self._options.batch_size or bundle.manifest.batch_size
         self._rates: dict[str, float] = job["learning_rates"]
         self._shares: list[float] = job["shares"]
         self._keeps_best: bool = job["keeps_best"]
-        self._log_priors = np.array(job["log_priors"], np.float32)
+        self._log_priors = np.array(job["log_priors"], np.float32)  # of each class
         everything = range(self._batches.dataset.count)
         self._held_out: list[int] = job["held_out"]
         self._others = sorted(set(everything) - set(self._held_out))
@@ -79,8 +83,10 @@ class Training:
         self._at = Standing.from_text(standing) if standing else Standing()
         self._durations: list[float] = []
         self._first_loss = math.nan  # a loss that was high from the start, as with random weights, has not grown
-        one_pass = self._options.start == "one-pass"
-        self._fits, self._knows = one_pass, one_pass or self._shares[0] < 1
+        self._first_pass = FirstPass(**job["first_pass"]) if job["first_pass"] else None
+        self._to_keep: list[int] = job["features_of"]
+        self._fits = self._first_pass is not None
+        self._knows = self._fits or self._shares[0] < 1
 
     def run(self) -> None:
         """Train, and say how it goes."""
@@ -140,7 +146,7 @@ class Training:
         if not self._fits:
             return
         self._save()
-        self._say_one_pass(found, len(self._others), False, self._score, begin)
+        self._say_one_pass(found, False, self._score, begin)
 
     def _begin_anew(self, stage: Stage) -> None:
         begin = time.perf_counter()
@@ -152,7 +158,7 @@ class Training:
         if self._fits:
             found = self._fit(stage.images)
             self._write(START)
-            self._say_one_pass(found, len(stage.images), True, None, begin)
+            self._say_one_pass(found, True, None, begin)
 
     def _end_what_was_under_way(self) -> None:
         """Go on where training stopped behind the last step of an epoch."""
@@ -274,6 +280,8 @@ class Training:
         if at.share is not None and at.share < 1:
             at.sums.add_range(*self._blend(at.share))
         self._try_junk()
+        if self._to_keep:
+            self._keep_features()
         self._write(ADAPTER)
         emit(
             "done",
@@ -288,46 +296,101 @@ class Training:
             peak_rss_bytes=peak_rss(),
         )
 
+    def _keep_features(self) -> None:
+        """Of images, as the classifier reads them now; and those that stood in, where no training changed them."""
+        stood_in = None if self._steps else self._first_pass
+        features, labels, _ = self._features(self._to_keep, stood_in, lambda done: None)
+        write_features(
+            self._run / FEATURES, self._manifest.classes, labels.tolist(), as_bfloat16(features), features.shape[1]
+        )
+
     def _step(self, feeds: dict[str, Array], rates: dict[str, float]) -> tuple[float, Array]:
         """A step in which the priors are added to the logits, by way of the classifier's bias; the logits without."""
         head, priors = self._manifest.head, self._log_priors
         if head is None or not priors.any():
             return self._session.train_step(feeds, rates)
-        bias = self._session.trainable[head.bias]
-        bias += priors.reshape(bias.shape)
+        bias = self._session.trainable[head.bias].reshape(-1)[: len(priors)]
+        bias += priors
         loss, logits = self._session.train_step(feeds, rates)
-        bias -= priors.reshape(bias.shape)
+        bias -= priors
         return loss, logits - priors
 
     # Its parts -----------------------------------------------------------------------------------------------
 
     def _fit(self, images: Sequence[int]) -> dict[str, Any]:
         """Fit the classifier to frozen features of images; what to say of it."""
-        head = self._manifest.head
-        assert head is not None
+        manifest, first = self._manifest, self._first_pass
+        assert first is not None
+
+        def say(done: int) -> None:
+            emit("fitting", done=done, total=len(images))
+
+        features, labels, stood_in = self._features(images, first, say)
+        before = self._rows()[: first.known_classes].astype(np.float64)
+        found = fit_discriminant(features, labels, manifest.class_count, self._options.label_smoothing)
+        rows = np.concatenate([found.weight, found.bias[:, None]], 1)
+        if first.known_classes:
+            rows = keep_known(before, rows, np.bincount(labels, minlength=len(rows)) > 0)
+        self._set_rows(rows.astype(np.float32))
+        homogeneous = np.concatenate([features, np.ones((len(features), 1), np.float32)], 1)
+        logits = homogeneous @ rows.T.astype(np.float32)
+        chances = probabilities(logits, multi_label=False)[np.arange(len(labels)), labels]
+        right_ones = logits.argmax(1) == labels
+        self._at.sums = Sums(float(-np.log(chances).sum()), int(right_ones.sum()), len(labels))
+        self._at.sums.add_range(float(logits.min()), float(logits.max()))
+        self._at.left_out = found.accuracy
+        if self._at.unknown is None:
+            self._at.unknown = find_unknown(found.answers, manifest.class_count)
+        known = labels < first.known_classes
+        were_right = (homogeneous[known] @ before.T).argmax(1) == labels[known] if known.any() else known[:0]
+        return {
+            "images": len(labels) - stood_in,
+            "stood_in": stood_in,
+            "known": int(known.sum()),
+            "known_accuracy_before": float(were_right.mean()) if known.any() else None,
+            "known_accuracy": float(right_ones[known].mean()) if known.any() else None,
+            "shrinkage": found.shrinkage,
+            "left_out_loss": found.loss,
+            "left_out_accuracy": found.accuracy,
+        }
+
+    def _features(
+        self, images: Sequence[int], first: FirstPass | None, say: Callable[[int], None]
+    ) -> tuple[Array, NDArray[np.int64], int]:
+        """What the classifier reads of images, [images, features], and their labels.
+
+        Behind them what stands in for classes without images, and how much that is.
+        """
         rows: list[Array] = []
-        labels: list[Any] = []
-        done = 0
+        labels: list[NDArray[np.int64]] = []
+        done = stood_in = 0
         for batch in self._batches.evaluation(self._batch_size, images):
             rows.append(self._session.features(batch.feeds))
             labels.append(batch.labels)
             done += len(batch.labels)
-            emit("fitting", done=done, total=len(images))
+            say(done)
             self._end_if_asked()
-        features, targets = np.concatenate(rows), np.concatenate(labels)
-        found = fit_discriminant(features, targets, self._manifest.class_count, self._options.label_smoothing)
-        values = {head.weight: found.weight.astype(np.float32), head.bias: found.bias.astype(np.float32)}
-        shapes = self._session.trainable
-        self._session.load_parameters({name: value.reshape(shapes[name].shape) for name, value in values.items()})
-        logits = features @ values[head.weight].T + values[head.bias]
-        chances = probabilities(logits, multi_label=False)[np.arange(len(targets)), targets]
-        right_ones = int((logits.argmax(1) == targets).sum())
-        self._at.sums = Sums(float(-np.log(chances).sum()), right_ones, len(targets))
-        self._at.sums.add_range(float(logits.min()), float(logits.max()))
-        self._at.left_out = found.accuracy
-        if self._at.unknown is None:
-            self._at.unknown = find_unknown(found.answers, self._manifest.class_count)
-        return {"shrinkage": found.shrinkage, "left_out_loss": found.loss, "left_out_accuracy": found.accuracy}
+        if first is not None and first.features is not None:
+            assert self._manifest.head is not None
+            kept, kept_labels = read_features(Path(first.features), self._manifest.head.features)
+            absent = ~np.isin(kept_labels, self._batches.dataset.labels)
+            rows.append(kept[absent])
+            labels.append(kept_labels[absent])
+            stood_in = int(absent.sum())
+        return np.concatenate(rows), np.concatenate(labels), stood_in
+
+    def _rows(self) -> Array:
+        """The classifier's, [classes, features + 1], biases behind the weights."""
+        head, outputs = self._manifest.head, self._manifest.outputs
+        assert head is not None
+        parts = [self._session.trainable[name].reshape(outputs, -1) for name in (head.weight, head.bias)]
+        return np.concatenate(parts, 1)[: self._manifest.class_count]
+
+    def _set_rows(self, rows: Array) -> None:
+        head, outputs = self._manifest.head, self._manifest.outputs
+        assert head is not None
+        for name, part in ((head.weight, rows[:, :-1]), (head.bias, rows[:, -1:])):
+            self._session.trainable[name].reshape(outputs, -1)[: len(rows)] = part
 
     def _blend(self, share: float) -> tuple[float, float]:
         """Bring the parameters to start + share (parameters - start); the range of the start's logits."""
@@ -392,7 +455,9 @@ class Training:
         tensors = {name: (array.shape, array.tobytes()) for name, array in self._session.trainable.items()}
         logits = self._at.sums.low, self._at.sums.high
         below = self._at.unknown.below if self._at.unknown else None
-        write_adapter(self._run / name, self._bundle, self._classes, self._at.step, tensors, logits, below)
+        write_adapter(
+            self._run / name, self._bundle, list(self._manifest.classes), self._at.step, tensors, logits, below
+        )
 
     def _save(self) -> None:
         if not all(np.isfinite(array).all() for array in self._session.trainable.values()):
@@ -401,9 +466,9 @@ class Training:
         self._session.save(self._checkpoint, standing=self._at.text())
         emit("checkpoint", step=self._at.step)
 
-    def _say_one_pass(self, found: dict[str, Any], images: int, anew: bool, score: Score | None, begin: float) -> None:
+    def _say_one_pass(self, found: dict[str, Any], anew: bool, score: Score | None, begin: float) -> None:
         ms = 1e3 * (time.perf_counter() - begin)
-        emit("one_pass", images=images, anew=anew, **found, **said(score), ms=ms, peak_rss_bytes=peak_rss())
+        emit("one_pass", anew=anew, **found, **said(score), ms=ms, peak_rss_bytes=peak_rss())
 
     def _say_start(self) -> None:
         trained = self._manifest.trainable.values()

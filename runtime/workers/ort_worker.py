@@ -30,7 +30,7 @@ def main() -> int:
     try:
         job = json.loads(sys.stdin.read())
         stop = StopRequest() if job["command"] == "train" else None
-        bundle = open_bundle(job["bundle"])
+        bundle = open_bundle(job["bundle"]).with_classes(job["classes"])
         if stop is not None:
             Training(job, bundle, stop).run()
         elif job["command"] == "evaluate":

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tinytl_edge.export.tinytl.methods import METHODS
-from tinytl_edge.options import COLOURS, FROZEN_WEIGHTS, PrepareOptions
+from tinytl_edge.options import COLOURS, FROZEN_WEIGHTS, ROOM, PrepareOptions
 from tinytl_edge.runtime.images.framing import FITS
 from tinytl_edge.runtime.options import OPTIMIZERS
 
@@ -25,6 +25,9 @@ from .command import PATH, command, json_option, need
 @click.option("--classes", metavar="N|NAMES", callback=options.class_list,
               help="How many classes, or their names: cat,dog,fox.")  # fmt: skip
 @click.option("--data", type=PATH, help="Take the classes' names from this folder of images, and try MODEL on them.")
+@click.option("--room", type=int,
+              help="Outputs for classes that come later, in the field; 0: these are all.  "
+              f"[default: {ROOM} with --data; 0 with --classes]")  # fmt: skip
 @click.option("--labels", type=PATH, metavar="FILE",
               help="Names of MODEL's own outputs, one a line, where it does not bring them.")  # fmt: skip
 @click.option("--multi-label", is_flag=True,

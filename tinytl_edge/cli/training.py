@@ -53,6 +53,7 @@ def pack(
     from tinytl_edge.runtime.errors import UsageError
     from tinytl_edge.runtime.files.bundle import open_bundle
     from tinytl_edge.runtime.images.framing import Framing
+    from tinytl_edge.runtime.images.new_classes import with_new_classes
     from tinytl_edge.runtime.images.packing import pack as run_pack
     from tinytl_edge.runtime.images.source import check_exists, check_kind
     from tinytl_edge.runtime.report import CountProgress
@@ -65,7 +66,7 @@ def pack(
         manifest = open_bundle(bundle).manifest
         check_exists(folder)
         check_kind(manifest, folder)
-        framing, classes = manifest.input.framing, manifest.classes or None
+        framing, classes = manifest.input.framing, with_new_classes(manifest, folder) or None
     else:
         if (resolution is None) == (size is None):
             raise UsageError("Say for which input size: --resolution PX, --size HxW, or --bundle BUNDLE.")

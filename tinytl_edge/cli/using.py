@@ -90,6 +90,11 @@ def export(run: Path, as_json: bool, keep: int, **options: Any) -> None:
     click.echo(f"{result['out']}: {megabytes(result['bytes'])}, {size}")
     for sentence in result["in_words"]:
         click.echo(f"  {sentence}")
+    if result["further"]:
+        before, now = len(result["classes"]) - result["further"], len(result["classes"])
+        click.echo(
+            f"It gives {now} numbers, where the file as it was prepared gave {before}: the app has to expect them."
+        )
     for path in result["kept"]:
         click.echo(f"What was there before is kept as {path}.")
     if (checked := result.get("checked")) is not None:

@@ -62,7 +62,6 @@ class Fit {
       solve(kWithoutPairs);
       settle(left_.scale_of(kSure), found);
     }
-    judge(found);
     return found;
   }
 
@@ -175,25 +174,6 @@ class Fit {
       for (size_t k = 0; k < mean.size(); ++k) own[k] = static_cast<float>(scale) * (own[k] - mean[k]);
       bias[c] = static_cast<float>(scale * (-0.5 * inner(c, c) - mean_bias) - dot(own, samples_.centre(), width()));
     }
-  }
-
-  // What the classifier says of all samples.
-  void judge(Discriminant& found) const {
-    std::vector<double> logits(bias.size());
-    samples_.each_batch([&](int64_t first, int64_t count, const float* batch) {
-      for (int64_t i = 0; i < count; ++i) {
-        for (size_t c = 0; c < logits.size(); ++c)
-          logits[c] = static_cast<double>(bias[c]) + dot(weight_of(c), batch + i * width(), width());
-        const auto likeliest = std::max_element(logits.begin(), logits.end());
-        const size_t own = samples_.label(first + i);
-        double sum = 0;
-        for (const double logit : logits) sum += std::exp(logit - *likeliest);
-        found.losses += std::log(sum) + *likeliest - logits[own];
-        found.correct += likeliest == logits.begin() + static_cast<int64_t>(own);
-        found.low = std::min(found.low, *std::min_element(logits.begin(), logits.end()));
-        found.high = std::max(found.high, *likeliest);
-      }
-    });
   }
 
   const LabelledRows samples_;

@@ -17,10 +17,6 @@ struct Discriminant {
   double loss = 0, accuracy = 0;
   int64_t left_out = 0;
   std::vector<Sure> answers;  // of these samples
-  // Of all samples, with the classifier found: sums, and the range of all logits.
-  double losses = 0;
-  int64_t correct = 0;
-  double low = 0, high = 0;
 };
 
 struct Terms {

@@ -30,8 +30,8 @@ Head::Head(const Program& program) {
     readers_.push_back(reader);
     covered += reader.channels * taps_;
   }
-  if (!weight_ || !bias_ || weight_->groups != 1 || covered != features_ || weight_->shape[0] != program.classes ||
-      bias_->elements != program.classes)
+  if (!weight_ || !bias_ || weight_->groups != 1 || covered != features_ || weight_->shape[0] != program.outputs ||
+      bias_->elements != program.outputs)
     fail(kDamaged, "The program does not end in a linear layer with a bias: no classifier to fit in one pass.");
 }
 
@@ -43,6 +43,16 @@ void Head::observe(size_t number, const Record& op, const uint8_t* arena, float*
     for (int64_t tap = 0; tap < taps_; ++tap)
       for (int64_t c = 0; c < reader.channels; ++c) to[c * taps_ + tap] = x[tap * reader.channels + c];
   }
+}
+
+Linear Head::rows(const Program& program) const {
+  const auto classes = static_cast<size_t>(program.classes);
+  Linear linear{features_, std::vector<float>(classes * static_cast<size_t>(features_)), std::vector<float>(classes)};
+  for (size_t c = 0; c < classes; ++c) {
+    get_row(program, *weight_, static_cast<int64_t>(c), linear.row(c));
+    get_row(program, *bias_, static_cast<int64_t>(c), &linear.bias[c]);
+  }
+  return linear;
 }
 
 void Head::set(Program& program, size_t label, const float* weight, float bias) const {

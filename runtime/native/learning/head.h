@@ -6,6 +6,7 @@
 
 #include "../execute.h"
 #include "../program.h"
+#include "linear.h"
 
 namespace tinytl {
 
@@ -18,6 +19,8 @@ class Head {
   // Behind every operator of a forward pass: copies what the classifier reads of it to features[features()], in PyTorch's
   // order, as the rows of its weight are.
   void observe(size_t number, const Record& op, const uint8_t* arena, float* features) const;
+  // The rows of the program's classes.
+  Linear rows(const Program& program) const;
   // Gives a class its row: weight [features()], and bias.
   void set(Program& program, size_t label, const float* weight, float bias) const;
 

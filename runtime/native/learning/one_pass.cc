@@ -4,43 +4,96 @@
 
 #include "../footprint.h"
 #include "head.h"
+#include "kept_features.h"
+#include "known_classes.h"
 
 namespace tinytl {
 namespace {
 
 constexpr int64_t kCode = 300'000;  // bytes that come back with the code that runs
 
+// What the classifier reads of samples, and their labels.
+struct Features {
+  RowFile rows;
+  std::vector<int32_t> labels;
+  int64_t stood_in = 0;
+};
+
+// Of images; behind them what stands in for those that the dataset lacks.
+Features features_of(const Program& program, const Head& head, const Dataset& dataset, Samples& samples, Execution& execution,
+                     const std::vector<uint32_t>& images, const std::string& kept, const std::string& folder,
+                     const std::function<void(uint32_t)>& done) {
+  Features found{RowFile(folder, head.features()), {}};
+  std::vector<float> features(static_cast<size_t>(head.features()));
+  execution.observe([&](size_t number, const Record& op, const uint8_t* arena) {
+    head.observe(number, op, arena, features.data());
+  });
+  const Crop crop = centre_crop(dataset.stored(), dataset.input());
+  for (const uint32_t index : images) {
+    samples.fill(index, crop, 0, execution);
+    execution.forward(nullptr);
+    found.rows.append(features.data());
+    found.labels.push_back(dataset.label(index));
+    done(static_cast<uint32_t>(found.labels.size()));
+  }
+  execution.observe(nullptr);
+  if (kept.empty()) return found;
+  std::vector<bool> has_images(static_cast<size_t>(program.classes));
+  for (uint32_t i = 0; i < dataset.count(); ++i) has_images[static_cast<size_t>(dataset.label(i))] = true;
+  const KeptFeatures others = KeptFeatures::open(kept, head.features(), program.classes);
+  for (int64_t i = 0; i < others.count(); ++i) {
+    if (has_images[static_cast<size_t>(others.label(i))]) continue;
+    others.read(i, features.data());
+    found.rows.append(features.data());
+    found.labels.push_back(others.label(i));
+    ++found.stood_in;
+  }
+  return found;
+}
+
 }  // namespace
 
-Discriminant fit_in_one_pass(Program& program, const Dataset& dataset, Samples& samples, Execution& execution,
-                             const std::vector<uint32_t>& images, const std::string& folder, double smoothing, int64_t most,
-                             const std::function<void(uint32_t)>& done) {
+FirstPass FirstPass::of(const Job& job) {
+  return {static_cast<int>(job.integer("known_classes", 0, 1 << 20)), job.optional_text("features")};
+}
+
+Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& samples, Execution& execution,
+                       const std::vector<uint32_t>& images, const FirstPass& begin, const std::string& folder, double smoothing,
+                       int64_t most, const std::function<void(uint32_t)>& done) {
   const Head head(program);
-  RowFile rows(folder, head.features());
-  std::vector<int32_t> labels;
-  {
-    std::vector<float> features(static_cast<size_t>(head.features()));
-    execution.observe([&](size_t number, const Record& op, const uint8_t* arena) {
-      head.observe(number, op, arena, features.data());
-    });
-    const Crop crop = centre_crop(dataset.stored(), dataset.input());
-    for (const uint32_t index : images) {
-      samples.fill(index, crop, 0, execution);
-      execution.forward(nullptr);
-      rows.append(features.data());
-      labels.push_back(dataset.label(index));
-      done(static_cast<uint32_t>(labels.size()));
-    }
-    execution.observe(nullptr);
-  }
+  const Features found = features_of(program, head, dataset, samples, execution, images, begin.features, folder, done);
   execution.give_back();
   give_back_unused();
+  Linear before{head.features(), {}, {}};
+  if (begin.known > 0) before = head.rows(program).first(static_cast<size_t>(begin.known));
   const Terms terms{head.features(), smoothing, std::max<int64_t>(most - resident() - kCode, 0), folder};
-  const Discriminant found = fit_discriminant(
-      rows, labels, program.classes, terms,
+  Fitted fitted;
+  fitted.discriminant = fit_discriminant(
+      found.rows, found.labels, program.classes, terms,
       [&](size_t label, const float* weight, float bias) { head.set(program, label, weight, bias); });
   give_back_unused();
-  return found;
+  Linear rows = head.rows(program);
+  if (begin.known > 0) {
+    std::vector<bool> present(rows.classes());
+    for (const int32_t label : found.labels) present[static_cast<size_t>(label)] = true;
+    keep_known(before, present, &rows);
+    for (size_t c = 0; c < rows.classes(); ++c) head.set(program, c, rows.row(c), rows.bias[c]);
+    fitted.known_right_before = look(before, found.rows, found.labels, before.classes()).correct;
+  }
+  fitted.seen = look(rows, found.rows, found.labels, before.classes());
+  fitted.known = fitted.seen.of_first;
+  fitted.known_right = fitted.seen.first_correct;
+  fitted.samples = found.rows.count();
+  fitted.stood_in = found.stood_in;
+  return fitted;
+}
+
+void keep_features(const Program& program, const Dataset& dataset, Samples& samples, Execution& execution,
+                   const std::vector<uint32_t>& images, const FirstPass& begin, const std::string& folder,
+                   const std::string& path, const std::vector<std::string>& classes, const std::function<void(uint32_t)>& done) {
+  const Head head(program);
+  const Features found = features_of(program, head, dataset, samples, execution, images, begin.features, folder, done);
+  write_features(path, found.rows, head.features(), found.labels, classes);
 }
 
 }  // namespace tinytl

@@ -6,17 +6,42 @@
 
 #include "../dataset.h"
 #include "../execute.h"
+#include "../job.h"
 #include "../program.h"
 #include "../samples.h"
 #include "discriminant.h"
+#include "linear.h"
 
 namespace tinytl {
+
+// What a fit begins with: how many of the first classes the classifier knows already (0: none, all rows are new), and a
+// file of features that stand in for the images of classes of which the dataset has none ("": there is none).
+struct FirstPass {
+  static FirstPass of(const Job& job);
+
+  int known = 0;
+  std::string features;
+};
+
+struct Fitted {
+  Discriminant discriminant;
+  int64_t samples = 0, stood_in = 0;  // in all, and of them features without an image
+  Seen seen;                          // of all samples, by the classifier that came out
+  int64_t known = 0;                  // samples of known classes; how many were right before, and are now
+  int64_t known_right_before = 0, known_right = 0;
+};
 
 // Gives the program's classifier its best weights for frozen features of those `images` of the dataset.
 // `smoothing`: of the labels; `folder`: for what need not be in memory; `most`: bytes of the whole process. `done` is called
 // behind every image.
-Discriminant fit_in_one_pass(Program& program, const Dataset& dataset, Samples& samples, Execution& execution,
-                             const std::vector<uint32_t>& images, const std::string& folder, double smoothing, int64_t most,
-                             const std::function<void(uint32_t)>& done);
+Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& samples, Execution& execution,
+                       const std::vector<uint32_t>& images, const FirstPass& begin, const std::string& folder, double smoothing,
+                       int64_t most, const std::function<void(uint32_t)>& done);
+
+// Writes the features of `images`, as the classifier reads them now, to a file; behind them those of `begin`, where it has
+// some.
+void keep_features(const Program& program, const Dataset& dataset, Samples& samples, Execution& execution,
+                   const std::vector<uint32_t>& images, const FirstPass& begin, const std::string& folder,
+                   const std::string& path, const std::vector<std::string>& classes, const std::function<void(uint32_t)>& done);
 
 }  // namespace tinytl

@@ -5,6 +5,7 @@
 
 #include "../../../runtime/native/kernels/parallel.h"
 #include "../../../runtime/native/learning/discriminant.h"
+#include "../../../runtime/native/learning/linear.h"
 #include "../../../runtime/native/safetensors.h"
 
 int main(int count, char** words) {
@@ -24,22 +25,23 @@ int main(int count, char** words) {
     std::vector<int32_t> labels(static_cast<size_t>(samples));
     file.read(file.entry("labels"), labels.data());
     const int classes = std::atoi(words[2]);
-    std::vector<float> weight, bias;
+    Linear linear{length, {}, {}};
     const Terms terms{length, std::atof(words[4]), std::atoll(words[5]), "."};
     const Discriminant found =
         fit_discriminant(rows, labels, classes, terms, [&](size_t label, const float* row, float shift) {
-          if (label != bias.size()) fail(kInternal, "Classes come in another order.");
-          weight.insert(weight.end(), row, row + length);
-          bias.push_back(shift);
+          if (label != linear.bias.size()) fail(kInternal, "Classes come in another order.");
+          linear.weight.insert(linear.weight.end(), row, row + length);
+          linear.bias.push_back(shift);
         });
+    const Seen seen = look(linear, rows, labels, 0);
     const double said[] = {found.shrinkage, found.loss, found.accuracy, static_cast<double>(found.left_out),
-                           found.losses, static_cast<double>(found.correct), found.low, found.high};
+                           seen.losses, static_cast<double>(seen.correct), seen.low, seen.high};
     std::vector<float> answers;  // how sure each is, below zero where it is wrong
     for (const Sure& answer : found.answers) answers.push_back(answer.right ? answer.probability : -answer.probability);
     write_tensors(words[6],
                   {{"said", DType::kF64, {8}, said, sizeof said},
-                   {"weight", DType::kF32, {classes, length}, weight.data(), 4 * weight.size()},
-                   {"bias", DType::kF32, {classes}, bias.data(), 4 * bias.size()},
+                   {"weight", DType::kF32, {classes, length}, linear.weight.data(), 4 * linear.weight.size()},
+                   {"bias", DType::kF32, {classes}, linear.bias.data(), 4 * linear.bias.size()},
                    {"answers", DType::kF32, {found.left_out}, answers.data(), 4 * answers.size()}},
                   {});
     return 0;

@@ -1,0 +1,34 @@
+#include "linear.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "labelled_rows.h"
+
+namespace tinytl {
+
+Seen look(const Linear& linear, const Rows& rows, const std::vector<int32_t>& labels, size_t first_classes) {
+  Seen seen;
+  std::vector<double> logits(linear.classes());
+  std::vector<float> row(static_cast<size_t>(rows.width()));
+  for (int64_t i = 0; i < rows.count(); ++i) {
+    const auto own = static_cast<size_t>(labels[static_cast<size_t>(i)]);
+    if (own >= linear.classes()) continue;
+    rows.read(i, 1, row.data());
+    for (size_t c = 0; c < logits.size(); ++c)
+      logits[c] = static_cast<double>(linear.bias[c]) + dot(linear.row(c), row.data(), linear.features);
+    const auto likeliest = std::max_element(logits.begin(), logits.end());
+    const bool right = likeliest == logits.begin() + static_cast<int64_t>(own);
+    double sum = 0;
+    for (const double logit : logits) sum += std::exp(logit - *likeliest);
+    seen.losses += std::log(sum) + *likeliest - logits[own];
+    seen.correct += right;
+    seen.low = std::min(seen.low, *std::min_element(logits.begin(), logits.end()));
+    seen.high = std::max(seen.high, *likeliest);
+    seen.of_first += own < first_classes;
+    seen.first_correct += right && own < first_classes;
+  }
+  return seen;
+}
+
+}  // namespace tinytl

@@ -1,0 +1,35 @@
+// The rows of a linear classifier, and what they say of samples.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "rows.h"
+
+namespace tinytl {
+
+struct Linear {
+  size_t classes() const { return bias.size(); }
+  float* row(size_t label) { return &weight[label * static_cast<size_t>(features)]; }
+  const float* row(size_t label) const { return &weight[label * static_cast<size_t>(features)]; }
+
+  // Of the first classes alone.
+  Linear first(size_t count) const {
+    return {features, {weight.begin(), weight.begin() + static_cast<int64_t>(count) * features},
+            {bias.begin(), bias.begin() + static_cast<int64_t>(count)}};
+  }
+
+  int64_t features;
+  std::vector<float> weight, bias;  // [classes][features], [classes]
+};
+
+// Of all samples: sums, the range of all logits, and how many there are of the first classes and how many are right.
+struct Seen {
+  double losses = 0;
+  int64_t correct = 0;
+  double low = 0, high = 0;
+  int64_t of_first = 0, first_correct = 0;
+};
+Seen look(const Linear& linear, const Rows& rows, const std::vector<int32_t>& labels, size_t first_classes);
+
+}  // namespace tinytl
