@@ -120,7 +120,7 @@ def test_the_record_holds_what_is_needed_to_go_on_and_to_compare(run: Path, bund
 def test_a_packed_dataset_is_used_where_it_lies(run: Path, bundle: Path, tmp_path: Path) -> None:
     ok("train", bundle, "--data", run / "train.safetensors", "--epochs", 1, "--out", tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        ADAPTER, CHECKPOINT, "events.jsonl", "run.json", "start.safetensors",
+        ADAPTER, CHECKPOINT, "events.jsonl", "features.safetensors", "run.json", "start.safetensors",
     ]  # fmt: skip
     assert "val_accuracy" in events_of(tmp_path / "run")[-1]
 
