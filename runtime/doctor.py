@@ -26,11 +26,12 @@ from tinytl_edge.runtime.images.folders import composed, find_images
 from tinytl_edge.runtime.images.framing import Framing
 from tinytl_edge.runtime.images.held_out import ENOUGH
 from tinytl_edge.runtime.images.label_table import has_table, read_table
+from tinytl_edge.runtime.images.new_classes import with_new_classes
 from tinytl_edge.runtime.images.packing import PackReport, pack
 from tinytl_edge.runtime.images.source import OnCount, check_exists, check_kind
 from tinytl_edge.runtime.wording import are, counted, list_names, shown
 
-from .errors import UsageError
+from .errors import DataError, UsageError
 from .second_look import doubted_labels, mirror_images, second_look, why_not
 from .workers.events import OnEvent
 
@@ -100,6 +101,8 @@ class _Examination:
         findings = _of_files(report)
         if self._bundle is not None and known is None:
             findings += _names_between(list(report.counts), self._bundle.manifest.classes, shown(data), "the bundle")
+        if self._bundle is not None and known is not None:
+            findings += _new_classes(known[self._bundle.manifest.class_count :], self._bundle.manifest.room, data)
         accuracy = unexamined = None
         with open_dataset(packed) as dataset:
             findings += _of_counts(dataset)
@@ -122,9 +125,14 @@ class _Examination:
         }
 
     def _known(self, data: Path) -> Sequence[str] | None:
-        """The bundle's classes, in its order, where the images have no others."""
-        known = self._bundle.manifest.classes if self._bundle is not None else ()
+        """The bundle's classes, in its order, and new ones; None where the images have others still."""
+        if self._bundle is None:
+            return None
         names = read_table(data).classes if has_table(data) else tuple(find_images(data))
+        try:
+            known = with_new_classes(self._bundle.manifest, data)
+        except DataError:  # more than there is room for
+            return None
         return known if known and set(names) <= {composed(name) for name in known} else None
 
     def _pack(self, source: Path, out: Path, classes: Sequence[str] | None = None) -> PackReport:
@@ -168,6 +176,12 @@ def _of_files(report: PackReport) -> list[Finding]:
             )
         )
     return findings
+
+
+def _new_classes(names: Sequence[str], room: int, data: Path) -> list[Finding]:
+    what = "a new class" if len(names) == 1 else "new classes"
+    message = f"{shown(data)}: {list_names(names)} would be {what}; the bundle has room for {room}."
+    return [Finding("new-class", message)] if names else []
 
 
 def _names_between(names: Sequence[str], known: Sequence[str], where: str, whose: str) -> list[Finding]:

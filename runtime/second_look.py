@@ -49,7 +49,7 @@ def why_not(bundle: Bundle, dataset: Dataset) -> str | None:
         why = "an image may have several classes"
     elif manifest.head is None:
         why = "one pass cannot fit it"
-    elif list(manifest.classes) not in ([], dataset.classes) or len(dataset.classes) != manifest.class_count:
+    elif not manifest.fits(dataset.classes):
         why = "it has other classes"
     elif len(counts) < 2 or min(counts) < 2:
         why = "for that there have to be two images of each class"

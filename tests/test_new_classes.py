@@ -251,6 +251,21 @@ def test_a_run_of_other_classes_is_no_adapter_of_the_bundle(run: Path, tmp_path:
         evaluate(moved, tmp_path)
 
 
+def test_its_report_knows_all_classes(run: Path, photos: Path, tmp_path: Path) -> None:
+    train(run, photos / "owls", out=tmp_path / "on", options=OPTIONS)
+    content = json.loads(ok("report", tmp_path / "on", "--out", tmp_path / "report.html", "--json"))
+    assert [entry["name"] for entry in content["classes"]] == [*MORE]
+    assert [entry["images"] for entry in content["judged"]["after"]["per_class"]] == [2, 2, 2, 2]
+
+
+def test_they_are_said_before_anything_is_learnt(bundle: Path, photos: Path) -> None:
+    content = json.loads(ok("doctor", photos / "all", "--bundle", bundle, "--json"))
+    (new,) = [finding["message"] for finding in content["findings"] if finding["kind"] == "new-class"]
+    assert new == f"{photos / 'all'}: 'owl' would be a new class; the bundle has room for 4."
+    assert content["unexamined"] is None
+    assert "room for" in ok("inspect", bundle)
+
+
 # What comes out ----------------------------------------------------------------------------------------
 
 

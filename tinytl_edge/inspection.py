@@ -85,6 +85,7 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "backbone": manifest.backbone,
         "method": manifest.method,
         "classes": list(manifest.classes) or manifest.class_count,
+        "room": manifest.room,
         "labels": manifest.labels,
         "input": asdict(manifest.input),
         "batch_size": manifest.batch_size,
@@ -160,7 +161,7 @@ def _describe_bundle_text(content: dict[str, Any]) -> str:
             f"bundle {content['path']}",
             _row("backbone", content["backbone"]),
             _row("method", content["method"]),
-            *_describe_outputs(classes),
+            *_describe_outputs(classes, content["room"]),
             *([_row("prepared for", content["device"])] if content["device"] else []),
             *([_row("labels", "multi-label")] if content["labels"] == MULTI else []),
             _row("input", model_input.framing),
@@ -183,14 +184,15 @@ def _describe_bundle_text(content: dict[str, Any]) -> str:
     )
 
 
-def _describe_outputs(classes: list[str] | int) -> list[str]:
+def _describe_outputs(classes: list[str] | int, room: int) -> list[str]:
     """Which output is which class."""
     if isinstance(classes, int):
         return [_row("outputs", f"{classes}, without names: they take those of the images, sorted")]
     shown = len(classes) if len(classes) <= _SHOWN_CLASSES else _SHOWN_CLASSES // 2
     rows = [_row(f"  output {index}", name) for index, name in enumerate(classes[:shown])]
     more = [f"  ... and {len(classes) - shown} more"] if shown < len(classes) else []
-    return [_row("classes", len(classes)), *rows, *more]
+    room_for = [_row("  room for", f"{room} more, which the images bring")] if room else []
+    return [_row("classes", len(classes)), *rows, *more, *room_for]
 
 
 def _describe_step_text(step: dict[str, Any]) -> list[str]:

@@ -112,7 +112,8 @@ def _there(run: Run, name: str) -> Path:
 
 
 def _trained(run: Run, adapter: str) -> Trained:
-    return Trained(run.bundle, open_adapter(run.path / adapter, run.bundle), "auto", None)
+    opened = open_adapter(run.path / adapter, run.bundle)
+    return Trained(run.bundle.with_classes(opened.classes), opened, "auto", None)
 
 
 def _learnt(run: Run, classes: Sequence[str]) -> list[dict[str, Any]]:

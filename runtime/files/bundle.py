@@ -165,6 +165,11 @@ class Manifest:
         """How many logits the network gives, those that wait for classes among them."""
         return self.class_count + self.room
 
+    def fits(self, classes: Sequence[str]) -> bool:
+        """Are these its classes, and further ones for which there is room?"""
+        own = len(self.classes)
+        return tuple(classes[:own]) == self.classes and self.class_count <= len(classes) <= self.outputs
+
     def with_classes(self, classes: Sequence[str]) -> Manifest:
         """The same once further classes stand behind its own, or once it is told their names.
 
@@ -172,7 +177,7 @@ class Manifest:
             ValueError: it has not as many outputs, or other classes.
         """
         names = tuple(classes)
-        if names[: len(self.classes)] != self.classes or not self.class_count <= len(names) <= self.outputs:
+        if not self.fits(names):
             raise ValueError(f"{len(names)} classes for {self.outputs} outputs")
         return replace(self, classes=names, class_count=len(names), room=self.outputs - len(names))
 
