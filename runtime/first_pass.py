@@ -12,15 +12,16 @@ from tinytl_edge.runtime.files.run import FirstPass
 from tinytl_edge.runtime.images.dataset import SINGLE, Dataset
 
 from .errors import DataError, UsageError
-from .options import ONE_PASS
+from .options import ONE_PASS, TrainOptions
 from .wording import counted, list_names
 
 
 @dataclass(frozen=True)
 class Begin:
-    """The first pass, if there is one; for which classes kept features stand in; and what to say about it."""
+    """The first pass, if there is one; how many epochs follow; for which classes features stand in; what to say."""
 
     first_pass: FirstPass | None
+    epochs: int
     stood_in: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
 
@@ -33,22 +34,21 @@ def can_be_fitted(manifest: Manifest) -> bool:
     return all(manifest.trainable.get(name) == "classifier" for name in (head.weight, head.bias))
 
 
-def plan_first_pass(bundle: Bundle, known: int, start: str, dataset: Dataset, kept: Path) -> Begin:
+def plan_first_pass(bundle: Bundle, known: int, options: TrainOptions, dataset: Dataset, kept: Path) -> Begin:
     """What to do before training begins.
 
     Args:
         bundle: for the classes of the dataset.
         known: how many of them it knew before.
-        start: where training begins; see TrainOptions.
         kept: where features of images would be that are not at hand.
 
     Raises:
         DataError: there are further classes, and nothing shows one of those before.
-        UsageError: there are further classes, and the classifier cannot be fitted in one pass.
+        UsageError: there is nothing to do: no first pass, and no epochs.
     """
-    manifest = bundle.manifest
+    manifest, epochs = bundle.manifest, options.rounds(dataset.count)
     if manifest.head is None or not can_be_fitted(manifest):
-        return Begin(None)
+        return _begin_as_it_is(epochs)
     seen = {label for label, count in enumerate(dataset.counts()) if count}
     stands_in: tuple[int, ...] = ()
     if len(seen) < manifest.class_count and kept.is_file():
@@ -63,10 +63,17 @@ def plan_first_pass(bundle: Bundle, known: int, start: str, dataset: Dataset, ke
     notes = [_new(new, manifest.class_count, manifest.room)] if new else []
     if stands_in:
         notes.append(_stands_in(manifest.classes, stands_in))
-    if start != ONE_PASS and not new and not stands_in:
-        return Begin(None)
-    first = FirstPass(0 if start == ONE_PASS else known, str(kept.resolve()) if stands_in else None)
-    return Begin(first, frozenset(stands_in), tuple(notes))
+    if options.start != ONE_PASS and not new and not stands_in:
+        return _begin_as_it_is(epochs)
+    first = FirstPass(0 if options.start == ONE_PASS else known, str(kept.resolve()) if stands_in else None)
+    alone = stands_in and options.epochs is None  # training would leave behind what the features were read by
+    return Begin(first, 0 if alone else epochs, frozenset(stands_in), tuple(notes))
+
+
+def _begin_as_it_is(epochs: int) -> Begin:
+    if not epochs:
+        raise UsageError("--epochs 0 fits the classifier in one pass and stops there: say --start one-pass.")
+    return Begin(None, epochs)
 
 
 def _new(new: Sequence[str], classes: int, room: int) -> str:
@@ -81,13 +88,3 @@ def _stands_in(classes: Sequence[str], labels: Sequence[int]) -> str:
         f"There are no images here of {list_names(names)}: features kept of {counted(len(labels), 'image')} stand in "
         "for them, and the classifier alone is fitted, unless --epochs says more."
     )
-
-
-def check_epochs(epochs: int | None, begin: Begin) -> None:
-    """Refuse to do nothing.
-
-    Raises:
-        UsageError: there are no epochs, and no first pass.
-    """
-    if epochs == 0 and begin.first_pass is None:
-        raise UsageError("--epochs 0 fits the classifier in one pass and stops there: say --start one-pass.")

@@ -32,7 +32,7 @@ from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
 
 from .course import Course, choose_held_out, plan_course
 from .errors import DamagedFileError, DataError, MemoryLimitError, StorageError, UsageError
-from .first_pass import can_be_fitted, check_epochs, plan_first_pass
+from .first_pass import can_be_fitted, plan_first_pass
 from .going_on import Earlier, bring_adapters, open_earlier, with_further
 from .memory import megabytes
 from .options import LOG_EVERY, NEW, ONE_PASS, PREPARED, RUN_START, TrainOptions
@@ -86,7 +86,7 @@ class TrainingPlan:
             "data": os.path.relpath(self.train_file.resolve(), run),
             "val": os.path.relpath(self.val_file.resolve(), run) if self.val_file else None,
             "held_out": list(self.course.held_out),
-            "first_pass": asdict(self.first_pass) if self.first_pass else None,
+            "first_pass": asdict(self.first_pass.relative_to(run)) if self.first_pass else None,
             "executable": Path(self.command[0]).name,
         }
 
@@ -145,26 +145,26 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
     if earlier and options.start == RUN_START:
         bring_adapters(earlier, run)
     train_file, val_file = _datasets(run, bundle, data, val, earlier, log)
+    validated = val_file is not None
     with open_dataset(train_file) as dataset:
         known, bundle = bundle.manifest.class_count, bundle.with_classes(dataset.classes)
         if resumed:
-            out, first_pass = resumed.held_out, resumed.first_pass
+            out = resumed.held_out
+            first_pass = resumed.first_pass.inside(run.resolve()) if resumed.first_pass else None
         else:
-            kept = earlier.run.path if earlier and options.start == RUN_START else bundle.path
-            begin = plan_first_pass(bundle, known, options.start or "", dataset, kept / FEATURES)
-            check_epochs(options.epochs, begin)
-            options = replace(options, epochs=0 if begin.stood_in and options.epochs is None else options.epochs)
-            first_pass = begin.first_pass
-        options = replace(options, epochs=options.rounds(dataset.count))
-        validated = val_file is not None
-        if not resumed:
-            judged = earlier.known(options.start or "") if earlier else Known()
-            out = choose_held_out(options, dataset, validated, judged)
+            knows = earlier.run.path if earlier and options.start == RUN_START else bundle.path
+            begin = plan_first_pass(bundle, known, options, dataset, knows / FEATURES)
+            first_pass, options = begin.first_pass, replace(options, epochs=begin.epochs)
+            out = choose_held_out(
+                options, dataset, validated, earlier.known(options.start or "") if earlier else Known()
+            )
             few = [FEW] if options.hold_out and not out and not validated else []
-            for warning in _doubts(dataset, val_file, begin.stood_in) + few:
-                log.write({"event": "warning", "message": warning})
-            for note in begin.notes:
-                log.write({"event": "images", "message": note})
+            for kind, messages in (
+                ("warning", _doubts(dataset, val_file, begin.stood_in) + few),
+                ("images", begin.notes),
+            ):
+                for message in messages:
+                    log.write({"event": kind, "message": message})
         course = plan_course(bundle.manifest, options, dataset, validated, out)
         to_keep = which_to_keep(dataset.labels) if can_be_fitted(bundle.manifest) else []
     phases.end("packing")

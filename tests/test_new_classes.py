@@ -230,11 +230,14 @@ def test_both_runtimes_find_the_same(gone: bool, bundle: Path, photos: Path, tmp
     np.testing.assert_allclose(kept[0][0], kept[1][0], rtol=2e-2, atol=2e-2)
 
 
-def test_it_is_resumed_where_it_was_stopped(runtime: str, run: Path, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", [False, True])
+def test_it_is_resumed_where_it_was_stopped(gone: bool, runtime: str, run: Path, photos: Path, tmp_path: Path) -> None:
+    if gone:
+        run = without_images(run, tmp_path / "moved")
     train(run, photos / "owls", out=tmp_path / "whole", runtime=runtime, options=OPTIONS)
 
     def stop(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and event["step"] == 20:
+        if event["event"] == "step" and event["step"] == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(InterruptedTrainingError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,14 @@ class FirstPass:
     def __post_init__(self) -> None:
         if self.known_classes < 0:
             raise ValueError(f"{self.known_classes} known classes")
+
+    def relative_to(self, run: Path) -> FirstPass:
+        """As run.json has it."""
+        return replace(self, features=os.path.relpath(self.features, run) if self.features else None)
+
+    def inside(self, run: Path) -> FirstPass:
+        """With the place of the file, where it was relative to the run's folder."""
+        return replace(self, features=os.path.normpath(run / self.features) if self.features else None)
 
 
 @dataclass(frozen=True)
