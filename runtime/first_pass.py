@@ -34,13 +34,16 @@ def can_be_fitted(manifest: Manifest) -> bool:
     return all(manifest.trainable.get(name) == "classifier" for name in (head.weight, head.bias))
 
 
-def plan_first_pass(bundle: Bundle, known: int, options: TrainOptions, dataset: Dataset, kept: Path) -> Begin:
+def plan_first_pass(
+    bundle: Bundle, known: int, options: TrainOptions, dataset: Dataset, kept: Path, gone: bool = False
+) -> Begin:
     """What to do before training begins.
 
     Args:
         bundle: for the classes of the dataset.
         known: how many of them it knew before.
-        kept: where features of images would be that are not at hand.
+        kept: where features would be of images that are not at hand.
+        gone: the dataset has none of the images that these features are of.
 
     Raises:
         DataError: there are further classes, and nothing shows one of those before.
@@ -51,8 +54,9 @@ def plan_first_pass(bundle: Bundle, known: int, options: TrainOptions, dataset: 
         return _begin_as_it_is(epochs)
     seen = {label for label, count in enumerate(dataset.counts()) if count}
     stands_in: tuple[int, ...] = ()
-    if len(seen) < manifest.class_count and kept.is_file():
-        stands_in = tuple(label for label in open_features(kept, manifest.head.features).labels if label not in seen)
+    if (gone or len(seen) < manifest.class_count) and kept.is_file():
+        labels = open_features(kept, manifest.head.features).labels
+        stands_in = tuple(label for label in labels if gone or label not in seen)
     new = manifest.classes[known:]
     if new and not ((seen | set(stands_in)) & set(range(known))):
         raise DataError(
@@ -62,10 +66,10 @@ def plan_first_pass(bundle: Bundle, known: int, options: TrainOptions, dataset: 
         )
     notes = [_new(new, manifest.class_count, manifest.room)] if new else []
     if stands_in:
-        notes.append(_stands_in(manifest.classes, stands_in))
+        notes.append(_stands_in(manifest.classes, stands_in, gone))
     if options.start != ONE_PASS and not new and not stands_in:
         return _begin_as_it_is(epochs)
-    first = FirstPass(0 if options.start == ONE_PASS else known, str(kept.resolve()) if stands_in else None)
+    first = FirstPass(0 if options.start == ONE_PASS else known, str(kept.resolve()) if stands_in else None, gone)
     alone = stands_in and options.epochs is None  # training would leave behind what the features were read by
     return Begin(first, 0 if alone else epochs, frozenset(stands_in), tuple(notes))
 
@@ -82,9 +86,10 @@ def _new(new: Sequence[str], classes: int, room: int) -> str:
     return f"{list_names(new)} {are}: the classifier tells {classes} apart now, and there is {more}."
 
 
-def _stands_in(classes: Sequence[str], labels: Sequence[int]) -> str:
+def _stands_in(classes: Sequence[str], labels: Sequence[int], gone: bool) -> str:
     names = [classes[label] for label in sorted(set(labels))]
+    why = "The images that the run learnt from are gone" if gone else f"There are no images here of {list_names(names)}"
     return (
-        f"There are no images here of {list_names(names)}: features kept of {counted(len(labels), 'image')} stand in "
-        "for them, and the classifier alone is fitted, unless --epochs says more."
+        f"{why}: features kept of {counted(len(labels), 'image')} stand in for them, and the classifier alone is "
+        "fitted, unless --epochs says more."
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tinytl_edge.runtime.files.adapter import BEFORE, BEFORE_JUDGED, JUDGED, open_adapter
 from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
+from tinytl_edge.runtime.files.features import FILE as FEATURES
 from tinytl_edge.runtime.files.run import Run
 from tinytl_edge.runtime.images.dataset import Dataset, open_dataset
 from tinytl_edge.runtime.images.held_out import Known
@@ -97,10 +98,11 @@ def with_further(earlier: Earlier, further: Path | None, out: Path, say: OnText,
             raise DataError(f"The images that {earlier.run.path} learnt from are gone: name images with --data.")
         return earlier.images
     if earlier.images is None:
-        warn(
-            f"The images that {earlier.run.path} learnt from are gone: it goes on with the new ones alone, and may "
-            "unlearn what these do not show."
-        )
+        if not (earlier.run.path / FEATURES).is_file():
+            warn(
+                f"The images that {earlier.run.path} learnt from are gone: it goes on with the new ones alone, and may "
+                "unlearn what these do not show."
+            )
         return further
     with open_dataset(earlier.images) as first, open_dataset(further) as second:
         say(_said(first, *join(first, second, out)))

@@ -152,8 +152,9 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
             out = resumed.held_out
             first_pass = resumed.first_pass.inside(run.resolve()) if resumed.first_pass else None
         else:
-            knows = earlier.run.path if earlier and options.start == RUN_START else bundle.path
-            begin = plan_first_pass(bundle, known, options, dataset, knows / FEATURES)
+            of_run = earlier if options.start == RUN_START else None
+            kept, gone = (of_run.run.path if of_run else bundle.path) / FEATURES, bool(of_run and not of_run.images)
+            begin = plan_first_pass(bundle, known, options, dataset, kept, gone)
             first_pass, options = begin.first_pass, replace(options, epochs=begin.epochs)
             out = choose_held_out(
                 options, dataset, validated, earlier.known(options.start or "") if earlier else Known()

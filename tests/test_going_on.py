@@ -146,8 +146,8 @@ def test_where_they_are_gone_it_goes_on_with_the_new_ones(
     record["bundle"] = os.path.relpath(os.path.normpath(run / record["bundle"]), moved)
     (moved / "run.json").write_text(json.dumps(record))
     train(moved, photos / "val", out=tmp_path / "on", runtime=runtime, options=OPTIONS)
-    said = [event["message"] for event in events(tmp_path / "on") if event["event"] == "warning"]
-    assert any(message.startswith(f"The images that {moved} learnt from are gone") for message in said)
+    said = [event["message"] for event in events(tmp_path / "on") if event["event"] == "images"]
+    assert said[0].startswith("The images that the run learnt from are gone: features kept of 36 images stand in")
     assert recorded(tmp_path / "on")["held_out"] == []
     with pytest.raises(DataError, match="name images with --data"):
         train(moved, out=tmp_path / "none", runtime=runtime, options=OPTIONS)

@@ -146,7 +146,7 @@ def test_with_images_of_all_it_learns_as_ever(runtime: str, bundle: Path, photos
         "'owl' is a new class: the classifier tells 4 apart now, and there is room for 3 more."
     ]
     assert not said(tmp_path / "run", "warning")
-    assert recorded(tmp_path / "run")["first_pass"] == {"known_classes": 0, "features": None}
+    assert recorded(tmp_path / "run")["first_pass"] == {"known_classes": 0, "features": None, "of_all": False}
 
 
 def test_a_class_that_is_forgotten_is_not_lost(runtime: str, bundle: Path, photos: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_run_learns_a_class_beside_its_images(runtime: str, run: Path, photos:
     train(run, photos / "owls", out=on, runtime=runtime, options=OPTIONS)
     told = said(on, "images")
     assert told[0] == "36 images of the run, and 8 further ones" and told[1].startswith("'owl' is a new class")
-    assert recorded(on)["first_pass"] == {"known_classes": 3, "features": None}
+    assert recorded(on)["first_pass"] == {"known_classes": 3, "features": None, "of_all": False}
     fits = one_passes(on)
     assert [fit["anew"] for fit in fits] == [False, True] and fits[1]["known"] == 36
     assert fits[1]["known_accuracy"] == fits[1]["known_accuracy_before"] == 1
@@ -210,6 +210,25 @@ def test_where_its_images_are_gone_features_stand_in(runtime: str, run: Path, ph
     # Only its classifier is another.
     before, after = adapter(run), adapter(tmp_path / "on")
     assert {name for name in before if before[name] != after[name]} == {"classifier.weight", "classifier.bias"}
+
+
+def test_further_images_without_the_runs_own(runtime: str, run: Path, photos: Path, tmp_path: Path) -> None:
+    """The classifier is what one pass over all finds, those that are gone among them."""
+    moved, more = without_images(run, tmp_path / "moved"), make_images(tmp_path / "more", dict.fromkeys(CLASSES, 3))
+    train(moved, more, out=tmp_path / "on", runtime=runtime, options=TrainOptions(batch_size=4))
+    (fit,) = one_passes(tmp_path / "on")
+    assert (fit["images"], fit["stood_in"], fit["known"]) == (9, 36, 45)
+    assert said(tmp_path / "on", "images")[0].startswith(
+        "The images that the run learnt from are gone: features kept of"
+    )
+    assert not said(tmp_path / "on", "warning")
+    kept = open_features(tmp_path / "on" / "features.safetensors", 16)
+    assert [kept.labels.count(label) for label in range(3)] == [15, 15, 15]
+    # Without features there is nothing but the further images.
+    (moved / "features.safetensors").unlink()
+    train(moved, more, out=tmp_path / "alone", runtime=runtime, options=OPTIONS)
+    (warning,) = (words for words in said(tmp_path / "alone", "warning") if "unlearn" in words)
+    assert warning.startswith(f"The images that {moved} learnt from are gone: it goes on with the new ones alone")
 
 
 @needs_ort

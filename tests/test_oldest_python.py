@@ -66,4 +66,8 @@ def test_the_whole_way_of_a_board(python: Path, bundle: Path, tmp_path: Path) ->
     assert "report.html" in said("report", "on")
     assert said("export", "on", "--out", "model.onnx").startswith("model.onnx: ")
     assert "run on, done" in said("inspect", "on")
+    make_images(tmp_path / "owls", {"owl": 4}, seed=4)
+    (tmp_path / "on" / "train.safetensors").unlink()
+    said("train", "on", "--data", "owls", "--out", "owl")
+    assert "It gives 4 numbers" in said("export", "owl", "--out", "owl.onnx")
     assert "this-machine" in said("devices")

@@ -60,10 +60,12 @@ class Result:
 @dataclass(frozen=True)
 class FirstPass:
     """`known_classes`: how many of the first classes keep of what the classifier had learnt of them; 0: it is new.
-    `features`: the file of what stands in for images of classes of which there are none at hand."""
+    `features`: the file of what stands in for images that are not at hand: `of_all` classes, or of those that have none.
+    """
 
     known_classes: int
     features: str | None = None
+    of_all: bool = False
 
     def __post_init__(self) -> None:
         if self.known_classes < 0:

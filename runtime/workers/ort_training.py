@@ -373,7 +373,7 @@ class Training:
         if first is not None and first.features is not None:
             assert self._manifest.head is not None
             kept, kept_labels = read_features(Path(first.features), self._manifest.head.features)
-            absent = ~np.isin(kept_labels, self._batches.dataset.labels)
+            absent = ~np.isin(kept_labels, [] if first.of_all else self._batches.dataset.labels)
             rows.append(kept[absent])
             labels.append(kept_labels[absent])
             stood_in = int(absent.sum())

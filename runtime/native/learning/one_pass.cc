@@ -21,7 +21,7 @@ struct Features {
 
 // Of images; behind them what stands in for those that the dataset lacks.
 Features features_of(const Program& program, const Head& head, const Dataset& dataset, Samples& samples, Execution& execution,
-                     const std::vector<uint32_t>& images, const std::string& kept, const std::string& folder,
+                     const std::vector<uint32_t>& images, const FirstPass& begin, const std::string& folder,
                      const std::function<void(uint32_t)>& done) {
   Features found{RowFile(folder, head.features()), {}};
   std::vector<float> features(static_cast<size_t>(head.features()));
@@ -37,10 +37,10 @@ Features features_of(const Program& program, const Head& head, const Dataset& da
     done(static_cast<uint32_t>(found.labels.size()));
   }
   execution.observe(nullptr);
-  if (kept.empty()) return found;
+  if (begin.features.empty()) return found;
   std::vector<bool> has_images(static_cast<size_t>(program.classes));
-  for (uint32_t i = 0; i < dataset.count(); ++i) has_images[static_cast<size_t>(dataset.label(i))] = true;
-  const KeptFeatures others = KeptFeatures::open(kept, head.features(), program.classes);
+  for (uint32_t i = 0; i < dataset.count() && !begin.of_all; ++i) has_images[static_cast<size_t>(dataset.label(i))] = true;
+  const KeptFeatures others = KeptFeatures::open(begin.features, head.features(), program.classes);
   for (int64_t i = 0; i < others.count(); ++i) {
     if (has_images[static_cast<size_t>(others.label(i))]) continue;
     others.read(i, features.data());
@@ -54,14 +54,14 @@ Features features_of(const Program& program, const Head& head, const Dataset& da
 }  // namespace
 
 FirstPass FirstPass::of(const Job& job) {
-  return {static_cast<int>(job.integer("known_classes", 0, 1 << 20)), job.optional_text("features")};
+  return {static_cast<int>(job.integer("known_classes", 0, 1 << 20)), job.optional_text("features"), job.flag("of_all")};
 }
 
 Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& samples, Execution& execution,
                        const std::vector<uint32_t>& images, const FirstPass& begin, const std::string& folder, double smoothing,
                        int64_t most, const std::function<void(uint32_t)>& done) {
   const Head head(program);
-  const Features found = features_of(program, head, dataset, samples, execution, images, begin.features, folder, done);
+  const Features found = features_of(program, head, dataset, samples, execution, images, begin, folder, done);
   execution.give_back();
   give_back_unused();
   Linear before{head.features(), {}, {}};
@@ -92,7 +92,7 @@ void keep_features(const Program& program, const Dataset& dataset, Samples& samp
                    const std::vector<uint32_t>& images, const FirstPass& begin, const std::string& folder,
                    const std::string& path, const std::vector<std::string>& classes, const std::function<void(uint32_t)>& done) {
   const Head head(program);
-  const Features found = features_of(program, head, dataset, samples, execution, images, begin.features, folder, done);
+  const Features found = features_of(program, head, dataset, samples, execution, images, begin, folder, done);
   write_features(path, found.rows, head.features(), found.labels, classes);
 }
 

@@ -15,12 +15,14 @@
 namespace tinytl {
 
 // What a fit begins with: how many of the first classes the classifier knows already (0: none, all rows are new), and a
-// file of features that stand in for the images of classes of which the dataset has none ("": there is none).
+// file of features that stand in for images that are not at hand ("": there is none): of all classes, or of those of which
+// the dataset has none.
 struct FirstPass {
   static FirstPass of(const Job& job);
 
   int known = 0;
   std::string features;
+  bool of_all = false;
 };
 
 struct Fitted {
