@@ -60,7 +60,7 @@ class Result:
 @dataclass(frozen=True)
 class FirstPass:
     """`known_classes`: how many of the first classes keep of what the classifier had learnt of them; 0: it is new.
-    `features`: the file of what stands in for images that are not at hand: `of_all` classes, or of those that have none.
+    `features`: the file of what stands in for images that are not at hand: `of_all` classes, or of those without.
     """
 
     known_classes: int
