@@ -15,12 +15,13 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from tinytl_edge.runtime.files.bundle import STEP, open_bundle
 from tinytl_edge.runtime.memory import megabytes, parse_size
 from tinytl_edge.runtime.options import TrainOptions
+from tinytl_edge.runtime.training_plan import Asked, plan_training
+from tinytl_edge.runtime.workers.event_log import EventLog
 from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 # File names by version: limit of memory, limit of memory and swap, most used, times at the limit.
@@ -38,17 +39,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     options = parser.parse_args()
     size = parse_size(options.limit)
-    bundle, trainer = open_bundle(options.bundle), find_trainer()
-    manifest = bundle.manifest
-    run_options = TrainOptions(epochs=options.epochs)
+    run_options, trainer = TrainOptions(epochs=options.epochs), find_trainer()
     with control_group(size) as group, tempfile.TemporaryDirectory() as run:
-        job = {
-            "command": "train", "bundle_identity": bundle.identity,
-            "program": os.fspath(bundle.file(STEP).resolve()),
-            "train": os.fspath(options.data.resolve()), "val": options.val and os.fspath(options.val.resolve()),
-            "run": run, "resume": False, "batch_size": manifest.batch_size, "options": asdict(run_options),
-            "learning_rates": run_options.learning_rates(manifest),
-        }  # fmt: skip
+        log = EventLog(None)
+        job = plan_training(Asked(options.bundle, options.data, options.val, run, "native", run_options), log).job()
+        log.close()
         command = ["sh", "-c", f"echo $$ > {group.path}/cgroup.procs && exec {trainer}"]
         ended = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
         last = json.loads(ended.stdout.splitlines()[-1]) if ended.stdout else {}

@@ -42,7 +42,9 @@ def train_eager(
     optimizer = _optimizer(network, manifest)
     batch_size = options.batch_size or manifest.batch_size
     rates = options.learning_rates(manifest)
-    added = torch.tensor(priors(manifest, dataset) or 0.0, dtype=dtype)
+    added = torch.zeros(manifest.outputs, dtype=dtype)  # outputs that wait for a class have no prior
+    if weights := priors(manifest, dataset):
+        added[: len(weights)] = torch.tensor(weights, dtype=dtype)
     epochs, step = options.rounds(dataset.count), 0
     total = math.ceil(dataset.count / batch_size) * epochs
     for epoch in range(epochs):

@@ -32,6 +32,8 @@ from tinytl_edge.runtime.files.tensors import open_tensors
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import open_dataset
 from tinytl_edge.runtime.images.packing import pack
+from tinytl_edge.runtime.training_plan import Asked, plan_training
+from tinytl_edge.runtime.workers.event_log import EventLog
 from tinytl_edge.runtime.workers.native_worker import find_trainer
 
 if find_trainer() is None:
@@ -316,12 +318,10 @@ def test_damaged_programs_are_refused_or_harmless(tmp_path: Path, data: Path, se
         content[spot] ^= int(random.integers(1, 256))
     program = tmp_path / "damaged.safetensors"
     program.write_bytes(content)
-    (tmp_path / "run").mkdir()
-    job = {
-        "command": "train", "program": os.fspath(program), "bundle_identity": "x", "run": os.fspath(tmp_path / "run"),
-        "train": os.fspath(data / "train.safetensors"), "val": None, "options": OPTIONS.__dict__, "batch_size": 4,
-        "learning_rates": dict.fromkeys(("classifier", "bias", "lite_residual", "weight"), 1e-3), "resume": False,
-    }  # fmt: skip
+    log = EventLog(None)
+    plan = plan_training(Asked(bundle.path, data / "train.safetensors", out=tmp_path / "run", options=OPTIONS), log)
+    log.close()
+    job = {**plan.job(), "program": os.fspath(program)}
     trainer = find_trainer()
     assert trainer is not None
     ended = subprocess.run([trainer], input=json.dumps(job), capture_output=True, text=True, timeout=60, check=False)

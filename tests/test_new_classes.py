@@ -23,6 +23,7 @@ from tinytl_edge.runtime.errors import DamagedFileError, InterruptedTrainingErro
 from tinytl_edge.runtime.files.bundle import open_bundle
 from tinytl_edge.runtime.files.features import open_features, which_to_keep
 from tinytl_edge.runtime.files.records import read_record
+from tinytl_edge.runtime.images.dataset import open_dataset
 from tinytl_edge.runtime.learning.kept_features import as_bfloat16, read_features
 from tinytl_edge.runtime.learning.known_classes import keep_known
 from tinytl_edge.runtime.model_files.template import Template, filled, table_of
@@ -101,6 +102,20 @@ def test_outputs_that_wait_change_nothing(runtime: str, photos: Path, tmp_path: 
         one, other = (np.frombuffer(values[name], np.float32) for values in (tight, roomy))
         np.testing.assert_allclose(one, other[: one.size], rtol=1e-3, atol=1e-4)
         assert {head.weight: 0.0, head.bias: -1e4}.get(name, 0.0) == pytest.approx(other[one.size :])
+
+
+def test_pytorch_learns_the_same(bundle: Path, tmp_path: Path) -> None:
+    """With priors of the classes, and none of outputs that wait."""
+    pytest.importorskip("torch")
+    from tinytl_edge.export.eager_training import train_eager
+
+    images = make_images(tmp_path / "uneven", {"cat": 12, "dog": 3, "fox": 5}, seed=9)
+    options = TrainOptions(epochs=2, batch_size=4, log_every=1, start="prepared", hold_out=0.0, blend=1.0, dropout=0.0)
+    train(bundle, images, out=tmp_path / "run", runtime="native", options=options)
+    ours = [event["loss"] for event in events(tmp_path / "run") if event["event"] == "step"]
+    with open_dataset(tmp_path / "run" / "train.safetensors") as dataset:
+        theirs = [step.loss for step in train_eager(open_bundle(bundle), dataset, options)]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
 
 
 def test_there_is_room_with_images_and_with_names(photos: Path, tmp_path: Path) -> None:

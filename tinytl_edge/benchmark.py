@@ -119,6 +119,7 @@ def _contestant(name: str, bundle: Bundle, threads: int, scratch: Path, say: Cal
         command = worker_command(choose_runtime(NATIVE, bundle))
         program = os.fspath(bundle.file(STEP).resolve())
         job = {"command": "bench", "program": program, "batch_size": manifest.batch_size, "threads": threads}
+        job["class_count"] = manifest.class_count
         return _Contestant(f"{__version__}, {Path(command[0]).name}", command, job)
     if name == PYTORCH:
         job = {"runtime": PYTORCH, "bundle": os.fspath(bundle.path.resolve()), "threads": threads}

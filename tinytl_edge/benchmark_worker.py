@@ -76,13 +76,13 @@ def _timed(work: Callable[[], T]) -> tuple[float, T]:
 
 def noise(manifest: Manifest, step: int) -> dict[str, Array]:
     """What step `step` is fed: pixels in -1..1, one class each, nothing dropped."""
-    shape, classes = (manifest.input.height, manifest.input.width, manifest.input.channels), manifest.class_count
+    shape = manifest.input.height, manifest.input.width, manifest.input.channels
     numbers = range(step * manifest.batch_size, (step + 1) * manifest.batch_size)
     uniform = [(draws(key(number), math.prod(shape)) >> np.uint64(40)) * 2.0**-24 for number in numbers]
     pixels = np.array([2 * u - 1 for u in uniform], np.float32).reshape(-1, *shape)
     return {
         "images": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)),
-        "targets": np.eye(classes, dtype=np.float32)[[number % classes for number in numbers]],
+        "targets": np.eye(manifest.outputs, dtype=np.float32)[[number % manifest.class_count for number in numbers]],
         **{d.name: np.ones((len(numbers), *d.shape), np.float32) for d in manifest.dropouts},
     }
 

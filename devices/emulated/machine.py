@@ -20,9 +20,11 @@ from pathlib import Path
 from system import EMULATORS, boot, call, make_disk, make_system, trainer_of
 
 from tinytl_edge.runtime.files.bundle import STEP, open_bundle
-from tinytl_edge.runtime.files.tensors import open_tensors, write_tensors
 from tinytl_edge.runtime.images.dataset import open_dataset
+from tinytl_edge.runtime.images.packing import pack_part
 from tinytl_edge.runtime.options import TrainOptions
+from tinytl_edge.runtime.training_plan import Asked, plan_training
+from tinytl_edge.runtime.workers.event_log import EventLog
 
 SCRIPT = """mount -t cgroup2 group /sys/fs/cgroup
 echo +memory > /sys/fs/cgroup/cgroup.subtree_control
@@ -90,36 +92,23 @@ def make_board(board: Path, arguments: argparse.Namespace) -> Path:
     (board / "trainer").chmod(0o755)
     bundle = open_bundle(arguments.bundle)
     shutil.copy(bundle.file(STEP), board / STEP)
-    copy_pictures(arguments.data, board / "train.safetensors", arguments.images)
-    if arguments.val:
-        copy_pictures(arguments.val, board / "val.safetensors", arguments.images)
-    options = TrainOptions(epochs=arguments.epochs, log_every=1)
-    batch_size = arguments.batch_size or bundle.manifest.batch_size
-    job = {
-        "command": "train",
-        "bundle_identity": bundle.identity,
-        "program": f"/board/{STEP}",
-        "run": "/board/run",
-        "train": "/board/train.safetensors",
-        "val": "/board/val.safetensors" if arguments.val else None,
-        "batch_size": batch_size,
-        "learning_rates": options.learning_rates(bundle.manifest),
-        "options": vars(options),
-        "resume": False,
-    }
-    (board / "job.json").write_text(json.dumps(job))
+    images = copy_pictures(arguments.data, board / "train.safetensors", arguments.images)
+    val = copy_pictures(arguments.val, board / "val.safetensors", arguments.images) if arguments.val else None
+    options = TrainOptions(epochs=arguments.epochs, batch_size=arguments.batch_size, log_every=1, threads=1)
+    log = EventLog(None)
+    plan = plan_training(Asked(bundle.path, images, val, board / "run", "native", options), log)
+    log.close()
+    job = {**plan.job(), "program": f"/board/{STEP}"}
+    (board / "job.json").write_text(json.dumps(job).replace(str(board.resolve()), "/board"))
     return board
 
 
-def copy_pictures(source: Path, out: Path, count: int | None) -> None:
+def copy_pictures(source: Path, out: Path, count: int | None) -> Path:
     """The packed images, or `count` of them, evenly chosen: they lie class by class."""
-    dataset = open_dataset(source)
-    count = min(count or dataset.count, dataset.count)
-    chosen = [i * dataset.count // count for i in range(count)]
-    images = b"".join(dataset.image(i) for i in chosen)
-    labels = b"".join(dataset.labels[i].to_bytes(4, "little") for i in chosen)
-    tensors = [("images", "U8", (count, *dataset.shape), images), ("labels", "I32", (count,), labels)]
-    write_tensors(out, tensors, open_tensors(source).metadata)
+    with open_dataset(source) as dataset:
+        count = min(count or dataset.count, dataset.count)
+        pack_part(dataset, [i * dataset.count // count for i in range(count)], out)
+    return out
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ void fill_with_noise(Execution& execution, const Program& program, uint64_t numb
   const int64_t elements = int64_t{program.height} * program.width * program.channels;
   for (int64_t i = 0; i < elements; ++i) execution.image()[i] = static_cast<float>(2 * uniform(k, static_cast<uint64_t>(i)) - 1);
   for (int i = 0; i < program.outputs; ++i)
-    execution.targets()[i] = i == static_cast<int>(number % static_cast<uint64_t>(program.outputs)) ? 1.0f : 0.0f;
+    execution.targets()[i] = i == static_cast<int>(number % static_cast<uint64_t>(program.classes)) ? 1.0f : 0.0f;
 }
 
 void write_array(json::Writer& event, const char* name, const std::vector<double>& values) {
@@ -39,6 +39,7 @@ void bench(const Job& job, Events& events) {
   const int64_t steps = job.integer("steps", 1, 1 << 20);
   const int64_t batch = job.is_null("batch_size") ? 1 : job.integer("batch_size", 1, 1 << 20);
   const std::unique_ptr<Program> program = Program::load(job.text("program"), true);
+  if (!job.is_null("class_count")) program->use_classes(static_cast<size_t>(job.integer("class_count", 1, 1 << 20)));
   for (Parameter& parameter : program->parameters) parameter.rate = 1e-5;  // any but zero: a step does all its work
   if (batch > 1 && !program->accumulates) fail(kUsage, "This bundle is prepared for a batch of 1.");
   Execution execution(*program, job.threads());
