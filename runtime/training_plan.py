@@ -32,7 +32,7 @@ from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
 
 from .course import Course, choose_held_out, plan_course
 from .errors import DamagedFileError, DataError, MemoryLimitError, StorageError, UsageError
-from .first_pass import can_be_fitted, plan_first_pass
+from .first_pass import Begin, can_be_fitted, plan_first_pass
 from .going_on import Earlier, bring_adapters, open_earlier, with_further
 from .memory import megabytes
 from .options import LOG_EVERY, NEW, ONE_PASS, PREPARED, RUN_START, TrainOptions
@@ -152,20 +152,15 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
             out = resumed.held_out
             first_pass = resumed.first_pass.inside(run.resolve()) if resumed.first_pass else None
         else:
-            of_run = earlier if options.start == RUN_START else None
-            kept, gone = (of_run.run.path if of_run else bundle.path) / FEATURES, bool(of_run and not of_run.images)
-            begin = plan_first_pass(bundle, known, options, dataset, kept, gone)
+            begin = _begin(bundle, known, options, dataset, earlier)
             first_pass, options = begin.first_pass, replace(options, epochs=begin.epochs)
-            out = choose_held_out(
-                options, dataset, validated, earlier.known(options.start or "") if earlier else Known()
-            )
+            judged = earlier.known(options.start or "") if earlier else Known()
+            out = choose_held_out(options, dataset, validated, judged)
             few = [FEW] if options.hold_out and not out and not validated else []
-            for kind, messages in (
-                ("warning", _doubts(dataset, val_file, begin.stood_in) + few),
-                ("images", begin.notes),
-            ):
-                for message in messages:
-                    log.write({"event": kind, "message": message})
+            for warning in _doubts(dataset, val_file, begin.stood_in) + few:
+                log.write({"event": "warning", "message": warning})
+            for note in begin.notes:
+                log.write({"event": "images", "message": note})
         course = plan_course(bundle.manifest, options, dataset, validated, out)
         to_keep = which_to_keep(dataset.labels) if can_be_fitted(bundle.manifest) else []
     phases.end("packing")
@@ -173,6 +168,13 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
         bundle, run, runtime, command, options, train_file, val_file, course, first_pass, to_keep, asked.resume,
         phases.record,
     )  # fmt: skip
+
+
+def _begin(bundle: Bundle, known: int, options: TrainOptions, dataset: Dataset, earlier: Earlier | None) -> Begin:
+    """What comes first: features that stand in for images are those of the run that is begun with, or the bundle's."""
+    if earlier is None or options.start != RUN_START:
+        return plan_first_pass(bundle, known, options, dataset, bundle.file(FEATURES))
+    return plan_first_pass(bundle, known, options, dataset, earlier.run.path / FEATURES, earlier.images is None)
 
 
 def planned_bytes(bundle: Bundle, runtime: str, options: TrainOptions) -> int | None:

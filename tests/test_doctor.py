@@ -29,11 +29,6 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-@pytest.fixture(scope="module")
-def bundle(tiny: Bundle) -> Bundle:
-    return tiny
-
-
 def found(content: dict[str, Any]) -> dict[str, list[str]]:
     """By kind of finding its files' names."""
     return {finding["kind"]: [Path(file).name for file in finding["files"]] for finding in content["findings"]}
@@ -148,7 +143,7 @@ def test_the_same_image_twice(photos: Path, tmp_path: Path) -> None:
     assert "1 image is judged on (of 4) and learnt from" in said(content, "judged-and-learnt")
 
 
-def test_classes_of_one_side_only(photos: Path, tmp_path: Path, bundle: Bundle) -> None:
+def test_classes_of_one_side_only(photos: Path, tmp_path: Path, tiny: Bundle) -> None:
     for name in ("Fox", "cat", "owl"):
         (tmp_path / "val" / name).mkdir(parents=True)
         photograph(500 + len(name), (9 * len(name), 100, 100)).save(tmp_path / "val" / name / "0.png")
@@ -157,17 +152,17 @@ def test_classes_of_one_side_only(photos: Path, tmp_path: Path, bundle: Bundle) 
     assert "'owl' is not a class of the images to train on." in words
     assert "has no folder for 'dog', 'fox' of the images to train on" in words
     (photos / "fox").rename(photos / "wolf")
-    words = said(doctor(photos, bundle=bundle.path), "class")
+    words = said(doctor(photos, bundle=tiny.path), "class")
     assert "'wolf' is not a class of the bundle." in words and "has no folder for 'fox' of the bundle" in words
-    said_of_it = ok("doctor", photos, "--bundle", bundle.path)
+    said_of_it = ok("doctor", photos, "--bundle", tiny.path)
     assert "The bundle's classifier did not look at the images: it has other classes.\n" in said_of_it
 
 
 @needs_trainer
-def test_wrong_labels_are_doubted(photos: Path, bundle: Bundle, tmp_path: Path) -> None:
-    assert not doctor(photos, bundle=bundle.path)["findings"]
+def test_wrong_labels_are_doubted(photos: Path, tiny: Bundle, tmp_path: Path) -> None:
+    assert not doctor(photos, bundle=tiny.path)["findings"]
     photograph(900, COLOURS["fox"]).save(photos / "cat" / "wrong.png")
-    content = doctor(photos, bundle=bundle.path)
+    content = doctor(photos, bundle=tiny.path)
     assert content["accuracy"] == pytest.approx(36 / 37)
     (finding,) = content["findings"]
     assert finding["kind"] == "label"
@@ -176,9 +171,9 @@ def test_wrong_labels_are_doubted(photos: Path, bundle: Bundle, tmp_path: Path) 
 
 @needs_trainer
 @pytest.mark.parametrize("mirrored", [True, False])
-def test_mirror_images_are_found(mirrored: bool, bundle: Bundle, tmp_path: Path) -> None:
+def test_mirror_images_are_found(mirrored: bool, tiny: Bundle, tmp_path: Path) -> None:
     draw_arrows(tmp_path / "arrows", mirrored)
-    content = doctor(tmp_path / "arrows", bundle=bundle.path)
+    content = doctor(tmp_path / "arrows", bundle=tiny.path)
     assert ("mirror" in found(content)) == mirrored
 
 
@@ -202,7 +197,7 @@ def test_the_command(photos: Path, tmp_path: Path) -> None:
     assert "leave out either" in fails(2, "doctor", photos, "--bundle", tmp_path, "--resolution", 32)
 
 
-def test_train_names_what_was_meant(photos: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_train_names_what_was_meant(photos: Path, tiny: Bundle, tmp_path: Path) -> None:
     (photos / "cat").rename(photos / "Cat")
-    why = fails(4, "train", bundle.path, "--data", photos, "--out", tmp_path / "run")
+    why = fails(4, "train", tiny.path, "--data", photos, "--out", tmp_path / "run")
     assert "Cat is not a class of the model ('cat' is, which differs in case or spaces only)" in why

@@ -44,11 +44,6 @@ def recorded(run: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny: Bundle) -> Bundle:
-    return tiny
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders first/ and all/: twelve images of each class, and these with six more."""
     folder = tmp_path_factory.mktemp("photos")
@@ -59,17 +54,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(runtime: str, bundle: Bundle, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(runtime: str, tiny: Bundle, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished one on first/."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(bundle.path, photos / "first", out=out, runtime=runtime, options=OPTIONS)
+    train(tiny.path, photos / "first", out=out, runtime=runtime, options=OPTIONS)
     return out
 
 
 # What it begins with ------------------------------------------------------------------------------------
 
 
-def test_more_epochs_begin_with_what_the_run_learnt(runtime: str, run: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_more_epochs_begin_with_what_the_run_learnt(runtime: str, run: Path, tiny: Bundle, tmp_path: Path) -> None:
     out = recorded(run)["held_out"]
     assert len(out) == 6
     with open_dataset(run / "train.safetensors") as dataset:
@@ -81,13 +76,13 @@ def test_more_epochs_begin_with_what_the_run_learnt(runtime: str, run: Path, bun
     # Its trial begins with an adapter that has not learnt from what is judged.
     shutil.copytree(run, tmp_path / "trial")
     (tmp_path / "trial" / "judged.safetensors").replace(tmp_path / "trial" / "adapter.safetensors")
-    seen = evaluate(tmp_path / "trial", tmp_path / "judged.safetensors", bundle=bundle.path, runtime=runtime)
+    seen = evaluate(tmp_path / "trial", tmp_path / "judged.safetensors", bundle=tiny.path, runtime=runtime)
     assert done["start_loss"] == pytest.approx(seen["loss"], rel=1e-5)
     assert adapter(run, "judged") != adapter(run)
 
 
 def test_what_was_judged_is_an_adapter_that_was_not_shown_the_images(
-    runtime: str, run: Path, bundle: Bundle, tmp_path: Path
+    runtime: str, run: Path, tiny: Bundle, tmp_path: Path
 ) -> None:
     """The same training on the others, judged on those that were held out."""
     out = recorded(run)["held_out"]
@@ -98,20 +93,20 @@ def test_what_was_judged_is_an_adapter_that_was_not_shown_the_images(
     share = recorded(run)["result"]["share"]
     shorter = TrainOptions(epochs=2, batch_size=4, log_every=1, blend=share)
     trial = tmp_path / "trial"
-    train(bundle.path, tmp_path / "others.safetensors", out=trial, runtime=runtime, options=shorter)
+    train(tiny.path, tmp_path / "others.safetensors", out=trial, runtime=runtime, options=shorter)
     for name, content in adapter(trial).items():
         ours, theirs = (np.frombuffer(values, np.float32) for values in (adapter(run, "judged")[name], content))
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_both_runtimes_go_on_alike(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+def test_both_runtimes_go_on_alike(tiny: Bundle, photos: Path, tmp_path: Path) -> None:
     runs = []
     for parameter in RUNTIMES:
         if any(mark.args[0] for mark in parameter.marks):
             pytest.skip("there is one runtime")
         name = str(parameter.values[0])
         first, second = tmp_path / f"{name}-1", tmp_path / f"{name}-2"
-        train(bundle.path, photos / "first", out=first, runtime=name, options=OPTIONS)
+        train(tiny.path, photos / "first", out=first, runtime=name, options=OPTIONS)
         train(first, photos / "all", out=second, runtime=name, options=OPTIONS)
         runs.append(second)
     ours, theirs = map(adapter, runs)
@@ -153,19 +148,19 @@ def test_where_they_are_gone_it_goes_on_with_the_new_ones(
         train(moved, out=tmp_path / "none", runtime=runtime, options=OPTIONS)
 
 
-def test_it_is_judged_on_the_same_val(bundle: Bundle, runtime: str, photos: Path, tmp_path: Path) -> None:
-    first = train(bundle.path, photos / "first", photos / "val", tmp_path / "run", runtime=runtime, options=OPTIONS)
+def test_it_is_judged_on_the_same_val(tiny: Bundle, runtime: str, photos: Path, tmp_path: Path) -> None:
+    first = train(tiny.path, photos / "first", photos / "val", tmp_path / "run", runtime=runtime, options=OPTIONS)
     done = train(tmp_path / "run", photos / "all", out=tmp_path / "on", runtime=runtime, options=OPTIONS)
     assert (done["judge"], done["val_images"]) == ("val", 12)
     assert done["start_loss"] == pytest.approx(first["val_loss"], rel=1e-5)
 
 
 def test_anew_from_the_bundle_with_all_images(
-    bundle: Bundle, run: Path, runtime: str, photos: Path, tmp_path: Path
+    tiny: Bundle, run: Path, runtime: str, photos: Path, tmp_path: Path
 ) -> None:
     anew = TrainOptions(epochs=2, batch_size=4, start="one-pass")
     train(run, photos / "all", out=tmp_path / "on", runtime=runtime, options=anew)
-    train(bundle.path, tmp_path / "on" / "train.safetensors", out=tmp_path / "run", runtime=runtime, options=anew)
+    train(tiny.path, tmp_path / "on" / "train.safetensors", out=tmp_path / "run", runtime=runtime, options=anew)
     passes = [
         [event["left_out_accuracy"] for event in events(tmp_path / name) if event["event"] == "one_pass"][-1]
         for name in ("on", "run")
@@ -251,13 +246,13 @@ def test_what_was_held_out_stays_so_and_what_was_learnt_from_does_not_become_it(
 # What cannot be gone on from ----------------------------------------------------------------------------
 
 
-def test_what_is_no_finished_run_is_refused(bundle: Bundle, run: Path, photos: Path, tmp_path: Path) -> None:
+def test_what_is_no_finished_run_is_refused(tiny: Bundle, run: Path, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--start run goes on from a run, and .* is a bundle"):
-        train(bundle.path, photos / "first", out=tmp_path / "a", options=TrainOptions(start="run"))
+        train(tiny.path, photos / "first", out=tmp_path / "a", options=TrainOptions(start="run"))
     with pytest.raises(UsageError, match="say --start one-pass"):
         train(run, photos / "all", out=tmp_path / "none", options=TrainOptions(epochs=0))
     broken = shutil.copytree(run, tmp_path / "run")
-    record = {**recorded(run), "bundle": os.path.relpath(bundle.path, broken)}
+    record = {**recorded(run), "bundle": os.path.relpath(tiny.path, broken)}
 
     def refused(error: type[Exception], words: str, **changes: Any) -> None:
         (broken / "run.json").write_text(json.dumps({**record, **changes}))
@@ -271,15 +266,15 @@ def test_what_is_no_finished_run_is_refused(bundle: Bundle, run: Path, photos: P
     assert not (tmp_path / "a").exists()
 
 
-def test_the_command(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+def test_the_command(tiny: Bundle, photos: Path, tmp_path: Path) -> None:
     run, on = tmp_path / "run", tmp_path / "on"
-    ok("train", bundle.path, "--data", photos / "first", "--epochs", 2, "--out", run)
-    said = fails(2, "train", bundle.path, "--data", photos / "all", "--epochs", 2, "--out", run)
+    ok("train", tiny.path, "--data", photos / "first", "--epochs", 2, "--out", run)
+    said = fails(2, "train", tiny.path, "--data", photos / "all", "--epochs", 2, "--out", run)
     assert "with a run in the place of the bundle, training goes on from that" in said
     answer = tinytl("train", run, "--data", photos / "all", "--epochs", 2, "--out", on)
     assert answer.code == 0 and "36 images of the run, and 18 further ones (36 were there before)\n" in answer.err
     ok("train", on, "--epochs", 2, "--out", tmp_path / "more")
-    moved = shutil.copytree(bundle.path, tmp_path / "moved")
+    moved = shutil.copytree(tiny.path, tmp_path / "moved")
     record = {**recorded(on), "bundle": "../gone"}
     (on / "run.json").write_text(json.dumps(record))
     assert "name it with --bundle" in fails(3, "train", on, "--epochs", 2, "--out", tmp_path / "none")

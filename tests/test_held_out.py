@@ -130,11 +130,6 @@ def test_further_images_change_little_of_it() -> None:
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny: Bundle) -> Bundle:
-    return tiny
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """all.safetensors, and of it part.safetensors and held.safetensors as `held_out` parts it."""
     folder = tmp_path_factory.mktemp("images")
@@ -171,12 +166,12 @@ def close(found: dict[str, bytes], wanted: dict[str, bytes]) -> None:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_trial_without_them_chooses_and_then_all_are_learnt_from(
-    runtime: str, bundle: Bundle, data: Path, tmp_path: Path
+    runtime: str, tiny: Bundle, data: Path, tmp_path: Path
 ) -> None:
     def trained(name: str, source: str, val: str | None, **changes: Any) -> Path:
         place = data / f"{val}.safetensors" if val else None
         source_file = data / f"{source}.safetensors"
-        train(bundle.path, source_file, place, tmp_path / name, runtime=runtime, options=options(**changes))
+        train(tiny.path, source_file, place, tmp_path / name, runtime=runtime, options=options(**changes))
         return tmp_path / name
 
     run = trained("run", "all", None)
@@ -195,20 +190,20 @@ def test_a_trial_without_them_chooses_and_then_all_are_learnt_from(
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_training_that_harms_ends_with_one_pass(runtime: str, bundle: Bundle, data: Path, tmp_path: Path) -> None:
+def test_a_training_that_harms_ends_with_one_pass(runtime: str, tiny: Bundle, data: Path, tmp_path: Path) -> None:
     source = data / "all.safetensors"
     harmful = options(epochs=2, lr=0.5, lr_bias=0.5)
-    done = train(bundle.path, source, None, tmp_path / "run", runtime=runtime, options=harmful)
+    done = train(tiny.path, source, None, tmp_path / "run", runtime=runtime, options=harmful)
     assert done["share"] == 0
     assert (done["val_loss"], done["val_accuracy"]) == (done["start_loss"], done["start_accuracy"])
-    train(bundle.path, source, None, tmp_path / "pass", runtime=runtime, options=options(epochs=0))
+    train(tiny.path, source, None, tmp_path / "pass", runtime=runtime, options=options(epochs=0))
     close(adapter(tmp_path / "run"), adapter(tmp_path / "pass"))
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("where", ["fitting", "first step", "trial's end", "choice", "anew", "after it", "last step"])
 def test_it_goes_on_wherever_it_was_stopped(
-    runtime: str, where: str, bundle: Bundle, data: Path, tmp_path: Path, whole: dict[str, Path]
+    runtime: str, where: str, tiny: Bundle, data: Path, tmp_path: Path, whole: dict[str, Path]
 ) -> None:
     source, run = data / "all.safetensors", tmp_path / "run"
     steps = one(whole[runtime], "start")["total_steps"]
@@ -228,9 +223,9 @@ def test_it_goes_on_wherever_it_was_stopped(
             os.kill(os.getpid(), signal.SIGINT)
 
     try:
-        train(bundle.path, source, None, run, runtime=runtime, options=options(), on_event=stop)
+        train(tiny.path, source, None, run, runtime=runtime, options=options(), on_event=stop)
     except InterruptedTrainingError:
-        train(bundle.path, out=run, runtime=runtime, resume=True)
+        train(tiny.path, out=run, runtime=runtime, resume=True)
     # Otherwise its last event was said before the signal came.
     assert adapter(run) == adapter(whole[runtime])
     ours, theirs = events(run)[-1], events(whole[runtime])[-1]
@@ -239,7 +234,7 @@ def test_it_goes_on_wherever_it_was_stopped(
 
 
 @pytest.fixture(scope="module")
-def whole(bundle: Bundle, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def whole(tiny: Bundle, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run by each runtime that nobody stopped."""
     runs = {}
     for parameter in RUNTIMES:
@@ -248,7 +243,7 @@ def whole(bundle: Bundle, data: Path, tmp_path_factory: pytest.TempPathFactory) 
         if any(mark.args[0] for mark in parameter.marks):
             continue
         runs[runtime] = tmp_path_factory.mktemp("whole") / "run"
-        train(bundle.path, data / "all.safetensors", None, runs[runtime], runtime=runtime, options=options())
+        train(tiny.path, data / "all.safetensors", None, runs[runtime], runtime=runtime, options=options())
     return runs
 
 
@@ -261,27 +256,27 @@ def test_few_images_are_looked_at_more_often(images: int) -> None:
     assert TrainOptions(epochs=7).rounds(images) == 7
 
 
-def test_the_epochs_of_a_run_are_recorded(bundle: Bundle, tmp_path: Path) -> None:
+def test_the_epochs_of_a_run_are_recorded(tiny: Bundle, tmp_path: Path) -> None:
     make_images(tmp_path / "few", dict.fromkeys(CLASSES, 2), seed=1)
-    done = train(bundle.path, tmp_path / "few", None, tmp_path / "run", options=options(epochs=None))
+    done = train(tiny.path, tmp_path / "few", None, tmp_path / "run", options=options(epochs=None))
     assert done["steps"] == 30 * 2
     assert json.loads((tmp_path / "run" / "run.json").read_text())["options"]["epochs"] == 30
 
 
-def test_without_enough_images_none_is_held_out(bundle: Bundle, tmp_path: Path) -> None:
+def test_without_enough_images_none_is_held_out(tiny: Bundle, tmp_path: Path) -> None:
     make_images(tmp_path / "few", dict(zip(CLASSES, (9, 9, 9))), seed=1)
-    done = train(bundle.path, tmp_path / "few", None, tmp_path / "run", options=options(epochs=1))
+    done = train(tiny.path, tmp_path / "few", None, tmp_path / "run", options=options(epochs=1))
     assert (done["judge"], done["val_images"], done["share"]) == (None, 0, 0.65)
     assert one(tmp_path / "run", "start")["held_out"] == 0
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_with_val_the_best_epoch_or_blend_is_kept(runtime: str, bundle: Bundle, data: Path, tmp_path: Path) -> None:
+def test_with_val_the_best_epoch_or_blend_is_kept(runtime: str, tiny: Bundle, data: Path, tmp_path: Path) -> None:
     """What is written is what was judged; with rates as high, an epoch before the last is the best."""
     for seed in range(8):
         run = tmp_path / f"{seed}"
         done = train(
-            bundle.path, data / "part.safetensors", data / "held.safetensors", run, runtime=runtime,
+            tiny.path, data / "part.safetensors", data / "held.safetensors", run, runtime=runtime,
             options=options(epochs=8, lr=0.5, lr_bias=0.1, start="prepared", seed=seed),
         )  # fmt: skip
         epochs = [event for event in events(run) if event["event"] == "epoch"]
@@ -302,14 +297,14 @@ def test_with_val_the_best_epoch_or_blend_is_kept(runtime: str, bundle: Bundle, 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("mirrored", [True, False])
 def test_mirror_images_of_each_other_are_not_mirrored(
-    runtime: str, mirrored: bool, bundle: Bundle, tmp_path: Path
+    runtime: str, mirrored: bool, tiny: Bundle, tmp_path: Path
 ) -> None:
     draw_arrows(tmp_path / "arrows", mirrored)
     pack(tmp_path / "arrows", tmp_path / "arrows.safetensors", FRAMING, CLASSES)
 
     def trained(name: str, **changes: Any) -> Path:
         how = options(epochs=1, blend=1.0, **changes)
-        done = train(bundle.path, tmp_path / "arrows.safetensors", None, tmp_path / name, runtime=runtime, options=how)
+        done = train(tiny.path, tmp_path / "arrows.safetensors", None, tmp_path / name, runtime=runtime, options=how)
         assert done["start_accuracy"] > 0.9
         return tmp_path / name
 

@@ -31,11 +31,6 @@ OPTIONS = TrainOptions(epochs=4, start="one-pass", batch_size=4, log_every=1)
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny: Bundle) -> Bundle:
-    return tiny
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """data/ with fifteen images of each class, one of them wrong; val/ with four."""
     folder = tmp_path_factory.mktemp("photos")
@@ -47,9 +42,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(runtime: str, bundle: Bundle, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(runtime: str, tiny: Bundle, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(bundle.path, photos / "data", out=out, runtime=runtime, options=OPTIONS)
+    train(tiny.path, photos / "data", out=out, runtime=runtime, options=OPTIONS)
     return out
 
 
@@ -65,10 +60,10 @@ def test_what_was_held_out_is_judged_as_training_judged_it(run: Path) -> None:
 
 
 def test_validation_images_are_judged_by_what_was_written(
-    bundle: Bundle, runtime: str, photos: Path, tmp_path: Path
+    tiny: Bundle, runtime: str, photos: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    train(bundle.path, photos / "data", photos / "val", run, runtime=runtime, options=OPTIONS)
+    train(tiny.path, photos / "data", photos / "val", run, runtime=runtime, options=OPTIONS)
     judged, seen = report(run)["judged"], evaluate(run, photos / "val")
     assert judged["on"] == "val"
     assert judged["after"]["confusion"] == seen["confusion"]
@@ -91,15 +86,15 @@ def test_other_images_can_be_named(run: Path, photos: Path) -> None:
     assert sum(entry["images"] for entry in judged["after"]["calibration"]["bins"]) == len(sure)
 
 
-def test_without_a_judge_it_says_so(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
-    train(bundle.path, photos / "val", out=tmp_path / "run", options=OPTIONS)
+def test_without_a_judge_it_says_so(tiny: Bundle, photos: Path, tmp_path: Path) -> None:
+    train(tiny.path, photos / "val", out=tmp_path / "run", options=OPTIONS)
     content = report(tmp_path / "run", out=tmp_path / "page.html")
     assert content["judged"] is None and content["verdict"]["enough"] is None
     assert "Nobody knows how good it is" in (tmp_path / "page.html").read_text()
     assert content["verdict"]["sentences"][0].endswith(
         " With ten of each class some are held out. Others can be named here with --data."
     )
-    train(bundle.path, photos / "data", out=tmp_path / "pass", options=replace(OPTIONS, epochs=0))
+    train(tiny.path, photos / "data", out=tmp_path / "pass", options=replace(OPTIONS, epochs=0))
     assert "One pass alone holds none out." in report(tmp_path / "pass")["verdict"]["sentences"][0]
 
 
@@ -119,11 +114,11 @@ def test_several_labels(tmp_path: Path) -> None:
     assert "of the answers are right" in content["verdict"]["sentences"][0]
 
 
-def test_what_cannot_be_reported(bundle: Bundle, run: Path, photos: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_reported(tiny: Bundle, run: Path, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no run"):
-        report(bundle.path)
+        report(tiny.path)
     out = tmp_path / "run"
-    train(bundle.path, photos / "data", photos / "val", out, options=OPTIONS)
+    train(tiny.path, photos / "data", photos / "val", out, options=OPTIONS)
     record = json.loads((out / "run.json").read_text())
     (out / "val.safetensors").unlink()
     with pytest.raises(DataError, match="is gone: name other images with --data"):
@@ -232,7 +227,7 @@ def test_of_many_classes_the_most_frequent_confusions_are_listed() -> None:
     assert re.findall(r"<td>(.*?)</td>", text) == ["kind 7", "kind 0", "6 of 15", "kind 3", "kind 5", "4 of 13"]
 
 
-def test_names_of_classes_are_no_markup(bundle: Bundle, tmp_path: Path) -> None:
+def test_names_of_classes_are_no_markup(tiny: Bundle, tmp_path: Path) -> None:
     names = ("<b>&", "a\"'", "<script>alert(1)</script>")
     other = make_bundle(tmp_path / "bundle", prepared(Tiny(len(CLASSES)), "bias"), classes=names)
     for name, kind in zip(names, CLASSES):

@@ -53,19 +53,14 @@ def test_answers_are_counted(answers: list[tuple[float, bool]], classes: int) ->
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny: Bundle) -> Bundle:
-    return tiny
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_images(tmp_path_factory.mktemp("photos"), dict.fromkeys(CLASSES, 20), seed=7)
 
 
 @pytest.fixture(scope="module")
-def run(runtime: str, bundle: Bundle, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(runtime: str, tiny: Bundle, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(bundle.path, photos, out=out, runtime=runtime, options=OPTIONS)
+    train(tiny.path, photos, out=out, runtime=runtime, options=OPTIONS)
     return out
 
 
@@ -73,7 +68,7 @@ def metadata(run: Path, name: str = "adapter") -> dict[str, str]:
     return dict(open_tensors(run / f"{name}.safetensors").metadata)
 
 
-def test_it_is_found_on_what_was_held_out(runtime: str, run: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_it_is_found_on_what_was_held_out(runtime: str, run: Path, tiny: Bundle, tmp_path: Path) -> None:
     done = events(run)[-1]
     unknown = done["unknown"]
     assert unknown["right"] + unknown["wrong"] == done["val_images"] == 12
@@ -83,7 +78,7 @@ def test_it_is_found_on_what_was_held_out(runtime: str, run: Path, bundle: Bundl
     assert json.loads((run / "run.json").read_text())["result"]["unknown"] == unknown
 
 
-def test_both_runtimes_find_the_same(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+def test_both_runtimes_find_the_same(tiny: Bundle, photos: Path, tmp_path: Path) -> None:
     found: list[Any] = []
     for parameter in RUNTIMES:
         if any(mark.args[0] for mark in parameter.marks):
@@ -91,16 +86,16 @@ def test_both_runtimes_find_the_same(bundle: Bundle, photos: Path, tmp_path: Pat
         for epochs in (0, 4):
             options = TrainOptions(epochs=epochs, start="one-pass", batch_size=4)
             out = tmp_path / f"{parameter.values[0]}-{epochs}"
-            found.append(train(bundle.path, photos, out=out, runtime=str(parameter.values[0]), options=options))
+            found.append(train(tiny.path, photos, out=out, runtime=str(parameter.values[0]), options=options))
     for ours, theirs in zip(found[:2], found[2:]):
         ours, theirs = ours["unknown"], theirs["unknown"]
         assert ours.pop("below") == pytest.approx(theirs.pop("below"), abs=0.0021)
         assert ours == theirs
 
 
-def test_without_a_judge_it_comes_from_leaving_out(runtime: str, bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+def test_without_a_judge_it_comes_from_leaving_out(runtime: str, tiny: Bundle, photos: Path, tmp_path: Path) -> None:
     options = TrainOptions(epochs=0, start="one-pass", batch_size=4)
-    done = train(bundle.path, photos, out=tmp_path / "run", runtime=runtime, options=options)
+    done = train(tiny.path, photos, out=tmp_path / "run", runtime=runtime, options=options)
     assert done["unknown"]["right"] + done["unknown"]["wrong"] == 60
     assert done["unknown"]["right"] == round(done["left_out_accuracy"] * 60)
 
@@ -118,9 +113,9 @@ def test_evaluate_counts_what_it_rejects(runtime: str, run: Path, photos: Path) 
         assert answer["prediction"] == (likeliest if answer["known"] else "unknown")
 
 
-def test_nothing_is_unknown_to_a_bundle(bundle: Bundle, photos: Path) -> None:
-    assert evaluate(bundle.path, photos)["unknown"] is None
-    assert all(answer["known"] for answer in predict(bundle.path, sorted(photos.glob("*/0.png"))))
+def test_nothing_is_unknown_to_a_bundle(tiny: Bundle, photos: Path) -> None:
+    assert evaluate(tiny.path, photos)["unknown"] is None
+    assert all(answer["known"] for answer in predict(tiny.path, sorted(photos.glob("*/0.png"))))
 
 
 def test_multi_label_nothing_is_unknown(runtime: str, photos: Path, tmp_path: Path) -> None:
