@@ -149,6 +149,7 @@ def test_a_bundle_learns_a_class_without_images_of_those_it_knows(
     assert (fitted["images"], fitted["stood_in"], fitted["known"]) == (8, 36, 0)
     seen = evaluate(run, photos / "all", runtime=runtime)
     assert seen["classes"] == list(MORE) and seen["accuracy"] == 1
+    assert "4, of which the bundle does not know 'owl'" in ok("inspect", run)
     # What comes next may lack images of either.
     kept = open_features(run / "features.safetensors", 16)
     assert kept.classes == MORE and [kept.labels.count(label) for label in range(4)] == [12, 12, 12, 8]

@@ -44,6 +44,15 @@ def test_what_is_alike_is_not_told_again(tmp_path: Path) -> None:
     assert len(patch.pieces) < 8
 
 
+def test_what_stands_in_another_order_is_not_told_again_either(tmp_path: Path) -> None:
+    """As where something short is first found far behind."""
+    drawn = random.Random(1)
+    first, second, short = drawn.randbytes(100_000), drawn.randbytes(100_000), drawn.randbytes(100)
+    made, _, new = put_together(tmp_path, first + second + short, short + second + b"between" + first)
+    assert made == short + second + b"between" + first
+    assert len(new) < 200
+
+
 def test_without_a_patch_it_is_the_file(tmp_path: Path) -> None:
     (tmp_path / "base").write_bytes(b"as it is" * 100_000)
     assert b"".join(content(tmp_path / "base", None)) == b"as it is" * 100_000

@@ -12,12 +12,13 @@ from tinytl_edge.devices.profiles import BOARDS
 from tinytl_edge.runtime.errors import DamagedFileError
 from tinytl_edge.runtime.files.bundle import Bundle, Input, Manifest, is_bundle, open_bundle
 from tinytl_edge.runtime.files.kinds import kind_in_words
-from tinytl_edge.runtime.files.run import is_run, open_run
+from tinytl_edge.runtime.files.run import Run, is_run, open_run
 from tinytl_edge.runtime.files.tensors import open_tensors
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.images.framing import Framing
 from tinytl_edge.runtime.memory import megabytes
 from tinytl_edge.runtime.report import judgement
+from tinytl_edge.runtime.wording import list_names
 
 from .board_choice import seconds_text
 from .knob_words import KNOB_WORDS, knob_words
@@ -42,6 +43,7 @@ def inspect(path: str | os.PathLike[str], *, bundle: str | os.PathLike[str] | No
             "kind": "run",
             "path": os.fspath(path),
             **{name: record[name] for name in ("status", "error", "options", "result")},
+            "classes": _classes_of(run),
             "bundle": _describe_bundle(run.bundle),
         }
     if is_bundle(path):
@@ -71,6 +73,14 @@ def _has_header(path: Path) -> bool:
     """Does a file begin as safetensors do, whatever else it may look like?"""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
+
+
+def _classes_of(run: Run) -> list[str] | None:
+    """That it tells apart; None where it has no adapter, or a damaged one."""
+    try:
+        return list(run.adapter().classes)
+    except DamagedFileError:
+        return None
 
 
 def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
@@ -131,6 +141,9 @@ def describe(content: dict[str, Any]) -> str:
             lines.append(_row("runtime", result["runtime"]))
             lines.append(_row("steps", result["steps"]))
             lines.append(_row("judged", judgement(result)))
+            known, classes = content["bundle"]["classes"], content["classes"]
+            if isinstance(known, list) and classes and (new := classes[len(known) :]):
+                lines.append(_row("classes", f"{len(classes)}, of which the bundle does not know {list_names(new)}"))
             for phase in ("start", "packing", "training"):
                 if result["memory"] is not None:
                     lines.append(_row(f"peak memory, {phase}", megabytes(result["memory"][phase])))

@@ -10,7 +10,7 @@ _FURTHEST = 4096  # bytes between two places at which a piece is looked for
 
 
 def compare(base: bytes, other: bytes) -> tuple[list[Piece], bytes]:
-    """The pieces of `base` that `other` is made of, in the order in which `base` has them, and what is new in it."""
+    """The pieces of `base` that `other` is made of, and what is new in it."""
     pieces: list[Piece] = []
     new = bytearray()
     at = there = 0  # in `other`, and in `base`
@@ -41,12 +41,15 @@ def _same(a: bytes, at: int, b: bytes, there: int) -> int:
 
 
 def _next(base: bytes, there: int, other: bytes, at: int) -> tuple[int, int]:
-    """Where in `other` something begins that `base` has further on, and where that is; or both ends."""
+    """Where in `other` something begins that `base` has, too, and where that is; or both ends."""
     start, step = at + 1, 1
     while start + _LEAST <= len(other):
-        found = base.find(other[start : start + _LEAST], there)
+        anchor = other[start : start + _LEAST]
+        found = base.find(anchor, there)
+        if found < 0:  # it may have stood in front, or what was found last was another place that is alike
+            found = base.find(anchor, 0, there + _LEAST)
         if found >= 0:
-            while start > at + 1 and found > there and other[start - 1] == base[found - 1]:
+            while start > at + 1 and found > 0 and other[start - 1] == base[found - 1]:
                 start, found = start - 1, found - 1
             return start, found
         step = min(2 * step, _FURTHEST)
