@@ -13,12 +13,13 @@ from tinytl_edge.runtime.errors import StorageError
 from tinytl_edge.runtime.files.tensors import make_folder, sync_folder
 
 BEFORE = ".before"
+KINDS = ("onnx", "tflite")  # of model files
 # What other programs build of a model file, and go on using until it is built again.
 _BUILT = (".engine", ".plan", ".trt", ".ort", ".blob", ".hef", ".rknn", ".om")
 
 
 def kind_of(path: Path) -> str | None:
-    """Of a model file by its name, also of one that was kept: "onnx", "tflite", or None."""
+    """Of a model file by its name, also of one that was kept: one of KINDS, or None."""
     ending = Path(path.name.lower().removesuffix(BEFORE)).suffix
     return {".onnx": "onnx", ".tflite": "tflite", ".lite": "tflite"}.get(ending)
 

@@ -14,7 +14,7 @@ from tinytl_edge.runtime.files.bundle import Bundle, read_json
 from tinytl_edge.runtime.files.records import read_record
 
 from .class_text import ClassText
-from .deployed import kind_of
+from .deployed import KINDS, kind_of
 from .label_file import LabelFile
 from .patch import Patch, content
 from .stored_numbers import DTYPES, Read, Step, as_stored
@@ -113,11 +113,7 @@ def read_template(bundle: Bundle, model: Path) -> Template:
     folder, further = bundle.file(FOLDER), bundle.further
     path = folder / table_of(kind_of(model) or "none", further)
     if not path.is_file():
-        kinds = sorted(each.name.partition(".")[0] for each in folder.glob("*.json"))
-        fitting = [
-            kind.partition("+")[0] for kind in kinds if table_of(kind.partition("+")[0], further) == f"{kind}.json"
-        ]
-        others = " or ".join(f".{kind}" for kind in fitting)
+        others = " or ".join(f".{kind}" for kind in KINDS if (folder / table_of(kind, further)).is_file())
         what = f"{bundle.path} with {bundle.manifest.class_count} classes" if further else str(bundle.path)
         raise UsageError(f"{model} is not what {what} can be written as: a name that ends in {others} is.")
     return read_record(Template, read_json(path, "a template's table"), path)
