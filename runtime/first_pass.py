@@ -29,9 +29,13 @@ class Begin:
 def can_be_fitted(manifest: Manifest) -> bool:
     """Can one pass fit the classifier?"""
     head = manifest.head
-    if head is None or manifest.labels != SINGLE:
-        return False
-    return all(manifest.trainable.get(name) == "classifier" for name in (head.weight, head.bias))
+    names = (head.weight, head.bias) if head else ()
+    return bool(names) and all(manifest.trainable.get(name) == "classifier" for name in names)
+
+
+def keeps_features(manifest: Manifest) -> bool:
+    """Do a bundle and its runs keep features of images, to fit the classifier by where the images are not?"""
+    return can_be_fitted(manifest) and manifest.labels == SINGLE
 
 
 def plan_first_pass(

@@ -32,7 +32,7 @@ from tinytl_edge.runtime.workers.runtimes import choose_runtime, worker_command
 
 from .course import Course, choose_held_out, plan_course
 from .errors import DamagedFileError, DataError, MemoryLimitError, StorageError, UsageError
-from .first_pass import Begin, can_be_fitted, plan_first_pass
+from .first_pass import Begin, can_be_fitted, keeps_features, plan_first_pass
 from .going_on import Earlier, bring_adapters, open_earlier, with_further
 from .memory import megabytes
 from .options import LOG_EVERY, NEW, ONE_PASS, PREPARED, RUN_START, TrainOptions
@@ -162,7 +162,7 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
             for note in begin.notes:
                 log.write({"event": "images", "message": note})
         course = plan_course(bundle.manifest, options, dataset, validated, out)
-        to_keep = which_to_keep(dataset.labels) if can_be_fitted(bundle.manifest) else []
+        to_keep = which_to_keep(dataset.labels) if keeps_features(bundle.manifest) else []
     phases.end("packing")
     return TrainingPlan(
         bundle, run, runtime, command, options, train_file, val_file, course, first_pass, to_keep, asked.resume,
@@ -196,8 +196,10 @@ def start_of(bundle: Bundle, options: TrainOptions, earlier: Earlier | None = No
     usual = RUN_START if earlier else ONE_PASS if can and manifest.classifier == NEW else PREPARED
     start = options.start or usual
     if start == ONE_PASS and not can:
-        why = "it is multi-label" if manifest.head else "it does not end in one linear layer with a bias"
-        raise UsageError(f"The classifier of {bundle.path} cannot be fitted in one pass: {why}.")
+        raise UsageError(
+            f"The classifier of {bundle.path} cannot be fitted in one pass: it does not end in one linear layer with a "
+            "bias."
+        )
     if start == RUN_START and not earlier:
         raise UsageError(f"--start run goes on from a run, and {bundle.path} is a bundle: name the run in its place.")
     return start

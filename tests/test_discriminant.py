@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tinytl_edge.runtime.files.tensors import open_tensors, write_tensors
-from tinytl_edge.runtime.learning import discriminant
-from tinytl_edge.runtime.learning.discriminant import Discriminant, fit_discriminant
+from tinytl_edge.runtime.learning import discriminant, label_regression
+from tinytl_edge.runtime.learning.discriminant import fit_discriminant
+from tinytl_edge.runtime.learning.label_regression import fit_labels
+from tinytl_edge.runtime.learning.linear_fit import LinearFit
 
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "runtime" / "native"
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
-NativeFit = Callable[..., tuple[Discriminant, dict[str, NDArray[np.float64]]]]
+NativeFit = Callable[..., tuple[LinearFit, dict[str, NDArray[np.float64]]]]
 AMPLE = 2**40  # bytes
 KINDS = {"said": np.float64, "weight": np.float32, "bias": np.float32, "answers": np.float32}
 
@@ -105,7 +107,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> NativeFit:
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to build the native trainer's tests with")
     folder = tmp_path_factory.mktemp("discriminant")
-    names = ("discriminant", "labelled_rows", "left_out", "linear", "rows", "span")
+    names = ("columns", "discriminant", "label_regression", "labelled_rows", "left_out", "linear", "rows", "span")
     learning = [NATIVE / "learning" / f"{name}.cc" for name in names]
     sources = [*learning, NATIVE / "safetensors.cc", NATIVE / "json.cc"]
     sources += [NATIVE / "kernels" / f"{name}.cc" for name in ("triangle", "parallel")]
@@ -116,10 +118,11 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> NativeFit:
 
     def fit(
         x: Floats, labels: Labels, classes: int, threads: int = 1, room: int = AMPLE
-    ) -> tuple[Discriminant, dict[str, NDArray[np.float64]]]:
+    ) -> tuple[LinearFit, dict[str, NDArray[np.float64]]]:
+        kind, stored = ("U8", labels.astype(np.uint8)) if labels.ndim > 1 else ("I32", labels.astype(np.int32))
         tensors = [
             ("features", "F32", x.shape, x.tobytes()),
-            ("labels", "I32", labels.shape, labels.astype(np.int32).tobytes()),
+            ("labels", kind, labels.shape, stored.tobytes()),
         ]
         write_tensors(folder / "in", tensors, {})
         command = [program, folder / "in", str(classes), str(threads), "0.1", str(room), folder / "out"]
@@ -132,7 +135,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> NativeFit:
         assert not (folder / ".features").exists()
         said = (loss, accuracy) if left_out else (None, None)
         answers = [(abs(value), value > 0) for value in read["answers"].tolist()]
-        return Discriminant(weight, bias, shrinkage, *said, answers), read
+        return LinearFit(weight, bias, shrinkage, *said, answers), read
 
     return fit
 
@@ -187,7 +190,7 @@ def test_samples_of_fewer_directions_than_samples_are_fitted(native: NativeFit) 
     np.testing.assert_allclose(x @ got.weight.T + got.bias, x @ wanted.weight.T + wanted.bias, atol=0.02)
 
 
-def check_what_is_said_of_all(x: Floats, labels: Labels, found: Discriminant, said: NDArray[np.float64]) -> None:
+def check_what_is_said_of_all(x: Floats, labels: Labels, found: LinearFit, said: NDArray[np.float64]) -> None:
     """The sum of losses, right guesses, lowest and highest logit."""
     logits = x @ found.weight.T + found.bias
     chances = np.exp(logits - logits.max(1, keepdims=True))
@@ -205,5 +208,95 @@ def test_where_all_samples_look_alike_it_is_not_steep(native: NativeFit, monkeyp
     x = (1 + 1e-6 * features_of(6, labels, 30)).astype(np.float32)
     for found in (fit_discriminant(x, labels, 4, 0.1), native(x, labels, 4)[0]):
         assert np.abs(found.weight).max() < 2000
-    monkeypatch.setattr(discriminant, "_LEAST_VARIANCE", 1e-30)
+    monkeypatch.setattr(discriminant, "LEAST_VARIANCE", 1e-30)
     assert np.abs(fit_discriminant(x, labels, 4, 0.1).weight).max() > 100_000
+
+
+# Labels that stand beside each other ---------------------------------------------------------------------
+
+
+@st.composite
+def multi_label_problems(draw: st.DrawFn) -> tuple[Floats, Labels]:
+    """Features and marks, of labels of which some are had by all or none."""
+    labels, length, samples = draw(st.integers(1, 12)), draw(st.integers(1, 80)), draw(st.integers(2, 90))
+    shares = np.array(draw(st.lists(st.sampled_from([0, 0.1, 0.4, 0.7, 1]), min_size=labels, max_size=labels)))
+    return marked(draw(st.integers(0, 10**6)), samples, shares, length)
+
+
+def marked(seed: int, samples: int, shares: NDArray[np.float64], length: int) -> tuple[Floats, Labels]:
+    random = np.random.default_rng(seed)
+    marks = (random.random((samples, len(shares))) < shares).astype(np.int64)
+    towards = np.random.default_rng(99).normal(size=(len(shares), length))
+    return (3 + marks @ towards + random.normal(size=(samples, length))).astype(np.float32), marks
+
+
+def losses_of(logits: NDArray[np.float64], marks: Labels) -> NDArray[np.float64]:
+    return np.logaddexp(0, np.where(marks > 0, -logits, logits))
+
+
+def test_scores_of_samples_left_out_are_those_of_a_regression_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against ridge regressions of all others, with the ridge of all."""
+    x, marks = marked(1, 30, np.array([0.5, 0.2]), 6)
+    shrinkage, exact = 0.3, x.astype(np.float64)
+    kept: list[NDArray[np.float64]] = []
+
+    def keep(scores: NDArray[np.float64], marks: Labels, smoothing: float) -> tuple[float, float]:
+        kept.append(scores)
+        return 1.0, 0.0
+
+    monkeypatch.setattr(label_regression, "SHRINKAGES", (shrinkage,))
+    monkeypatch.setattr(label_regression, "_logistic", keep)
+    fit_labels(x, marks.astype(np.uint8))
+    ridge = 30 * shrinkage / (1 - shrinkage) * ((exact - exact.mean(0)) ** 2).mean()
+    for sample in range(30):
+        others = np.arange(30) != sample
+        centre = exact[others].mean(0)
+        residuals, wanted = exact[others] - centre, marks[others] - marks[others].mean(0)
+        weight = np.linalg.solve(residuals.T @ residuals + ridge * np.eye(6), residuals.T @ wanted)
+        score = (exact[sample] - centre) @ weight + marks[others].mean(0) - marks.mean(0)
+        np.testing.assert_allclose([scores[sample] for scores in kept[:2]], score, rtol=1e-8)
+
+
+def test_labels_are_told_and_a_rare_one_is_not_said_of_everything() -> None:
+    shares = np.array([0.5, 0.3, 0.05, 0, 1])
+    x, marks = marked(2, 400, shares, 40)
+    found = fit_labels(x[:150], marks[:150].astype(np.uint8), 0.1)
+    logits = x[150:] @ found.weight.T + found.bias
+    assert ((logits > 0) == marks[150:]).mean(0).min() > 0.93
+    assert found.loss == pytest.approx(losses_of(logits, marks[150:]).mean(), abs=0.03)
+    assert found.accuracy == pytest.approx(((logits > 0) == marks[150:]).mean(), abs=0.03)
+    np.testing.assert_array_equal(found.weight[3:], 0)
+    assert found.bias[3] < -2 < 2 < found.bias[4]
+
+
+def test_what_tells_nothing_is_answered_by_how_many_have_it() -> None:
+    random = np.random.default_rng(5)
+    x, marks = random.normal(size=(60, 500)).astype(np.float32), (random.random((60, 3)) < 0.25).astype(np.uint8)
+    found = fit_labels(x, marks)
+    other = random.normal(size=(1000, 500)) @ found.weight.T + found.bias
+    chances = 1 / (1 + np.exp(-other))
+    np.testing.assert_allclose(chances.mean(0), marks.mean(0), atol=0.1)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(multi_label_problems())
+def test_the_native_trainer_finds_the_same_of_labels(native: NativeFit, problem: tuple[Floats, Labels]) -> None:
+    x, marks = problem
+    wanted, (got, read) = fit_labels(x, marks.astype(np.uint8), 0.1), native(x, marks, marks.shape[1])
+    assert got.loss == pytest.approx(wanted.loss, rel=1e-2, abs=2e-3)
+    assert got.accuracy == pytest.approx(wanted.accuracy, abs=1.01 / marks.size)
+    logits = x @ got.weight.T + got.bias
+    if got.shrinkage == wanted.shrinkage:  # no tie
+        np.testing.assert_allclose(logits, x @ wanted.weight.T + wanted.bias, rtol=2e-2, atol=5e-2)
+    losses, correct, low, high = read["said"][4:]
+    assert losses == pytest.approx(losses_of(logits, marks).mean(1).sum(), rel=0.01, abs=0.01)
+    assert abs(correct - ((logits > 0) == marks).sum()) <= 1
+    assert (low, high) == pytest.approx((min(logits.min(), 0), max(logits.max(), 0)), abs=0.02)
+
+
+@pytest.mark.parametrize("room", [0, 60_000])
+def test_labels_are_fitted_where_memory_is_short(native: NativeFit, room: int) -> None:
+    x, marks = marked(3, 320, np.array([0.5, 0.3, 0.6]), 240)
+    found, _ = native(x[:160], marks[:160], 3, threads=2, room=room)
+    right = ((x[160:] @ found.weight.T + found.bias > 0) == marks[160:]).mean()
+    assert right > (0.7 if room == 0 else 0.9)

@@ -12,6 +12,7 @@ from bundles import FRAMING, events, make_bundle
 from conftest import CLASSES, fails, make_images, ok, prepare
 from runtimes import RUNTIMES, needs_ort, needs_trainer
 from small_net import SmallNetwork, prepared
+from test_label_table import NAMES, labelled
 from tiny_models import Tiny
 from torch import nn
 
@@ -21,11 +22,13 @@ from tinytl_edge.export.step.compile import Knobs
 from tinytl_edge.export.tinytl.classifier import features_of, find_classifier
 from tinytl_edge.runtime.errors import DataError, UsageError
 from tinytl_edge.runtime.files.bundle import Bundle
+from tinytl_edge.runtime.files.features import FILE as FEATURES_FILE
 from tinytl_edge.runtime.files.tensors import open_tensors
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import open_dataset
 from tinytl_edge.runtime.images.packing import pack
 from tinytl_edge.runtime.learning.discriminant import fit_discriminant
+from tinytl_edge.runtime.learning.label_regression import fit_labels
 
 FEATURES = 64
 ONE_PASS = TrainOptions(epochs=0, start="one-pass")
@@ -163,13 +166,45 @@ def _chance(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (powers / powers.sum(1, keepdims=True))[np.arange(len(labels)), labels]
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_labels_that_stand_beside_each_other_are_fitted_each(
+    runtime: str, network: SmallNetwork, tmp_path: Path
+) -> None:
+    made = make_bundle(tmp_path / "bundle", network, multi_label=True, classes=NAMES)
+    for part, seed in (("train", 3), ("val", 4)):
+        pack(labelled(tmp_path / part, 23, seed), tmp_path / f"{part}.safetensors", FRAMING, NAMES)
+    source = tmp_path / "train.safetensors"
+    done = train(made.path, source, tmp_path / "val.safetensors", tmp_path / "run", runtime=runtime, options=ONE_PASS)
+    x, marks = features(made, network, source)
+    wanted = fit_labels(x, marks.astype(np.uint8), ONE_PASS.label_smoothing)
+    head, found = made.manifest.head, adapter(tmp_path / "run")
+    assert head is not None
+    logits = x @ found[head.weight].reshape(len(NAMES), -1).T + found[head.bias]
+    np.testing.assert_allclose(logits, x @ wanted.weight.T + wanted.bias, atol=0.02)
+    one_pass = next(event for event in events(tmp_path / "run") if event["event"] == "one_pass")
+    assert one_pass["left_out_loss"] == pytest.approx(wanted.loss, rel=0.02)
+    assert one_pass["left_out_accuracy"] == done["left_out_accuracy"] == pytest.approx(wanted.accuracy)
+    assert one_pass["val_accuracy"] == evaluate(tmp_path / "run", tmp_path / "val.safetensors")["accuracy"]
+    assert done["train_loss"] == pytest.approx(np.logaddexp(0, np.where(marks > 0, -logits, logits)).mean(), rel=1e-3)
+    assert done["unknown"] is None
+    assert not (tmp_path / "run" / FEATURES_FILE).exists()
+
+
 @needs_ort
 @needs_trainer
-def test_both_runtimes_go_on_from_there_alike(bundle: Bundle, data: Path, tmp_path: Path) -> None:
-    options = TrainOptions(epochs=3, start="one-pass", log_every=1, batch_size=4)
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_both_runtimes_go_on_from_there_alike(
+    multi_label: bool, bundle: Bundle, network: SmallNetwork, data: Path, tmp_path: Path
+) -> None:
+    source = data / "train.safetensors"
+    if multi_label:
+        bundle = make_bundle(tmp_path / "bundle", network, multi_label=True, classes=NAMES)
+        source = tmp_path / "train.safetensors"
+        pack(labelled(tmp_path / "images", 23, 3), source, FRAMING, NAMES)
+    options = TrainOptions(epochs=3, start="one-pass", log_every=1, batch_size=4, dropout=0 if multi_label else None)
     losses = {}
     for runtime in ("native", "onnxruntime-training"):
-        train(bundle.path, data / "train.safetensors", None, tmp_path / runtime, runtime=runtime, options=options)
+        train(bundle.path, source, None, tmp_path / runtime, runtime=runtime, options=options)
         losses[runtime] = [event["loss"] for event in events(tmp_path / runtime) if event["event"] == "step"]
     np.testing.assert_allclose(losses["native"], losses["onnxruntime-training"], rtol=5e-3)
 

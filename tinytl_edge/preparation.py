@@ -50,7 +50,7 @@ from tinytl_edge.runtime.files.bundle import (
     write_manifest,
 )
 from tinytl_edge.runtime.files.features import FILE as FEATURES
-from tinytl_edge.runtime.first_pass import can_be_fitted
+from tinytl_edge.runtime.first_pass import keeps_features
 from tinytl_edge.runtime.images.dataset import MULTI, SINGLE
 from tinytl_edge.runtime.model_files.label_file import LabelFile
 from tinytl_edge.runtime.options import NEW
@@ -148,7 +148,7 @@ def prepare(
             manifest = _manifest(compiled, options, tuple(runtimes), board)
             if step:
                 write_program(folder / STEP, step, manifest)
-            if wanted.folders and can_be_fitted(manifest):
+            if wanted.folders and keeps_features(manifest):
                 keep_features(folder / FEATURES, compiled.network.model, manifest, wanted.folders, say)
             write_manifest(folder, manifest)
     except MemoryError:

@@ -4,42 +4,22 @@ in single precision."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinytl_edge.runtime.errors import DataError
 
-Array = NDArray[np.float64]
+from .linear_fit import LEAST_VARIANCE, MOST_SCORES, SHRINKAGES, Array, LinearFit
 
-SHRINKAGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 _WITHOUT_PAIRS = 0.5  # the shrinkage where no class has two samples
 _SURE = 0.9  # and how sure of these they are to be
-_SCORES = 1 << 18  # of samples left out
-_LEAST_VARIANCE = 1e-4  # of a feature
 _ABSENT = -1.0  # the logit of a class without samples, others being 0 on the mean
-
-
-@dataclass(frozen=True)
-class Discriminant:
-    """logits = features @ weight.T + bias: weight [classes, features], bias [classes].
-
-    `loss` and `accuracy` are of samples that are left out of the fit, each class being as important; None where no
-    class has two samples. `answers` of these samples: the probability of the likeliest class, and whether it is right.
-    """
-
-    weight: Array
-    bias: Array
-    shrinkage: float
-    loss: float | None
-    accuracy: float | None
-    answers: list[tuple[float, bool]]
 
 
 def fit_discriminant(
     features: NDArray[np.float32], labels: NDArray[np.int64], classes: int, smoothing: float = 0
-) -> Discriminant:
+) -> LinearFit:
     """Linear discriminant analysis; shrinkage and scale by leave-one-out.
 
     Args:
@@ -59,7 +39,7 @@ def fit_discriminant(
     residuals = x - centre - (means[own] if has_pairs else 0)
     if not np.isfinite(residuals).all():
         raise DataError("The network's features of these images are no numbers.")
-    each = max(float((residuals**2).mean()), _LEAST_VARIANCE)
+    each = max(float((residuals**2).mean()), LEAST_VARIANCE)
     covariance = residuals.T @ residuals / len(x)
     left = _left_out(labels, counts, classes, has_pairs)
     shares = 1 / np.bincount(own[left], minlength=len(present))[own[left]]
@@ -90,15 +70,15 @@ def fit_discriminant(
     others = np.where(np.arange(len(present)) == own[left][:, None], -np.inf, scores).max(1)
     right = float(shares @ (scores[np.arange(len(left)), own[left]] > others))
     if not has_pairs:
-        return Discriminant(weight, full_bias, shrinkage, None, None, [])
+        return LinearFit(weight, full_bias, shrinkage, None, None, [])
     sure = 1 / np.exp(scale * (scores - scores.max(1, keepdims=True))).sum(1)
     answers = [(float(np.float32(p)), bool(best)) for p, best in zip(sure, scores.argmax(1) == own[left])]
-    return Discriminant(weight, full_bias, shrinkage, loss, right, answers)
+    return LinearFit(weight, full_bias, shrinkage, loss, right, answers)
 
 
 def _left_out(labels: NDArray[np.int64], counts: NDArray[np.int64], classes: int, has_pairs: bool) -> NDArray[np.int64]:
     """The samples that are judged; not all, where there are very many scores."""
-    each = -(-len(labels) // max(_SCORES // classes, 1))
+    each = -(-len(labels) // max(MOST_SCORES // classes, 1))
     chosen = np.arange(0, len(labels), each)
     return chosen[counts[labels[chosen]] > 1] if has_pairs else chosen
 

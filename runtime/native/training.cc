@@ -173,7 +173,7 @@ class Training {
     };
     const Fitted fitted = fit_in_one_pass(*program_, dataset_, samples_, execution_, images, first_pass_, run_, smoothing,
                                           memory_, behind_each);
-    const Discriminant& found = fitted.discriminant;
+    const LinearFit& found = fitted.fit;
     at_.left_out = found.left_out ? found.accuracy : NAN;
     if (!at_.unknown.known()) at_.unknown = Unknown::of(found.answers, program_->classes);
     at_.sums = {fitted.seen.losses, fitted.seen.correct, fitted.samples, fitted.seen.low, fitted.seen.high};

@@ -71,7 +71,7 @@ void TrainingEvents::fitting(size_t done, size_t total) {
 
 void TrainingEvents::one_pass(const Fitted& fitted, bool anew, const Score* score, double ms) {
   json::Writer& event = events_.begin("one_pass");
-  const Discriminant& found = fitted.discriminant;
+  const LinearFit& found = fitted.fit;
   const double known = fitted.known ? static_cast<double>(fitted.known) : NAN;
   event.integer("images", fitted.samples - fitted.stood_in)
       .boolean("anew", anew)

@@ -24,16 +24,15 @@ from tinytl_edge.runtime.files.run import CHECKPOINTS, FirstPass
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.intervals import likely
-from tinytl_edge.runtime.learning.discriminant import fit_discriminant
 from tinytl_edge.runtime.learning.kept_features import as_bfloat16, read_features
-from tinytl_edge.runtime.learning.known_classes import keep_known
 from tinytl_edge.runtime.memory import peak_rss
 from tinytl_edge.runtime.options import LOG_EVERY, TrainOptions, schedule
 from tinytl_edge.runtime.unknown import find_unknown
 
 from .events import emit
-from .measuring import probabilities, right, surest
+from .measuring import right, surest
 from .ort_judge import Judge, Score, said
+from .ort_one_pass import fit_classifier
 from .ort_session import Array, OrtSession
 from .ort_standing import Stage, Standing, Sums
 
@@ -319,45 +318,22 @@ class Training:
 
     def _fit(self, images: Sequence[int]) -> dict[str, Any]:
         """Fit the classifier to frozen features of images; what to say of it."""
-        manifest, first = self._manifest, self._first_pass
-        assert first is not None
+        assert self._first_pass is not None
 
         def say(done: int) -> None:
             emit("fitting", done=done, total=len(images))
 
-        features, labels, stood_in = self._features(images, first, say)
-        before = self._rows()[: first.known_classes].astype(np.float64)
-        found = fit_discriminant(features, labels, manifest.class_count, self._options.label_smoothing)
-        rows = np.concatenate([found.weight, found.bias[:, None]], 1)
-        if first.known_classes:
-            rows = keep_known(before, rows, np.bincount(labels, minlength=len(rows)) > 0)
-        self._set_rows(rows.astype(np.float32))
-        homogeneous = np.concatenate([features, np.ones((len(features), 1), np.float32)], 1)
-        logits = homogeneous @ rows.T.astype(np.float32)
-        chances = probabilities(logits, multi_label=False)[np.arange(len(labels)), labels]
-        right_ones = logits.argmax(1) == labels
-        self._at.sums = Sums(float(-np.log(chances).sum()), int(right_ones.sum()), len(labels))
-        self._at.sums.add_range(float(logits.min()), float(logits.max()))
-        self._at.left_out = found.accuracy
-        if self._at.unknown is None:
-            self._at.unknown = find_unknown(found.answers, manifest.class_count)
-        known = labels < first.known_classes
-        were_right = (homogeneous[known] @ before.T).argmax(1) == labels[known] if known.any() else known[:0]
-        return {
-            "images": len(labels) - stood_in,
-            "stood_in": stood_in,
-            "known": int(known.sum()),
-            "known_accuracy_before": float(were_right.mean()) if known.any() else None,
-            "known_accuracy": float(right_ones[known].mean()) if known.any() else None,
-            "shrinkage": found.shrinkage,
-            "left_out_loss": found.loss,
-            "left_out_accuracy": found.accuracy,
-        }
+        features, labels, stood_in = self._features(images, self._first_pass, say)
+        known, smoothing = self._first_pass.known_classes, self._options.label_smoothing
+        fitted = fit_classifier(self._session, self._manifest, features, labels, known, smoothing)
+        at = self._at
+        at.sums, at.left_out, at.unknown = fitted.sums, fitted.found.accuracy, at.unknown or fitted.unknown
+        return {"images": len(labels) - stood_in, "stood_in": stood_in, **fitted.said()}
 
     def _features(
         self, images: Sequence[int], first: FirstPass | None, say: Callable[[int], None]
     ) -> tuple[Array, NDArray[np.int64], int]:
-        """What the classifier reads of images, [images, features], and their labels.
+        """What the classifier reads of images, [images, features], and their labels, or (multi-label) marks.
 
         Behind them what stands in for classes without images, and how much that is.
         """
@@ -378,19 +354,6 @@ class Training:
             labels.append(kept_labels[absent])
             stood_in = int(absent.sum())
         return np.concatenate(rows), np.concatenate(labels), stood_in
-
-    def _rows(self) -> Array:
-        """The classifier's, [classes, features + 1], biases behind the weights."""
-        head, outputs = self._manifest.head, self._manifest.outputs
-        assert head is not None
-        parts = [self._session.trainable[name].reshape(outputs, -1) for name in (head.weight, head.bias)]
-        return np.concatenate(parts, 1)[: self._manifest.class_count]
-
-    def _set_rows(self, rows: Array) -> None:
-        head, outputs = self._manifest.head, self._manifest.outputs
-        assert head is not None
-        for name, part in ((head.weight, rows[:, :-1]), (head.bias, rows[:, -1:])):
-            self._session.trainable[name].reshape(outputs, -1)[: len(rows)] = part
 
     def _blend(self, share: float) -> tuple[float, float]:
         """Bring the parameters to start + share (parameters - start); the range of the start's logits."""

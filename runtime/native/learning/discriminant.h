@@ -2,32 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <string>
 #include <vector>
 
-#include "../unknown.h"
-#include "rows.h"
+#include "linear_fit.h"
 
 namespace tinytl {
-
-struct Discriminant {
-  double shrinkage = 0;
-  // Of samples that are left out of the fit, each class being as important; how many samples that is.
-  double loss = 0, accuracy = 0;
-  int64_t left_out = 0;
-  std::vector<Sure> answers;  // of these samples
-};
-
-struct Terms {
-  int64_t features;    // numbers of a row that are not padding
-  double smoothing;    // of the labels
-  int64_t room;        // bytes of memory that the fit may take
-  std::string folder;  // for what does not have to be in memory
-};
-
-// Takes a class's row of the classifier: logit = weight features + bias, weight [rows.width()].
-using TakeWeight = std::function<void(size_t label, const float* weight, float bias)>;
 
 // Linear discriminant analysis: images of a class lie around its mean as those of any other class around theirs.
 //
@@ -46,7 +25,7 @@ using TakeWeight = std::function<void(size_t label, const float* weight, float b
 // this depends alone; where memory is short, in the space that so many of them span as there is room for.
 //
 // labels[rows.count()] < classes. A class without samples gets a logit a little below the others' mean.
-Discriminant fit_discriminant(const Rows& rows, const std::vector<int32_t>& labels, int classes, const Terms& terms,
-                              const TakeWeight& take);
+LinearFit fit_discriminant(const Rows& rows, const std::vector<int32_t>& labels, int classes, const Terms& terms,
+                           const TakeWeight& take);
 
 }  // namespace tinytl

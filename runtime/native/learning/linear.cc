@@ -31,4 +31,20 @@ Seen look(const Linear& linear, const Rows& rows, const std::vector<int32_t>& la
   return seen;
 }
 
+Seen look(const Linear& linear, const Rows& rows, const Marks& marks) {
+  Seen seen;
+  std::vector<float> row(static_cast<size_t>(rows.width()));
+  for (int64_t i = 0; i < rows.count(); ++i) {
+    rows.read(i, 1, row.data());
+    for (size_t c = 0; c < linear.classes(); ++c) {
+      const double logit = static_cast<double>(linear.bias[c]) + dot(linear.row(c), row.data(), linear.features);
+      seen.losses += softplus(marks.has(i, c) ? -logit : logit) / static_cast<double>(linear.classes());
+      seen.correct += (logit > 0) == marks.has(i, c);
+      seen.low = std::min(seen.low, logit);
+      seen.high = std::max(seen.high, logit);
+    }
+  }
+  return seen;
+}
+
 }  // namespace tinytl

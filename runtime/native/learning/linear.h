@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "marks.h"
 #include "rows.h"
 
 namespace tinytl {
@@ -31,5 +32,7 @@ struct Seen {
   int64_t of_first = 0, first_correct = 0;
 };
 Seen look(const Linear& linear, const Rows& rows, const std::vector<int32_t>& labels, size_t first_classes);
+// Multi-label: means over labels, but every label is an answer; none is of the first.
+Seen look(const Linear& linear, const Rows& rows, const Marks& marks);
 
 }  // namespace tinytl

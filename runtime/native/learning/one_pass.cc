@@ -3,19 +3,22 @@
 #include <algorithm>
 
 #include "../footprint.h"
+#include "discriminant.h"
 #include "head.h"
 #include "kept_features.h"
 #include "known_classes.h"
+#include "label_regression.h"
 
 namespace tinytl {
 namespace {
 
 constexpr int64_t kCode = 300'000;  // bytes that come back with the code that runs
 
-// What the classifier reads of samples, and their labels.
+// What the classifier reads of samples, and their labels; multi-label, which classes each has.
 struct Features {
   RowFile rows;
   std::vector<int32_t> labels;
+  std::vector<uint8_t> marks;  // [rows.count()][classes]
   int64_t stood_in = 0;
 };
 
@@ -23,7 +26,7 @@ struct Features {
 Features features_of(const Program& program, const Head& head, const Dataset& dataset, Samples& samples, Execution& execution,
                      const std::vector<uint32_t>& images, const FirstPass& begin, const std::string& folder,
                      const std::function<void(uint32_t)>& done) {
-  Features found{RowFile(folder, head.features()), {}};
+  Features found{RowFile(folder, head.features()), {}, {}};
   std::vector<float> features(static_cast<size_t>(head.features()));
   execution.observe([&](size_t number, const Record& op, const uint8_t* arena) {
     head.observe(number, op, arena, features.data());
@@ -33,8 +36,11 @@ Features features_of(const Program& program, const Head& head, const Dataset& da
     samples.fill(index, crop, 0, execution);
     execution.forward(nullptr);
     found.rows.append(features.data());
-    found.labels.push_back(dataset.label(index));
-    done(static_cast<uint32_t>(found.labels.size()));
+    if (dataset.multi_label())
+      found.marks.insert(found.marks.end(), dataset.marks(index), dataset.marks(index) + program.classes);
+    else
+      found.labels.push_back(dataset.label(index));
+    done(static_cast<uint32_t>(found.rows.count()));
   }
   execution.observe(nullptr);
   if (begin.features.empty()) return found;
@@ -67,10 +73,11 @@ Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& sample
   Linear before{head.features(), {}, {}};
   if (begin.known > 0) before = head.rows(program).first(static_cast<size_t>(begin.known));
   const Terms terms{head.features(), smoothing, std::max<int64_t>(most - resident() - kCode, 0), folder};
+  const auto take = [&](size_t label, const float* weight, float bias) { head.set(program, label, weight, bias); };
+  const Marks marks{found.marks, static_cast<size_t>(program.classes)};
   Fitted fitted;
-  fitted.discriminant = fit_discriminant(
-      found.rows, found.labels, program.classes, terms,
-      [&](size_t label, const float* weight, float bias) { head.set(program, label, weight, bias); });
+  fitted.fit = program.multi_label ? fit_labels(found.rows, marks, terms, take)
+                                   : fit_discriminant(found.rows, found.labels, program.classes, terms, take);
   give_back_unused();
   Linear rows = head.rows(program);
   if (begin.known > 0) {
@@ -80,7 +87,8 @@ Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& sample
     for (size_t c = 0; c < rows.classes(); ++c) head.set(program, c, rows.row(c), rows.bias[c]);
     fitted.known_right_before = look(before, found.rows, found.labels, before.classes()).correct;
   }
-  fitted.seen = look(rows, found.rows, found.labels, before.classes());
+  fitted.seen = program.multi_label ? look(rows, found.rows, marks)
+                                    : look(rows, found.rows, found.labels, before.classes());
   fitted.known = fitted.seen.of_first;
   fitted.known_right = fitted.seen.first_correct;
   fitted.samples = found.rows.count();

@@ -9,8 +9,8 @@
 #include "../job.h"
 #include "../program.h"
 #include "../samples.h"
-#include "discriminant.h"
 #include "linear.h"
+#include "linear_fit.h"
 
 namespace tinytl {
 
@@ -26,7 +26,7 @@ struct FirstPass {
 };
 
 struct Fitted {
-  Discriminant discriminant;
+  LinearFit fit;
   int64_t samples = 0, stood_in = 0;  // in all, and of them features without an image
   Seen seen;                          // of all samples, by the classifier that came out
   int64_t known = 0;                  // samples of known classes; how many were right before, and are now

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "columns.h"
+
 namespace tinytl {
 namespace {
 
@@ -9,11 +11,6 @@ constexpr int kGroup = Triangle::kPanel;
 constexpr float kRounding = 1e-6f;  // of inner products, as a share of the largest
 
 }  // namespace
-
-void transpose(const float* rows, int64_t count, int64_t width, float* columns) {
-  for (int64_t lane = 0; lane < kGroup; ++lane)
-    for (int64_t k = 0; k < width; ++k) columns[k * kGroup + lane] = lane < count ? rows[lane * width + k] : 0;
-}
 
 int64_t Span::bytes(int64_t basis, int64_t width) {
   const int64_t order = Triangle::padded(basis);

@@ -36,7 +36,4 @@ class Span {
   RowFile coordinates_;
 };
 
-// Rows [count][width] as columns [width][16]; count <= 16, the others are zero.
-void transpose(const float* rows, int64_t count, int64_t width, float* columns);
-
 }  // namespace tinytl

@@ -1,10 +1,12 @@
-// Fits a discriminant to the features and labels in a file, and writes it into another: FEATURES CLASSES THREADS SMOOTHING ROOM OUT.
+// Fits a classifier to the features and labels in a file, which of several labels each sample has where they are bytes, and
+// writes it into another: FEATURES CLASSES THREADS SMOOTHING ROOM OUT.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #include "../../../runtime/native/kernels/parallel.h"
 #include "../../../runtime/native/learning/discriminant.h"
+#include "../../../runtime/native/learning/label_regression.h"
 #include "../../../runtime/native/learning/linear.h"
 #include "../../../runtime/native/safetensors.h"
 
@@ -22,18 +24,22 @@ int main(int count, char** words) {
       file.read_part(features, static_cast<uint64_t>(4 * i * length), static_cast<size_t>(4 * length), row.data());
       rows.append(row.data());
     }
-    std::vector<int32_t> labels(static_cast<size_t>(samples));
-    file.read(file.entry("labels"), labels.data());
     const int classes = std::atoi(words[2]);
+    const bool multi_label = file.entry("labels").dtype == DType::kU8;
+    std::vector<int32_t> labels(static_cast<size_t>(samples));
+    std::vector<uint8_t> values(multi_label ? labels.size() * static_cast<size_t>(classes) : 0);
+    file.read(file.entry("labels"), multi_label ? static_cast<void*>(values.data()) : labels.data());
+    const Marks marks{values, static_cast<size_t>(classes)};
     Linear linear{length, {}, {}};
     const Terms terms{length, std::atof(words[4]), std::atoll(words[5]), "."};
-    const Discriminant found =
-        fit_discriminant(rows, labels, classes, terms, [&](size_t label, const float* row, float shift) {
-          if (label != linear.bias.size()) fail(kInternal, "Classes come in another order.");
-          linear.weight.insert(linear.weight.end(), row, row + length);
-          linear.bias.push_back(shift);
-        });
-    const Seen seen = look(linear, rows, labels, 0);
+    const TakeWeight take = [&](size_t label, const float* row, float shift) {
+      if (label != linear.bias.size()) fail(kInternal, "Classes come in another order.");
+      linear.weight.insert(linear.weight.end(), row, row + length);
+      linear.bias.push_back(shift);
+    };
+    const LinearFit found = multi_label ? fit_labels(rows, marks, terms, take)
+                                        : fit_discriminant(rows, labels, classes, terms, take);
+    const Seen seen = multi_label ? look(linear, rows, marks) : look(linear, rows, labels, 0);
     const double said[] = {found.shrinkage, found.loss, found.accuracy, static_cast<double>(found.left_out),
                            seen.losses, static_cast<double>(seen.correct), seen.low, seen.high};
     std::vector<float> answers;  // how sure each is, below zero where it is wrong
@@ -42,7 +48,7 @@ int main(int count, char** words) {
                   {{"said", DType::kF64, {8}, said, sizeof said},
                    {"weight", DType::kF32, {classes, length}, linear.weight.data(), 4 * linear.weight.size()},
                    {"bias", DType::kF32, {classes}, linear.bias.data(), 4 * linear.bias.size()},
-                   {"answers", DType::kF32, {found.left_out}, answers.data(), 4 * answers.size()}},
+                   {"answers", DType::kF32, {static_cast<int64_t>(answers.size())}, answers.data(), 4 * answers.size()}},
                   {});
     return 0;
   } catch (const Failure& failure) {

@@ -1,0 +1,97 @@
+"""The classifier in one pass, in an onnxruntime-training session: what runtime/native/learning/one_pass.cc does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinytl_edge.runtime.files.bundle import Manifest
+from tinytl_edge.runtime.images.dataset import MULTI
+from tinytl_edge.runtime.learning.discriminant import fit_discriminant
+from tinytl_edge.runtime.learning.known_classes import keep_known
+from tinytl_edge.runtime.learning.label_regression import fit_labels
+from tinytl_edge.runtime.learning.linear_fit import LinearFit
+from tinytl_edge.runtime.unknown import Unknown, find_unknown
+
+from .measuring import probabilities
+from .ort_session import Array, OrtSession
+from .ort_standing import Sums
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit came to; sums over all samples; of those of known classes (`known`) how many were right before, and
+    are now."""
+
+    found: LinearFit
+    sums: Sums
+    unknown: Unknown | None = None
+    known: int = 0
+    known_right_before: int = 0
+    known_right: int = 0
+
+    def said(self) -> dict[str, Any]:
+        """For the event."""
+        return {
+            "known": self.known,
+            "known_accuracy_before": self.known_right_before / self.known if self.known else None,
+            "known_accuracy": self.known_right / self.known if self.known else None,
+            "shrinkage": self.found.shrinkage,
+            "left_out_loss": self.found.loss,
+            "left_out_accuracy": self.found.accuracy,
+        }
+
+
+def fit_classifier(
+    session: OrtSession, manifest: Manifest, features: Array, labels: NDArray[np.int64], known: int, smoothing: float
+) -> Fitted:
+    """Give a session's classifier its best weights for features [samples, features].
+
+    Args:
+        labels: [samples]; multi-label which classes each has [samples, classes].
+        known: how many of the first classes it knows already.
+    """
+    before = _rows(session, manifest)[:known].astype(np.float64)
+    found = (
+        fit_labels(features, labels.astype(np.uint8), smoothing)
+        if manifest.labels == MULTI
+        else fit_discriminant(features, labels, manifest.class_count, smoothing)
+    )
+    rows = np.concatenate([found.weight, found.bias[:, None]], 1)
+    if known:
+        rows = keep_known(before, rows, np.bincount(labels, minlength=len(rows)) > 0)
+    _set_rows(session, manifest, rows.astype(np.float32))
+    homogeneous = np.concatenate([features, np.ones((len(features), 1), np.float32)], 1)
+    logits = homogeneous @ rows.T.astype(np.float32)
+    if manifest.labels == MULTI:
+        losses = np.logaddexp(0, np.where(labels > 0, -logits, logits)).mean(1)
+        is_right = (logits > 0) == labels
+    else:
+        losses = -np.log(probabilities(logits, multi_label=False)[np.arange(len(labels)), labels])
+        is_right = logits.argmax(1) == labels
+    sums = Sums(float(losses.sum()), int(is_right.sum()), len(labels))
+    sums.add_range(float(logits.min()), float(logits.max()))
+    unknown = find_unknown(found.answers, manifest.class_count)
+    if not known:
+        return Fitted(found, sums, unknown)
+    those = labels < known
+    before_right = (homogeneous[those] @ before.T).argmax(1) == labels[those]
+    return Fitted(found, sums, unknown, int(those.sum()), int(before_right.sum()), int(is_right[those].sum()))
+
+
+def _rows(session: OrtSession, manifest: Manifest) -> Array:
+    """The classifier's, [classes, features + 1], biases behind the weights."""
+    head, outputs = manifest.head, manifest.outputs
+    assert head is not None
+    parts = [session.trainable[name].reshape(outputs, -1) for name in (head.weight, head.bias)]
+    return np.concatenate(parts, 1)[: manifest.class_count]
+
+
+def _set_rows(session: OrtSession, manifest: Manifest, rows: Array) -> None:
+    head, outputs = manifest.head, manifest.outputs
+    assert head is not None
+    for name, part in ((head.weight, rows[:, :-1]), (head.bias, rows[:, -1:])):
+        session.trainable[name].reshape(outputs, -1)[: len(rows)] = part
