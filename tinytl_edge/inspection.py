@@ -104,6 +104,7 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "parameters": manifest.parameter_count,
         "trainable": manifest.trainable_count,
         "trainable_tensors": groups,
+        "candidates": [asdict(candidate) for candidate in manifest.candidates],
         "runtimes": list(manifest.runtimes),
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "native_step": _describe_step(manifest) if manifest.planned_memory else None,
@@ -185,6 +186,7 @@ def _describe_bundle_text(content: dict[str, Any]) -> str:
                 "parameters",
                 f"{content['parameters']:,}, of which {content['trainable']:,} train ({trained:.1%})",
             ),
+            *_describe_candidates(content["candidates"], content["optimizer"]),
             _row("runtimes", ", ".join(content["runtimes"])),
             _row("size", megabytes(content["bytes"])),
             *(_describe_step_text(content["native_step"]) if content["native_step"] else ()),
@@ -206,6 +208,25 @@ def _describe_outputs(classes: list[str] | int, room: int) -> list[str]:
     more = [f"  ... and {len(classes) - shown} more"] if shown < len(classes) else []
     room_for = [_row("  room for", f"{room} more, which the images bring")] if room else []
     return [_row("classes", len(classes)), *rows, *more, *room_for]
+
+
+def _describe_candidates(candidates: list[dict[str, Any]], optimizer: str) -> list[str]:
+    """Which weights `auto` chose, and why."""
+    if not candidates:
+        return []
+    measured = any(candidate["gain"] is not None for candidate in candidates)
+    if all(candidate["trains"] for candidate in candidates):
+        why = "all"
+    elif measured:
+        why = f"those that bring most for their bytes (shares of what a step of {optimizer} takes off the loss)"
+    else:
+        why = "as many as fit, the last ones: --data measures what each would bring"
+    widest, rows = max(len(candidate["name"]) for candidate in candidates), []
+    for candidate in candidates:
+        gain = "" if candidate["gain"] is None else f"{candidate['gain']:.1%}"
+        left = "" if candidate["trains"] else "no room"
+        rows.append(f"    {candidate['name']:<{widest}} {candidate['numbers']:>9,} {gain:>6}  {left}".rstrip())
+    return [_row("weights that read little", why), *rows]
 
 
 def _describe_step_text(step: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,8 +15,15 @@ from tinytl_edge import __version__
 from tinytl_edge.devices.board import Board
 from tinytl_edge.devices.detect import find_board
 from tinytl_edge.devices.prediction import predicted_step_seconds
+from tinytl_edge.export.gains import measure_gains
 from tinytl_edge.export.kept_features import keep_features
-from tinytl_edge.export.matching.adaptable import Adaptable, make_adaptable, wanted_classes, with_room
+from tinytl_edge.export.matching.adaptable import (
+    Adaptable,
+    Wanted,
+    make_adaptable,
+    wanted_classes,
+    with_room,
+)
 from tinytl_edge.export.matching.reproduced import compare_with_file
 from tinytl_edge.export.matching.trying import exchange_colours
 from tinytl_edge.export.ort.training import OPTIMIZERS, export_ort_training
@@ -52,11 +59,11 @@ from tinytl_edge.runtime.files.bundle import (
 from tinytl_edge.runtime.files.features import FILE as FEATURES
 from tinytl_edge.runtime.first_pass import keeps_features
 from tinytl_edge.runtime.images.dataset import MULTI, SINGLE
-from tinytl_edge.runtime.model_files.label_file import LabelFile
-from tinytl_edge.runtime.options import NEW
+from tinytl_edge.runtime.knobs import Candidate
 
 from .board_choice import choose_memory_limit, choose_threads, explain_resolution, explain_time, smaller_resolution
 from .options import ROOM, PrepareOptions
+from .weight_choice import as_many_as_fit, in_order, weighed
 
 DEFAULT_MODEL = "efficientnet-lite0"
 
@@ -119,7 +126,7 @@ def prepare(
         _tell(network, options)
         adaptable = make_adaptable(network, wanted, options.labels, options.seed, say)
         adaptable = with_room(adaptable, options.room, wanted, ROOM)
-        return _compile(adaptable, options, limited_by, say)
+        return _compile(adaptable, options, wanted, limited_by, say)
 
     try:
         with new_bundle(Path(out), overwrite) as folder:
@@ -133,7 +140,7 @@ def prepare(
             step, refusal = compiled.step, list(compiled.refusal)
             of_files = write_templates(
                 folder, compiled.network, compiled.transformed.trainable, options.multi_label, options.raw_pixels,
-                compiled.class_count, compiled.room, compiled.labels, say,
+                compiled.adaptable.count, compiled.adaptable.room, compiled.adaptable.labels, say,
             )  # fmt: skip
             forget_all(compiled.network.model)
             ir.save(compiled.network.model, folder / FORWARD)
@@ -153,76 +160,90 @@ def prepare(
             write_manifest(folder, manifest)
     except MemoryError:
         raise StorageError("There is not enough memory to prepare this model: use a smaller --resolution.") from None
-    return Prepared(open_bundle(out), (*compiled.notes, *of_files, *choices, *refusal))
+    return Prepared(open_bundle(out), (*compiled.adaptable.notes, *compiled.notes, *of_files, *choices, *refusal))
 
 
 @dataclass(frozen=True)
 class _Compiled:
     """A transformed network, and the native step, or why there is none."""
 
-    network: Network
+    adaptable: Adaptable
     transformed: Transformed
-    classes: tuple[str, ...]
-    class_count: int
-    notes: tuple[str, ...]
-    labels: LabelFile | None
-    classifier: str = NEW
-    head: Head | None = None
-    room: int = 0
+    head: Head | None
+    notes: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
     step: StepPlan | None = None
     multiply_adds: int = 0
     work: dict[str, int] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
     refusal: tuple[str, ...] = ()
 
+    @property
+    def network(self) -> Network:
+        return self.adaptable.network
 
-def _compile(adaptable: Adaptable, options: PrepareOptions, limited_by: str, say: Callable[[str], None]) -> _Compiled:
+
+def _compile(
+    adaptable: Adaptable, options: PrepareOptions, wanted: Wanted, limited_by: str, say: Callable[[str], None]
+) -> _Compiled:
     """Compile the native step; what `auto` trains gives way to the memory limit, which `limited_by` set."""
-    if options.method != "auto" or options.memory_limit is None:
-        return _compile_with(adaptable, options, None, limited_by, say)
     network, untouched = adaptable.network, adaptable.network.model.clone()
-    count = len(cheap_weights(untouched, find_classifier(untouched).parameters))
+    may_train = cheap_weights(untouched, find_classifier(untouched).parameters) if options.method == "auto" else []
+    sizes = {name: int(np.prod(use.value.shape or ())) for name, use in find_parameters(untouched).items()}  # type: ignore[arg-type]
+    candidates = {name: sizes[name] for name in may_train}
 
-    def compiled_with(weights: int | None) -> _Compiled:
+    def with_weights(weights: Sequence[str] | None) -> _Compiled:
         network.model = untouched.clone()
         return _compile_with(adaptable, options, weights, limited_by, say)
 
     try:
-        return compiled_with(None)
+        everything = with_weights(None)
+        return replace(everything, candidates=weighed(candidates, {}, may_train))
     except MemoryLimitError:
-        best = compiled_with(0)
-    fitting, too_many, model = 0, count, network.model
-    while too_many - fitting > 1:
-        middle = (fitting + too_many) // 2
+        if not candidates:
+            raise
+        best = with_weights([])
+    model = network.model
+
+    def fits(weights: list[str]) -> bool:
+        nonlocal best, model
         try:
-            best, fitting = compiled_with(middle), middle
-            model = network.model
+            best, model = with_weights(weights), network.model
         except MemoryLimitError:
-            too_many = middle
+            return False
+        return True
+
+    gains = _gains(adaptable, untouched, options, wanted, candidates, say)
+    chosen = as_many_as_fit(in_order(candidates, gains), candidates, fits)
     network.model = model  # the best one's, not that of the last attempt
-    note = f"Of the weights that train for little memory, {fitting} of {count} fit the limit."
-    return replace(best, notes=(*best.notes, note))
+    by_what = "those that bring most for their bytes" if gains else "the last ones"
+    note = f"Of the weights that train for little memory, {len(chosen)} of {len(candidates)} fit the limit: {by_what}."
+    return replace(best, notes=(note,), candidates=weighed(candidates, gains, chosen))
+
+
+def _gains(
+    adaptable: Adaptable, model: ir.Model, options: PrepareOptions, wanted: Wanted, weights: Collection[str],
+    say: Callable[[str], None],
+) -> dict[str, float]:  # fmt: skip
+    """What each weight would bring, where there are images to measure it by."""
+    if not any(wanted.folders.get(name) for name in adaptable.classes):
+        return {}
+    model = model.clone()
+    transformed = transform(model, options.method, options.patterns, options.seed)
+    manifest = _manifest(_Compiled(adaptable, transformed, find_head(model)), options, (), None)
+    return measure_gains(model, manifest, wanted.folders, weights, say)
 
 
 def _compile_with(
-    adaptable: Adaptable, options: PrepareOptions, weights: int | None, limited_by: str, say: Callable[[str], None]
-) -> _Compiled:
-    """With so many of the weights that `auto` would train."""
-    network, model = adaptable.network, adaptable.network.model
+    adaptable: Adaptable, options: PrepareOptions, weights: Sequence[str] | None, limited_by: str,
+    say: Callable[[str], None],
+) -> _Compiled:  # fmt: skip
+    """With these of the weights that `auto` may train; None: all."""
+    model = adaptable.network.model
     transformed = transform(model, options.method, options.patterns, options.seed, weights)
     if options.frozen_weights == "int8":
         round_frozen_weights(model, transformed.trainable)
-    compiled = _Compiled(
-        network,
-        transformed,
-        adaptable.classes,
-        adaptable.count,
-        adaptable.notes,
-        adaptable.labels,
-        adaptable.classifier,
-        find_head(model),
-        adaptable.room,
-    )
+    compiled = _Compiled(adaptable, transformed, find_head(model))
     say("compiling the native step")
     try:
         return _with_step(compiled, options)
@@ -299,12 +320,13 @@ def _has_ort_training() -> bool:
 
 
 def _manifest(compiled: _Compiled, options: PrepareOptions, runtimes: tuple[str, ...], board: Board | None) -> Manifest:
-    network, transformed, step = compiled.network, compiled.transformed, compiled.step
+    adaptable, transformed, step = compiled.adaptable, compiled.transformed, compiled.step
+    network = adaptable.network
     return Manifest(
         backbone=network.name,
         method=options.method,
-        classes=compiled.classes,
-        class_count=compiled.class_count,
+        classes=adaptable.classes,
+        class_count=adaptable.count,
         input=network.input,
         optimizer=options.optimizer,
         batch_size=options.batch_size,
@@ -329,8 +351,9 @@ def _manifest(compiled: _Compiled, options: PrepareOptions, runtimes: tuple[str,
         work=compiled.work,
         device=board.name if board else None,
         head=compiled.head,
-        room=compiled.room,
-        classifier=compiled.classifier,
+        room=adaptable.room,
+        classifier=adaptable.classifier,
+        candidates=compiled.candidates,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -21,14 +21,18 @@ ZEROS = ".zeros"  # ends the name of a bias that a TFLite convolution of a modul
 
 
 def choose_trainables(
-    model: ir.Model, method: str, classifier: Sequence[str], also: Sequence[str] = (), weights: int | None = None
+    model: ir.Model,
+    method: str,
+    classifier: Sequence[str],
+    also: Sequence[str] = (),
+    weights: Collection[str] | None = None,
 ) -> dict[str, str]:
     """The parameters that train, with the group of their learning rate: classifier, bias, lite_residual or weight.
 
     Args:
         classifier: the names of the classifier's parameters; they always train.
         also: name patterns of further parameters to train.
-        weights: how many of those that `auto` would train; the last ones.
+        weights: which of those that `auto` would train; None: all of them.
 
     Raises:
         UsageError: the method is unknown, or a pattern matches no parameter.
@@ -39,7 +43,7 @@ def choose_trainables(
     cheap = cheap_weights(model, classifier) if method == "auto" else []
     # The gradient need not come to what lies in front of them, where biases bring nothing more (docs/accuracy.md).
     early = set(itertools.takewhile(lambda name: name != cheap[0], parameters)) if cheap else set()
-    cheap = cheap if weights is None else cheap[max(len(cheap) - weights, 0) :]
+    cheap = [name for name in cheap if weights is None or name in weights]
     for pattern in also:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in parameters):
             raise UsageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ class Transformed:
 
 
 def transform(
-    model: ir.Model, method: str, also: Sequence[str] = (), seed: int = 0, weights: int | None = None
+    model: ir.Model, method: str, also: Sequence[str] = (), seed: int = 0, weights: Collection[str] | None = None
 ) -> Transformed:
     """Apply the TinyTL transform in place.
 
@@ -38,7 +38,7 @@ def transform(
     Args:
         method: one of `trainables.METHODS`.
         also: name patterns of further parameters to train.
-        weights: how many of the weights that `auto` would train; default: all of them.
+        weights: which of the weights that `auto` would train; default: all of them.
         seed: of the lite residual modules' first values.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
 from tinytl_edge.runtime.images.framing import Framing
-from tinytl_edge.runtime.knobs import Choice, Knobs
+from tinytl_edge.runtime.knobs import Candidate, Choice, Knobs
 from tinytl_edge.runtime.options import CLASSIFIERS, GROUPS, NEW, OPTIMIZERS
 
 from .digest import sha256, sha256_of
@@ -141,6 +141,7 @@ class Manifest:
     head: Head | None = None
     room: int = 0
     choices: tuple[Choice, ...] = ()  # what each knob saves and costs: export/step/choices.py
+    candidates: tuple[Candidate, ...] = ()  # of `auto`: tinytl_edge/weight_choice.py
     files: dict[str, FileEntry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

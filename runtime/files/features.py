@@ -20,8 +20,7 @@ from .tensors import TensorFile, open_tensors, write_tensors
 FILE = "features.safetensors"
 FORMAT = "tinytl-edge-features"
 VERSION = "1"
-_OF_A_CLASS = 50  # images of which features are kept at most
-_IN_ALL = 2048
+OF_A_CLASS, IN_ALL = 50, 2048  # images of which features are kept at most
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,16 @@ class Features:
 
 
 def which_to_keep(labels: Sequence[int]) -> list[int]:
-    """The numbers of the images whose features are kept, in order: of each class as many, spread evenly."""
+    """The numbers of the images whose features are kept, in order."""
+    return spread(labels, OF_A_CLASS, IN_ALL)
+
+
+def spread(labels: Sequence[int], of_a_class: int, in_all: int) -> list[int]:
+    """The numbers of at most so many images, in order: of each class as many, spread evenly."""
     by_class: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(labels):
         by_class[label].append(index)
-    most = max(min(_OF_A_CLASS, _IN_ALL // max(len(by_class), 1)), 1)
+    most = max(min(of_a_class, in_all // max(len(by_class), 1)), 1)
     kept = []
     for images in by_class.values():
         count = min(len(images), most)
