@@ -165,15 +165,7 @@ class Fit {
 
   // The factor of A, the weights that scores are by, and the scores of samples left out.
   void solve(double shrinkage) {
-    factor_.clear();
-    const auto scale = static_cast<float>(std::sqrt((1 - shrinkage) / static_cast<double>(samples_.count())));
-    samples_.each_batch([&](int64_t first, int64_t count, float* batch) {
-      samples_.take_means_off(first, count, batch);
-      for (int64_t i = 0; i < count * width(); ++i) batch[i] *= scale;
-      factor_.add_products(batch, count);
-    });
-    for (int64_t k = 0; k < width(); ++k) factor_.at(k, k) += static_cast<float>(shrinkage * each_);
-    factor_.factor(0);
+    samples_.factor_shrunk(shrinkage, each_, &factor_);
     solve_rows(factor_, along_.data(), bias.size(), weight.data());
     for (float& value : weight) value *= static_cast<float>(1 - shrinkage);
     const auto read = [&](size_t number, float* row) {

@@ -1,5 +1,7 @@
 #include "labelled_rows.h"
 
+#include <cmath>
+
 namespace tinytl {
 
 double dot(const float* a, const float* b, int64_t count) {
@@ -42,6 +44,18 @@ void LabelledRows::take_means_off(int64_t first, int64_t count, float* batch) co
     float* row = batch + i * width();
     for (int64_t k = 0; k < width(); ++k) row[k] -= centre_[static_cast<size_t>(k)] + (mean ? mean[k] : 0);
   }
+}
+
+void LabelledRows::factor_shrunk(double shrinkage, double each, Triangle* factor) const {
+  factor->clear();
+  const auto scale = static_cast<float>(std::sqrt((1 - shrinkage) / static_cast<double>(count())));
+  each_batch([&](int64_t first, int64_t size, float* batch) {
+    take_means_off(first, size, batch);
+    for (int64_t i = 0; i < size * width(); ++i) batch[i] *= scale;
+    factor->add_products(batch, size);
+  });
+  for (int64_t k = 0; k < width(); ++k) factor->at(k, k) += static_cast<float>(shrinkage * each);
+  factor->factor(0);
 }
 
 }  // namespace tinytl

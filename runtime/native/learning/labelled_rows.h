@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../kernels/triangle.h"
 #include "rows.h"
 
 namespace tinytl {
@@ -28,6 +29,9 @@ class LabelledRows {
   void read(int64_t first, int64_t count, float* batch) const { rows_.read(first, count, batch); }
   // Leaves of samples what their class's mean does not tell; without pairs, what the centre does not.
   void take_means_off(int64_t first, int64_t count, float* batch) const;
+
+  // Makes `factor` that of (1 - shrinkage) S + shrinkage each I, where S is the residuals' covariance.
+  void factor_shrunk(double shrinkage, double each, Triangle* factor) const;
 
   // Calls visit(first, count, rows) for all samples.
   template <typename Visit>
