@@ -2,9 +2,10 @@
 
     python benchmarks/accuracy.py DATA [DATA ...] [--methods last,bias] [--seeds 0,1,2] [--resolution 160]
                                   [--memory-limits none,12MB] [--runtimes auto,pytorch] [--epochs 20] [--threads 1]
-                                  [--out FOLDER] [-- train options, as --lr-bias 1e-3]
+                                  [--names-only] [--out FOLDER] [-- train options, as --lr-bias 1e-3]
 
-DATA is a folder with train/ and test/ of class folders. Bundles, datasets and runs stay in --out, and what is
+DATA is a folder with train/ and test/ of class folders; with --names-only `prepare` is told the classes' names, and is
+not shown their images. Bundles, datasets and runs stay in --out, and what is
 there already is not run again. Prints a Markdown table: mean test accuracy, its spread over the seeds, the
 peak memory and the median step. The runtime pytorch is benchmarks/pytorch_training.py; it takes no train options.
 """
@@ -30,12 +31,14 @@ def train(
     data: Path, method: str, limit: str, runtime: str, seed: int, options: argparse.Namespace, more: list[str]
 ) -> dict[str, float]:
     """The `done` event of one training, and its `test_accuracy`."""
-    name = f"{data.name}-{method}-{options.resolution}-{limit}"
+    name = f"{data.name}-{method}-{options.resolution}-{limit}{'-names' if options.names_only else ''}"
     bundle = options.out / f"bundle-{name}"
     run = options.out / f"run-{name}-{runtime}-{options.epochs}-{seed}{'-'.join(['', *more])}"
     size = ["--resolution", options.resolution, *([] if limit == "none" else ["--memory-limit", limit])]
     if not bundle.exists():
-        tinytl("prepare", "--data", data / "train", "--train", method, *size, "--out", bundle, "--json")
+        names = ",".join(sorted(folder.name for folder in (data / "train").iterdir()))
+        shown = ["--classes", names] if options.names_only else ["--data", data / "train"]
+        tinytl("prepare", *shown, "--train", method, *size, "--out", bundle, "--json")
     packed = {}
     for part in ("train", "test"):
         packed[part] = options.out / f"{data.name}-{part}-{options.resolution}.safetensors"
@@ -70,6 +73,7 @@ def main() -> None:
     parser.add_argument("--runtimes", default="auto")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--names-only", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("build/accuracy"))
     options, more = parser.parse_known_args()
     more = [word for word in more if word != "--"]
