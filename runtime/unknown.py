@@ -72,9 +72,9 @@ def find_unknown(answers: Sequence[tuple[float, bool]], classes: int) -> Unknown
     right = sorted(math.log(probability / (1 - probability)) for probability in sure)
     if len(right) < _FEW:
         return None
-    middle = right[len(right) // 2]
-    lower = [odds for odds in right if odds < middle]
-    spread = math.sqrt(sum((odds - middle) ** 2 for odds in lower) / len(lower)) if lower else 0.0
+    half = len(right) // 2
+    middle = right[half]
+    spread = math.sqrt(sum((odds - middle) ** 2 for odds in right[:half]) / half)
     below = math.floor(_STEPS / (1 + math.exp(_DEVIATIONS * spread - middle))) / _STEPS
     if below <= 1 / classes:
         return None

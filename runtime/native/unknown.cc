@@ -37,12 +37,11 @@ Unknown Unknown::of(const std::vector<Sure>& seen, int classes) {
   Unknown found;
   if (right.size() < kFew) return found;
   std::sort(right.begin(), right.end());
-  const double middle = right[right.size() / 2];
+  const size_t half = right.size() / 2;
+  const double middle = right[half];
   double squares = 0;
-  int64_t lower = 0;
-  for (; right[static_cast<size_t>(lower)] < middle; ++lower)
-    squares += std::pow(right[static_cast<size_t>(lower)] - middle, 2);
-  const double spread = lower ? std::sqrt(squares / static_cast<double>(lower)) : 0;
+  for (size_t i = 0; i < half; ++i) squares += std::pow(right[i] - middle, 2);
+  const double spread = std::sqrt(squares / static_cast<double>(half));
   const double threshold = std::floor(kStep / (1 + std::exp(kDeviations * spread - middle))) / kStep;
   if (threshold <= 1.0 / classes) return found;  // no answer is less sure
   found.below = threshold;
