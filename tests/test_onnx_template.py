@@ -40,11 +40,13 @@ from tinytl_edge.export.onnx_graph import constant, set_initializer  # noqa: E40
 from tinytl_edge.export.sources.network import Network  # noqa: E402
 from tinytl_edge.export.sources.onnx_file import read_onnx  # noqa: E402
 from tinytl_edge.export.sources.torch_module import from_module  # noqa: E402
+from tinytl_edge.export.targets import templates  # noqa: E402
 from tinytl_edge.export.targets.content import Content  # noqa: E402
 from tinytl_edge.export.targets.onnx_template import MODEL, onnx_template  # noqa: E402
 from tinytl_edge.export.targets.proof import fill  # noqa: E402
 from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, new_outputs, two_outputs  # noqa: E402
 from tinytl_edge.export.tinytl.methods import METHODS  # noqa: E402
+from tinytl_edge.export.tinytl.rounding import round_frozen_weights  # noqa: E402
 from tinytl_edge.export.tinytl.transform import transform  # noqa: E402
 from tinytl_edge.runtime.files.bundle import Input  # noqa: E402
 
@@ -118,6 +120,33 @@ def test_exports_of_pytorch(dynamo: bool, opset: int, folded: bool, method: str,
     else:
         names = [each.output[0] for each in onnx.load(path).graph.node]
         assert [n for n in names if n not in {each.output[0] for each in onnx.load(file).graph.node}] == []
+
+
+@pytest.mark.parametrize("method", ["last", "bias", "auto", "lite-residual+bias"])
+@pytest.mark.parametrize("dynamo, opset, folded", [(False, 12, True), (False, 12, False), (True, 18, True)])
+def test_frozen_weights_that_were_rounded_are_so_in_the_file(
+    dynamo: bool, opset: int, folded: bool, method: str, tmp_path: Path
+) -> None:
+    options = {} if folded else {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
+    network = read_onnx(export(small_network(), tmp_path / "model.onnx", opset, dynamo, **options))
+    trainable = transform(network.model, method).trainable
+    round_frozen_weights(network.model, trainable)
+    (content,), notes = templates(network, trainable, False, False)
+    assert notes == []
+    assert {hole.parameter for hole in content.table.holes} == set(trainable)
+    compare(network, trained(network, content, tmp_path / "after"), images())
+
+
+def test_what_a_file_notes_of_the_shapes_of_its_constants_goes_with_them(tmp_path: Path) -> None:
+    """PyTorch's newer exporter notes them."""
+    path = export(small_network(), tmp_path / "model.onnx", 18, True)
+    network, content = prepared(
+        path, "last", lambda network: new_outputs(network.model, find_classifier(network.model), 3, 0)
+    )
+    noted = {value.name for value in onnx.load(path).graph.value_info}
+    assert noted & {tensor.name for tensor in onnx.load(path).graph.initializer}
+    assert not content.notes
+    compare(network, trained(network, content, tmp_path / "after"), images())
 
 
 def test_what_was_not_trained_is_the_same_to_the_byte(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tinytl_edge.export.targets.content import Content  # noqa: E402
 from tinytl_edge.export.targets.proof import as_codes, fill  # noqa: E402
 from tinytl_edge.export.targets.tflite_template import tflite_template  # noqa: E402
 from tinytl_edge.export.tinytl.classifier import find_classifier, more_outputs, two_outputs  # noqa: E402
+from tinytl_edge.export.tinytl.rounding import round_frozen_weights  # noqa: E402
 from tinytl_edge.export.tinytl.transform import transform  # noqa: E402
 from tinytl_edge.runtime.errors import UsageError  # noqa: E402
 from tinytl_edge.runtime.model_files.stored_numbers import LOGITS_RANGE  # noqa: E402
@@ -116,6 +117,22 @@ def test_only_what_trains_is_another(method: str, half: bool, tmp_path: Path) ->
     *inner, weight, bias = constants
     wanted = {"last": {weight, bias}, "bias": {weight, bias, *inner[1::2]}, "full": {*constants}}
     assert (data, ranges, shapes) == (wanted[method], set(), set())
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_frozen_weights_that_were_rounded_are_so_in_the_file(half: bool, tmp_path: Path) -> None:
+    """Where memory is short they have 8 bits while training: the file is to give what was trained."""
+    source = small(tmp_path, half)
+    network = read_tflite(source)
+    trainable = transform(network.model, "bias").trainable
+    round_frozen_weights(network.model, trainable)
+    made, notes = templates(network, trainable, False, False)
+    assert notes == [] and [content.kind for content in made] == ["onnx", "tflite"]
+    assert {hole.parameter for content in made for hole in content.table.holes} == set(trainable)
+    file = trained(network, made[1], tmp_path)
+    compare(network, file, 5e-3 if half else 1e-5)
+    data, ranges, shapes = differences(*(parse(path.read_bytes(), "m") for path in (source, file)))
+    assert (len(data), ranges, shapes) == (6, set(), set())
 
 
 def test_a_number_that_16_bits_cannot_hold_is_refused(tmp_path: Path) -> None:

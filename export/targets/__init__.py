@@ -12,6 +12,7 @@ from tinytl_edge.runtime.model_files.label_file import LabelFile
 
 from .content import Content, UnwritableError
 from .onnx_template import onnx_template
+from .rounded import with_rounded
 
 
 def write_templates(
@@ -56,15 +57,22 @@ def templates(
 
     And sentences about what cannot be.
     """
-    made = [onnx_template(network, trainable, multi_label, raw_pixels)]
+
+    def onnx(network: Network, trainable: Mapping[str, str]) -> Content:
+        return onnx_template(network, trainable, multi_label, raw_pixels)
+
+    made = [with_rounded(onnx, network, trainable)]
     notes = list(made[0].notes)
     if network.source is not None and network.source.kind == "tflite":
         from tinytl_edge.export.sources.tflite_reader import BROKEN
 
         from .tflite_template import tflite_template
 
+        def tflite(network: Network, trainable: Mapping[str, str]) -> Content:
+            return tflite_template(network, trainable, multi_label)
+
         try:
-            made.append(tflite_template(network, trainable, multi_label))
+            made.append(with_rounded(tflite, network, trainable))
             notes += made[-1].notes
         except BROKEN as error:  # what it reads is checked, but not each of the ways to put a file together
             notes.append(

@@ -16,6 +16,8 @@ from tinytl_edge.runtime.model_files.template import FOLDER, Template, table_of
 
 from .difference import compare
 
+FROZEN = "frozen"  # the group of parameters that have places, but do not train
+
 
 class UnwritableError(Exception):
     """Why a file cannot take what was trained, in words that go on after "because"."""

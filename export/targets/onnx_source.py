@@ -106,6 +106,7 @@ class OnnxFile:
     def set_constant(self, tensor: TensorProto, array: Array) -> None:
         """Give a constant other numbers, and perhaps another shape."""
         name = tensor.name
+        self._forget_shapes({name})
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
         for value in self.graph.input:
             if value.name == name:
@@ -119,14 +120,18 @@ class OnnxFile:
             if node is not layer and changed & {*node.input, *_reads_of_branches(node)}:
                 behind.append(node)
                 changed.update(node.output)
-        kept = [value for value in self.graph.value_info if value.name not in changed]
-        del self.graph.value_info[:]
-        self.graph.value_info.extend(kept)
+        self._forget_shapes(changed)
         for output in self.graph.output:
             sizes = output.type.tensor_type.shape.dim
             if output.name in changed and len(sizes) > 1 and sizes[1].HasField("dim_value"):
                 sizes[1].dim_value = count
         return behind
+
+    def _forget_shapes(self, names: Collection[str]) -> None:
+        """Drop what is noted of values."""
+        kept = [value for value in self.graph.value_info if value.name not in names]
+        del self.graph.value_info[:]
+        self.graph.value_info.extend(kept)
 
     def forget_unread(self) -> None:
         """Nodes and constants that nothing reads any more go."""
@@ -192,10 +197,14 @@ def _without_constants(way: Stored, model: ir.Model, trainable: Mapping[str, str
     steps = []
     for step in way.steps:
         if step.kind == "add_product" and step.other not in trainable:
-            other = _numbers(model.graph.initializers[step.other]).astype(np.float64).ravel()
-            step = Step("add", numbers=tuple((other * step.numbers).tolist()))
+            step = added(step, _numbers(model.graph.initializers[step.other]))
         steps.append(step)
     return replace(way, steps=tuple(steps))
+
+
+def added(step: Step, other: Array) -> Step:
+    """The product that a step adds, of numbers that stay as they are."""
+    return Step("add", numbers=tuple((other.astype(np.float64).ravel() * step.numbers).tolist()))
 
 
 def _numbers(value: ir.Value) -> Array:

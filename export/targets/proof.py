@@ -16,7 +16,7 @@ from tinytl_edge.runtime.errors import TinyTLError
 from tinytl_edge.runtime.model_files.stored_numbers import LOGITS_RANGE
 from tinytl_edge.runtime.model_files.template import filled
 
-from .content import Content, UnwritableError
+from .content import FROZEN, Content, UnwritableError
 
 _EXACT, _ROUNDED = 1e-4, 0.05  # of the largest logit: float32, and what is stored in fewer bits
 
@@ -34,8 +34,10 @@ def fill(made: Content, folder: Path, numbers: Mapping[str, Array]) -> Path:
 
 
 def as_codes(numbers: Array, name: str, made: Content) -> Array:
-    """A parameter as it is behind the rounding to codes of a scale of its own."""
+    """A parameter as it is behind the rounding to codes of a scale of its own, or to 16 bits."""
     for hole in made.table.holes:
+        if hole.parameter == name and hole.dtype == "float16" and {step.kind for step in hole.steps} <= {"permute"}:
+            return numbers.astype(np.float16).astype(np.float32)
         if hole.parameter == name and hole.steps and hole.steps[0].kind == "over_scale" and not hole.steps[0].other:
             rows = numbers.reshape(-1, hole.steps[0].inner)
             scale = np.abs(rows).max(1, keepdims=True) / 127
@@ -44,7 +46,8 @@ def as_codes(numbers: Array, name: str, made: Content) -> Array:
 
 
 def prove(made: Content, network: Network, trainable: Mapping[str, str], read: Callable[[Path], Network]) -> None:
-    """Fill the template with numbers near to the network's, read the file, and compare the logits, in float64.
+    """Fill the template with numbers near to the network's, of what trains, read the file, and compare the logits, in
+    float64.
 
     Raises:
         UnwritableError: they differ.
@@ -52,11 +55,11 @@ def prove(made: Content, network: Network, trainable: Mapping[str, str], read: C
     model = network.model.clone()
     filling: dict[str, Array] = {}
     random = np.random.default_rng(0)
-    for name in trainable:
+    for name, group in trainable.items():
         value = model.graph.initializers[name]
         assert value.const_value is not None
         numbers = value.const_value.numpy()
-        step = 0.1 * np.abs(numbers).mean() + 0.03
+        step = 0.1 * np.abs(numbers).mean() + 0.03 if group != FROZEN else 0
         filling[name] = (numbers + step * random.standard_normal(numbers.shape)).astype("<f4")
         set_initializer(value, as_codes(filling[name], name, made))
     images = torch.from_numpy(random.uniform(-1, 1, (2, *sizes(model.graph.inputs[0]))))

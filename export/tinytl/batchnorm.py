@@ -98,7 +98,7 @@ def _fold_into(
     else:
         array = _array(initializer)
         set_initializer(initializer, (array * scale.reshape(-1, *[1] * (array.ndim - 1))).astype(np.float32))
-        if initializer.name in trains and (scale != 1).any():
+        if (scale != 1).any():
             record(initializer, "channels", factors=scale.tolist())
     bias = layer.inputs[2] if len(layer.inputs) > 2 else None
     shifted = (shift + (_array(bias) * scale if bias is not None else 0)).astype(np.float32)
