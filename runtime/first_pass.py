@@ -29,8 +29,9 @@ class Begin:
 def can_be_fitted(manifest: Manifest) -> bool:
     """Can one pass fit the classifier?"""
     head = manifest.head
-    names = (head.weight, head.bias) if head else ()
-    return bool(names) and all(manifest.trainable.get(name) == "classifier" for name in names)
+    if head is None:
+        return False
+    return all(manifest.trainable.get(name) == "classifier" for name in (head.weight, head.bias))
 
 
 def keeps_features(manifest: Manifest) -> bool:

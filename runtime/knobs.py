@@ -31,17 +31,3 @@ class Choice:
     knob: str
     bytes_saved: int
     time_fraction: float
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A weight that `--train auto` may train, how many numbers it has, and whether it trains.
-
-    `gain`: what that would bring, as a share of what all candidates would; None: it was not measured, as there were no
-    images or all fitted.
-    """
-
-    name: str
-    numbers: int
-    gain: float | None
-    trains: bool

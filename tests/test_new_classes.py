@@ -367,6 +367,20 @@ def test_a_class_beyond_what_can_be_written(bundle: Path, photos: Path, tmp_path
 # Parts -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("options", [(), ("--memory-limit", "3MB")])
+def test_images_of_which_none_can_be_read_are_refused(options: tuple[str, ...], tmp_path: Path) -> None:
+    for name in CLASSES:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.jpg").write_bytes(b"no image")
+    words = ("prepare", "mobilenet-v2-0.35", "--weights", "random", "--resolution", 96, "--data", tmp_path / "images")
+    sentence = fails(4, *words, *options, "--out", tmp_path / "bundle")
+    assert (
+        f"None of the images can be read, as {tmp_path / 'images' / CLASSES[0] / '1.jpg'}: it is not an image"
+        in sentence
+    )
+    assert not (tmp_path / "bundle").exists()
+
+
 @given(st.lists(st.integers(0, 5), max_size=400))
 def test_features_are_kept_of_each_class(labels: list[int]) -> None:
     kept = which_to_keep(labels)

@@ -137,6 +137,23 @@ def test_frozen_weights_that_were_rounded_are_so_in_the_file(
     compare(network, trained(network, content, tmp_path / "after"), images())
 
 
+@pytest.mark.parametrize("rounds", [False, True])
+def test_a_channel_that_batchnorm_multiplies_by_zero(rounds: bool, tmp_path: Path) -> None:
+    """Nothing tells what its frozen weights were before, and nothing has to."""
+    module = small_network()
+    norm = next(layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
+    with torch.no_grad():
+        norm.weight[1] = 0
+    network = read_onnx(export(module, tmp_path / "model.onnx", 12, training=torch.onnx.TrainingMode.PRESERVE,
+                               do_constant_folding=False))  # fmt: skip
+    trainable = transform(network.model, "bias").trainable
+    if rounds:
+        round_frozen_weights(network.model, trainable)
+    (content,), notes = templates(network, trainable, False, False)
+    assert notes == []
+    compare(network, trained(network, content, tmp_path / "after"), images())
+
+
 def test_what_a_file_notes_of_the_shapes_of_its_constants_goes_with_them(tmp_path: Path) -> None:
     """PyTorch's newer exporter notes them."""
     path = export(small_network(), tmp_path / "model.onnx", 18, True)

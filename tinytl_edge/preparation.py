@@ -49,6 +49,7 @@ from tinytl_edge.runtime.files.bundle import (
     ORT_FOLDER,
     STEP,
     Bundle,
+    Candidate,
     Dropout,
     Head,
     Manifest,
@@ -59,7 +60,6 @@ from tinytl_edge.runtime.files.bundle import (
 from tinytl_edge.runtime.files.features import FILE as FEATURES
 from tinytl_edge.runtime.first_pass import keeps_features
 from tinytl_edge.runtime.images.dataset import MULTI, SINGLE
-from tinytl_edge.runtime.knobs import Candidate
 
 from .board_choice import choose_memory_limit, choose_threads, explain_resolution, explain_time, smaller_resolution
 from .options import ROOM, PrepareOptions

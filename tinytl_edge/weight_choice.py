@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tinytl_edge.runtime.knobs import Candidate
+from tinytl_edge.runtime.files.bundle import Candidate
 
 
 def in_order(candidates: Mapping[str, int], gains: Mapping[str, float]) -> list[str]:

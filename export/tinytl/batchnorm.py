@@ -98,8 +98,10 @@ def _fold_into(
     else:
         array = _array(initializer)
         set_initializer(initializer, (array * scale.reshape(-1, *[1] * (array.ndim - 1))).astype(np.float32))
-        if (scale != 1).any():
-            record(initializer, "channels", factors=scale.tolist())
+        # What is frozen may be rounded, and is zero where a channel is multiplied by zero, whatever it was before.
+        factors = scale if initializer.name in trains else np.where(scale != 0, scale, 1)
+        if (factors != 1).any():
+            record(initializer, "channels", factors=factors.tolist())
     bias = layer.inputs[2] if len(layer.inputs) > 2 else None
     shifted = (shift + (_array(bias) * scale if bias is not None else 0)).astype(np.float32)
     if bias is not None and bias.name is not None and len(list(bias.uses())) == 1:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tinytl_edge.runtime.errors import DamagedFileError, StorageError, UsageError
 from tinytl_edge.runtime.images.framing import Framing
-from tinytl_edge.runtime.knobs import Candidate, Choice, Knobs
+from tinytl_edge.runtime.knobs import Choice, Knobs
 from tinytl_edge.runtime.options import CLASSIFIERS, GROUPS, NEW, OPTIMIZERS
 
 from .digest import sha256, sha256_of
@@ -86,6 +86,20 @@ class Head:
     weight: str
     bias: str
     features: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A weight that `--train auto` may train, how many numbers it has, and whether it trains.
+
+    `gain`: what that would bring, as a share of what all candidates would; None: it was not measured, as there were no
+    images or all fitted.
+    """
+
+    name: str
+    numbers: int
+    gain: float | None
+    trains: bool
 
 
 @dataclass(frozen=True)

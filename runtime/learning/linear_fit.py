@@ -1,4 +1,4 @@
-"""What a linear classifier that is fitted in closed form comes to."""
+"""What a linear classifier that is fitted in closed form comes to, and what every such fit takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class LinearFit:
     """logits = features @ weight.T + bias: weight [classes, features], bias [classes].
 
     `loss` and `accuracy` are of samples that are left out of the fit, each class being as important; None where no
-    class has two samples. `answers` of these samples: the probability of the likeliest class, and whether it is right.
+    class has two samples. `answers` of these samples: the probability of the likeliest class, and whether it is right;
+    none where a sample may have several labels.
     """
 
     weight: Array

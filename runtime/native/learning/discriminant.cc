@@ -1,7 +1,6 @@
 #include "discriminant.h"
 
 #include "columns.h"
-#include "labelled_rows.h"
 #include "left_out.h"
 
 namespace tinytl {
@@ -22,8 +21,7 @@ class Fit {
 
   // What a fit in rows of `width` numbers takes beside them, in bytes.
   static int64_t bytes(int64_t width, int64_t classes) {
-    const int64_t numbers = (width / 2 + 2 * classes + LabelledRows::kBatch + 2 * Triangle::kPanel) * width + classes * classes;
-    return numbers * static_cast<int64_t>(sizeof(float));
+    return bytes_in_room(width, classes) + classes * classes * static_cast<int64_t>(sizeof(double));
   }
 
   // Finds the classifier.

@@ -1,7 +1,6 @@
 #include "label_regression.h"
 
 #include "columns.h"
-#include "labelled_rows.h"
 
 namespace tinytl {
 namespace {
@@ -123,8 +122,7 @@ class Fit {
 
   // What a fit in rows of `width` numbers takes beside them, in bytes.
   static int64_t bytes(int64_t width, int64_t labels) {
-    return (width / 2 + 2 * labels + LabelledRows::kBatch + 2 * Triangle::kPanel) * width *
-           static_cast<int64_t>(sizeof(float));
+    return bytes_in_room(width, labels);
   }
 
   // Finds the classifier.

@@ -11,6 +11,7 @@
 
 #include "../errors.h"
 #include "../unknown.h"
+#include "labelled_rows.h"
 #include "span.h"
 
 namespace tinytl {
@@ -42,6 +43,11 @@ constexpr double kLeastVariance = 1e-4;   // of a feature
 inline double variance_of(double scatter, int64_t samples, int64_t features) {
   if (!std::isfinite(scatter)) fail(kData, "The network's features of these images are no numbers.");
   return std::max(scatter / static_cast<double>(samples) / static_cast<double>(features), kLeastVariance);
+}
+
+// What a fit takes in rows of `width` numbers: the matrix, a row and another for each class, and some that are looked at.
+inline int64_t bytes_in_room(int64_t width, int64_t classes) {
+  return (width / 2 + 2 * classes + LabelledRows::kBatch + 2 * Triangle::kPanel) * width * static_cast<int64_t>(sizeof(float));
 }
 
 // Lets a Fit(rows, labels, classes, terms, scores) find its best classifier of rows, or of coordinates in the space that they
