@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bundles import events, make_bundle
 from conftest import CLASSES, fails, make_images, ok
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from small_net import prepared
 from tiny_models import Tiny
@@ -258,6 +258,7 @@ def test_ticks_are_few_and_inside(low: float, width: float) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 1000), st.floats(0, 1)), max_size=30), st.booleans())
+@example([(0.0, 5e-324)], False)
 def test_lines_stay_inside_their_chart(points: list[tuple[float, float]], percent: bool) -> None:
     svg = lines([("ours", "<name>", points)], "x", "y", percent)
     assert (svg == "") == (not points)

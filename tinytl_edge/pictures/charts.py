@@ -95,8 +95,9 @@ class _Axes:
 
 
 def _wide(low: float, high: float) -> tuple[float, float]:
-    """A range that is not empty."""
-    return (low, high) if high > low else (low, low + 1)
+    """A range that is not empty, and not so narrow that rounding would take it."""
+    largest = max(1.0, abs(low), abs(high))
+    return (low, high) if high - low > 1e-9 * largest else (low, low + largest)
 
 
 def _ticks(low: float, high: float) -> list[float]:
