@@ -12,7 +12,7 @@ from tinytl_edge.runtime.files.run import FirstPass
 from tinytl_edge.runtime.images.dataset import SINGLE, Dataset
 
 from .errors import DataError, UsageError
-from .options import ONE_PASS, TrainOptions
+from .options import KEPT, ONE_PASS, TrainOptions
 from .wording import counted, list_names
 
 
@@ -74,7 +74,9 @@ def plan_first_pass(
         notes.append(_stands_in(manifest.classes, stands_in, gone))
     if options.start != ONE_PASS and not new and not stands_in:
         return _begin_as_it_is(epochs)
-    first = FirstPass(0 if options.start == ONE_PASS else known, str(kept.resolve()) if stands_in else None, gone)
+    is_new = options.start == ONE_PASS
+    pulled = is_new and manifest.classifier == KEPT and not new
+    first = FirstPass(0 if is_new else known, str(kept.resolve()) if stands_in else None, gone, pulled)
     alone = stands_in and options.epochs is None  # training would leave behind what the features were read by
     return Begin(first, 0 if alone else epochs, frozenset(stands_in), tuple(notes))
 

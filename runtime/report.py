@@ -187,7 +187,9 @@ class ProgressReport:
         accuracy = event["val_accuracy"] if validated else event["left_out_accuracy"]
         if accuracy is not None:
             self._accuracy = accuracy
-            parts.append(f"{'accuracy' if validated else 'leave-one-out accuracy'} {accuracy:.1%}")
+            parts.append(f"{'accuracy' if validated else 'left-out accuracy'} {accuracy:.1%}")
+        if event["accuracy_before"] is not None:
+            parts.append(f"before {event['accuracy_before']:.1%}")
         if event["known_accuracy"] is not None:
             parts.append(f"known classes {event['known_accuracy']:.1%} (before: {event['known_accuracy_before']:.1%})")
         parts += [f"peak {megabytes(event['peak_rss_bytes'] or self._rss)}", _clock(time.monotonic() - self._begin)]
@@ -241,7 +243,7 @@ def judgement(done: Event) -> str:
     """'accuracy 91.7% on 24 held-out images (22 right, likely 74.2% to 97.7%), at the start 87.5%'"""
     if done.get("judge") not in _KINDS or done["val_accuracy"] is None:
         left_out = done.get("left_out_accuracy")
-        pass_alone = "" if left_out is None else f"; the one pass, each image left out in turn, {left_out:.1%}"
+        pass_alone = "" if left_out is None else f"; the one pass, on images left out of it, {left_out:.1%}"
         return f"no images to be judged on (--val){pass_alone}"
     accuracy, images = done["val_accuracy"], done["val_images"]
     text = f"accuracy {accuracy:.1%} on {counted(images, _KINDS[done['judge']])}"

@@ -35,7 +35,7 @@ from .errors import DamagedFileError, DataError, MemoryLimitError, StorageError,
 from .first_pass import Begin, can_be_fitted, keeps_features, plan_first_pass
 from .going_on import Earlier, bring_adapters, open_earlier, with_further
 from .memory import megabytes
-from .options import LOG_EVERY, NEW, ONE_PASS, PREPARED, RUN_START, TrainOptions
+from .options import KEPT, LOG_EVERY, NEW, ONE_PASS, PREPARED, RUN_START, TrainOptions
 from .phases import Phases
 from .threads import THREAD_BYTES, threads_for
 from .wording import list_names
@@ -193,7 +193,7 @@ def start_of(bundle: Bundle, options: TrainOptions, earlier: Earlier | None = No
     """
     manifest = bundle.manifest
     can = can_be_fitted(manifest)
-    usual = RUN_START if earlier else ONE_PASS if can and manifest.classifier == NEW else PREPARED
+    usual = RUN_START if earlier else ONE_PASS if can and manifest.classifier in (NEW, KEPT) else PREPARED
     start = options.start or usual
     if start == ONE_PASS and not can:
         raise UsageError(

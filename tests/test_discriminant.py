@@ -3,30 +3,17 @@ native trainer finds the same classifier in single precision."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from native_learning import AMPLE, Floats, Labels, NativeFit
 from numpy.typing import NDArray
 
-from tinytl_edge.runtime.files.tensors import open_tensors, write_tensors
 from tinytl_edge.runtime.learning import discriminant, label_regression
 from tinytl_edge.runtime.learning.discriminant import fit_discriminant
 from tinytl_edge.runtime.learning.label_regression import fit_labels
 from tinytl_edge.runtime.learning.linear_fit import LinearFit
-
-ROOT = Path(__file__).parent.parent
-NATIVE = ROOT / "runtime" / "native"
-Floats = NDArray[np.float32]
-Labels = NDArray[np.int64]
-NativeFit = Callable[..., tuple[LinearFit, dict[str, NDArray[np.float64]]]]
-AMPLE = 2**40  # bytes
-KINDS = {"said": np.float64, "weight": np.float32, "bias": np.float32, "answers": np.float32}
 
 
 def features_of(seed: int, labels: Labels, length: int, apart: float = 1.0) -> Floats:
@@ -103,41 +90,7 @@ def test_one_sample_a_class_gives_the_nearest_and_nothing_is_said_of_its_accurac
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> NativeFit:
-    """tests/native/learning, with sanitizers."""
-    if shutil.which("g++") is None:
-        pytest.skip("there is no g++ to build the native trainer's tests with")
-    folder = tmp_path_factory.mktemp("discriminant")
-    names = ("columns", "discriminant", "label_regression", "labelled_rows", "left_out", "linear", "rows", "span")
-    learning = [NATIVE / "learning" / f"{name}.cc" for name in names]
-    sources = [*learning, NATIVE / "safetensors.cc", NATIVE / "json.cc"]
-    sources += [NATIVE / "kernels" / f"{name}.cc" for name in ("triangle", "parallel")]
-    flags = ["-std=gnu++20", "-O1", "-g", "-Wno-psabi", "-pthread", "-fsanitize=address,undefined"]
-    flags += ["-fno-sanitize-recover=all"]
-    program = folder / "fit"
-    subprocess.run(["g++", *flags, *sources, ROOT / "tests/native/learning/main.cc", "-o", program], check=True)
-
-    def fit(
-        x: Floats, labels: Labels, classes: int, threads: int = 1, room: int = AMPLE
-    ) -> tuple[LinearFit, dict[str, NDArray[np.float64]]]:
-        kind, stored = ("U8", labels.astype(np.uint8)) if labels.ndim > 1 else ("I32", labels.astype(np.int32))
-        tensors = [
-            ("features", "F32", x.shape, x.tobytes()),
-            ("labels", kind, labels.shape, stored.tobytes()),
-        ]
-        write_tensors(folder / "in", tensors, {})
-        command = [program, folder / "in", str(classes), str(threads), "0.1", str(room), folder / "out"]
-        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
-        assert ran.returncode == 0, ran.stderr
-        file = open_tensors(folder / "out")
-        read = {name: np.frombuffer(file.read(name), kind) for name, kind in KINDS.items()}
-        shrinkage, loss, accuracy, left_out = map(float, read["said"][:4])
-        weight, bias = read["weight"].reshape(classes, -1).astype(np.float64), read["bias"].astype(np.float64)
-        assert not (folder / ".features").exists()
-        said = (loss, accuracy) if left_out else (None, None)
-        answers = [(abs(value), value > 0) for value in read["answers"].tolist()]
-        return LinearFit(weight, bias, shrinkage, *said, answers), read
-
-    return fit
+    return NativeFit(tmp_path_factory.mktemp("discriminant"))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 
 from tinytl_edge import TrainOptions, evaluate, train
 from tinytl_edge.export.eager import EagerNetwork
+from tinytl_edge.export.onnx_graph import constant
 from tinytl_edge.export.step.compile import Knobs
 from tinytl_edge.export.tinytl.classifier import features_of, find_classifier
 from tinytl_edge.runtime.errors import DataError, UsageError
@@ -29,6 +31,7 @@ from tinytl_edge.runtime.images.dataset import open_dataset
 from tinytl_edge.runtime.images.packing import pack
 from tinytl_edge.runtime.learning.discriminant import fit_discriminant
 from tinytl_edge.runtime.learning.label_regression import fit_labels
+from tinytl_edge.runtime.learning.pulled import fit_pulled
 
 FEATURES = 64
 ONE_PASS = TrainOptions(epochs=0, start="one-pass")
@@ -72,8 +75,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, network: SmallNetwork) -> B
     return make_bundle(tmp_path_factory.mktemp("one_pass") / "bundle", network)
 
 
-def adapter(run: Path) -> dict[str, np.ndarray]:
-    tensors = open_tensors(run / "adapter.safetensors")
+def adapter(run: Path, name: str = "adapter") -> dict[str, np.ndarray]:
+    tensors = open_tensors(run / f"{name}.safetensors")
     return {
         name: np.frombuffer(tensors.read(name), np.float32).reshape(entry.shape)
         for name, entry in tensors.entries.items()
@@ -190,6 +193,60 @@ def test_labels_that_stand_beside_each_other_are_fitted_each(
     assert not (tmp_path / "run" / FEATURES_FILE).exists()
 
 
+def rows(values: Mapping[str, np.ndarray], bundle: Bundle) -> np.ndarray:
+    """The classifier's, biases behind the weights."""
+    head = bundle.manifest.head
+    assert head is not None
+    return np.concatenate([values[name].reshape(bundle.manifest.outputs, -1) for name in (head.weight, head.bias)], 1)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_classifier_that_knows_its_classes_is_pulled_towards_what_it_was(
+    runtime: str, multi_label: bool, network: SmallNetwork, data: Path, tmp_path: Path
+) -> None:
+    classes, source = (NAMES if multi_label else CLASSES), data / "train.safetensors"
+    made = make_bundle(tmp_path / "bundle", network, multi_label=multi_label, classes=classes, classifier="kept")
+    if multi_label:
+        source = tmp_path / "train.safetensors"
+        pack(labelled(tmp_path / "images", 23, 3), source, FRAMING, NAMES)
+    run = tmp_path / "run"
+    done = train(made.path, source, None, run, runtime=runtime, options=TrainOptions(epochs=0))
+    x, labels = features(made, network, source)
+    before = rows({str(v.name): constant(v) for v in network.model.graph.initializers.values()}, made)
+    wanted = fit_pulled(x, labels.astype(np.int64), before.astype(np.float64))
+    found = rows(adapter(run), made)
+    np.testing.assert_allclose(found[:, :-1], wanted.weight, atol=1e-4)
+    np.testing.assert_allclose(found[:, -1], wanted.bias, atol=1e-4)
+    (fitted,) = [event for event in events(run) if event["event"] == "one_pass"]
+    assert fitted["pull"] == wanted.pull and fitted["shrinkage"] is None
+    assert done["left_out_accuracy"] == fitted["left_out_accuracy"] == pytest.approx(wanted.accuracy)
+    logits = x @ before[:, :-1].T + before[:, -1]
+    right = (logits > 0) == labels if multi_label else logits.argmax(1) == labels
+    assert fitted["accuracy_before"] == pytest.approx(right.mean())
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_behind_the_trial_it_is_pulled_towards_what_it_was_deployed_as(
+    runtime: str, network: SmallNetwork, tmp_path: Path
+) -> None:
+    make_images(tmp_path / "images", dict.fromkeys(CLASSES, 12), seed=1)
+    source = tmp_path / "train.safetensors"
+    pack(tmp_path / "images", source, FRAMING, CLASSES)
+    made = make_bundle(tmp_path / "bundle", network, classifier="kept")
+    run = tmp_path / "run"
+    train(made.path, source, None, run, runtime=runtime, options=TrainOptions(epochs=1))
+    x, labels = features(made, network, source)
+    before = rows({str(v.name): constant(v) for v in network.model.graph.initializers.values()}, made)
+    wanted = fit_pulled(x, labels.astype(np.int64), before.astype(np.float64))
+    found = rows(adapter(run, "start"), made)
+    np.testing.assert_allclose(found[:, :-1], wanted.weight, atol=1e-4)
+    trial, whole = [event for event in events(run) if event["event"] == "one_pass"]
+    assert (trial["anew"], whole["anew"]) == (False, True)
+    as_deployed = evaluate(made.path, source)["accuracy"]
+    assert whole["accuracy_before"] == pytest.approx(as_deployed)
+
+
 @needs_ort
 @needs_trainer
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -268,8 +325,8 @@ def test_what_begins_at_random_is_not_blended(bundle: Bundle, data: Path, tmp_pa
 
 
 def test_where_it_begins_by_itself(network: SmallNetwork, data: Path, tmp_path: Path) -> None:
-    """With one pass where the classifier is new; where it is the file's own, with that."""
-    for classifier, start in (("new", "one-pass"), ("kept", "prepared"), ("extended", "prepared")):
+    """With one pass, unless the file's classifier knows but some of the classes."""
+    for classifier, start in (("new", "one-pass"), ("kept", "one-pass"), ("extended", "prepared")):
         made = make_bundle(tmp_path / classifier, network, classifier=classifier)
         train(
             made.path, data / "train.safetensors", None, tmp_path / f"{classifier}-run", options=TrainOptions(epochs=1)
@@ -277,7 +334,7 @@ def test_where_it_begins_by_itself(network: SmallNetwork, data: Path, tmp_path: 
         record = json.loads((tmp_path / f"{classifier}-run" / "run.json").read_text())
         assert record["options"]["start"] == start
     with pytest.raises(UsageError, match="say --start one-pass"):
-        train(tmp_path / "kept", data / "train.safetensors", None, tmp_path / "run", options=TrainOptions(epochs=0))
+        train(tmp_path / "extended", data / "train.safetensors", None, tmp_path / "run", options=TrainOptions(epochs=0))
 
 
 def test_files_keep_their_classifier_and_backbones_get_a_new_one(workplace: Path, tmp_path: Path) -> None:

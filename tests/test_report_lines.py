@@ -76,6 +76,7 @@ def trainings(draw: st.DrawFn) -> Timed:
         events.append({"event": "fitting", "done": done, "total": images, "rss_bytes": draw(sizes)})
         events.append(
             {"event": "one_pass", "anew": draw(st.booleans()), "left_out_accuracy": draw(shares),
+             "accuracy_before": draw(shares),
              "known_accuracy": (known := draw(shares)), "known_accuracy_before": None if known is None else known / 2,
              "val_accuracy": draw(shares), "peak_rss_bytes": draw(sizes), "rss_bytes": draw(sizes)}
         )  # fmt: skip

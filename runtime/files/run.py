@@ -60,12 +60,14 @@ class Result:
 @dataclass(frozen=True)
 class FirstPass:
     """`known_classes`: how many of the first classes keep of what the classifier had learnt of them; 0: it is new.
+    `pulled`: it knows all of them, and is fitted with a pull towards what it is in the bundle.
     `features`: the file of what stands in for images that are not at hand: `of_all` classes, or of those without.
     """
 
     known_classes: int
     features: str | None = None
     of_all: bool = False
+    pulled: bool = False
 
     def __post_init__(self) -> None:
         if self.known_classes < 0:

@@ -18,6 +18,7 @@ MOST_SCORES = 1 << 18  # of samples left out
 class LinearFit:
     """logits = features @ weight.T + bias: weight [classes, features], bias [classes].
 
+    `shrinkage`, `pull`: how much of it the fit took, if it takes any.
     `loss` and `accuracy` are of samples that are left out of the fit, each class being as important; None where no
     class has two samples. `answers` of these samples: the probability of the likeliest class, and whether it is right;
     none where a sample may have several labels.
@@ -25,7 +26,8 @@ class LinearFit:
 
     weight: Array
     bias: Array
-    shrinkage: float
+    shrinkage: float | None
     loss: float | None
     accuracy: float | None
     answers: list[tuple[float, bool]]
+    pull: float | None = None

@@ -72,7 +72,7 @@ std::string result(const json::Value& done) {
     const double left_out = number_of(done, "left_out_accuracy");
     const bool known = says(done, "left_out_accuracy");
     return "No images to be judged on (--val)" +
-           (known ? "; the one pass, each image left out in turn, " + percent(left_out, 1) : std::string()) + ".";
+           (known ? "; the one pass, on images left out of it, " + percent(left_out, 1) : std::string()) + ".";
   }
   const double accuracy = number_of(done, "val_accuracy"), of_classes = number_of(done, "val_class_accuracy");
   std::string text = "Accuracy " + percent(accuracy, 1) + " " + where(done);
@@ -165,9 +165,10 @@ void Report::say_one_pass(const json::Value& event, double time) {
   if (validated || says(event, "left_out_accuracy")) {
     accuracy_ = number_of(event, validated ? "val_accuracy" : "left_out_accuracy");
     has_accuracy_ = true;
-    text += validated ? "  accuracy " : "  leave-one-out accuracy ";
+    text += validated ? "  accuracy " : "  left-out accuracy ";
     text += percent(accuracy_, 1);
   }
+  if (says(event, "accuracy_before")) text += "  before " + percent(number_of(event, "accuracy_before"), 1);
   if (says(event, "known_accuracy"))
     text += "  known classes " + percent(number_of(event, "known_accuracy"), 1) + " (before: " +
             percent(number_of(event, "known_accuracy_before"), 1) + ")";

@@ -68,7 +68,7 @@ class Training {
         memory_(job.is_null("memory") ? INT64_MAX : job.integer("memory", 1, INT64_MAX)),
         seed_(static_cast<uint64_t>(options_.integer("seed", 0, INT64_MAX))),
         fits_(!job.is_null("first_pass")),
-        first_pass_(fits_ ? FirstPass::of(job.nested("first_pass")) : FirstPass()),
+        first_pass_(fits_ ? FirstPass::of(job.nested("first_pass"), *program_, run_) : FirstPass()),
         to_keep_(as_numbers(job.integers("features_of", 0, dataset_.count() - 1))),
         course_(Course::of(job, dataset_.count(), batch_size_)),
         order_(dataset_.count()),
@@ -136,7 +136,9 @@ class Training {
     const double begin = now();
     if (!course_.stages.empty() && !course_.stages[0].start.empty()) read_adapter(course_.stages[0].start, *program_);
     Fitted found;
+    const double deployed = judge_ && first_pass_.towards ? measure(false).accuracy : NAN;
     if (fits_) found = fit(course_.others);
+    if (!std::isnan(deployed)) found.accuracy_before = deployed;
     if (judge_ && knows()) {
       at_.start = at_.score = measure(false);
       if (options_.is_null("flip") && course_.steps() > 0) try_mirrored();

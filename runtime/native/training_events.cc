@@ -79,7 +79,9 @@ void TrainingEvents::one_pass(const Fitted& fitted, bool anew, const Score* scor
       .integer("known", fitted.known)
       .number("known_accuracy_before", static_cast<double>(fitted.known_right_before) / known)
       .number("known_accuracy", static_cast<double>(fitted.known_right) / known)
+      .number("accuracy_before", fitted.accuracy_before)
       .number("shrinkage", found.shrinkage)
+      .number("pull", found.pull)
       .number("left_out_loss", found.left_out ? found.loss : NAN)
       .number("left_out_accuracy", found.left_out ? found.accuracy : NAN);
   say_score(event, score);

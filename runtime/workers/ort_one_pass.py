@@ -14,6 +14,7 @@ from tinytl_edge.runtime.learning.discriminant import fit_discriminant
 from tinytl_edge.runtime.learning.known_classes import keep_known
 from tinytl_edge.runtime.learning.label_regression import fit_labels
 from tinytl_edge.runtime.learning.linear_fit import LinearFit
+from tinytl_edge.runtime.learning.pulled import fit_pulled
 from tinytl_edge.runtime.unknown import Unknown, find_unknown
 
 from .measuring import probabilities
@@ -24,7 +25,7 @@ from .ort_standing import Sums
 @dataclass(frozen=True)
 class Fitted:
     """What a fit came to; sums over all samples; of those of known classes (`known`) how many were right before, and
-    are now."""
+    are now; the accuracy before, where the classifier knew all classes."""
 
     found: LinearFit
     sums: Sums
@@ -32,6 +33,7 @@ class Fitted:
     known: int = 0
     known_right_before: int = 0
     known_right: int = 0
+    accuracy_before: float | None = None
 
     def said(self) -> dict[str, Any]:
         """For the event."""
@@ -39,27 +41,32 @@ class Fitted:
             "known": self.known,
             "known_accuracy_before": self.known_right_before / self.known if self.known else None,
             "known_accuracy": self.known_right / self.known if self.known else None,
+            "accuracy_before": self.accuracy_before,
             "shrinkage": self.found.shrinkage,
+            "pull": self.found.pull,
             "left_out_loss": self.found.loss,
             "left_out_accuracy": self.found.accuracy,
         }
 
 
 def fit_classifier(
-    session: OrtSession, manifest: Manifest, features: Array, labels: NDArray[np.int64], known: int, smoothing: float
-) -> Fitted:
+    session: OrtSession, manifest: Manifest, features: Array, labels: NDArray[np.int64], known: int, smoothing: float,
+    towards: Array | None = None,
+) -> Fitted:  # fmt: skip
     """Give a session's classifier its best weights for features [samples, features].
 
     Args:
         labels: [samples]; multi-label which classes each has [samples, classes].
         known: how many of the first classes it knows already.
+        towards: rows, biases behind the weights, that it is pulled towards [classes, features + 1].
     """
-    before = _rows(session, manifest)[:known].astype(np.float64)
-    found = (
-        fit_labels(features, labels.astype(np.uint8), smoothing)
-        if manifest.labels == MULTI
-        else fit_discriminant(features, labels, manifest.class_count, smoothing)
-    )
+    before = classifier_rows(session, manifest)[:known].astype(np.float64)
+    if towards is not None:
+        found = fit_pulled(features, labels, towards.astype(np.float64))
+    elif manifest.labels == MULTI:
+        found = fit_labels(features, labels.astype(np.uint8), smoothing)
+    else:
+        found = fit_discriminant(features, labels, manifest.class_count, smoothing)
     rows = np.concatenate([found.weight, found.bias[:, None]], 1)
     if known:
         rows = keep_known(before, rows, np.bincount(labels, minlength=len(rows)) > 0)
@@ -68,13 +75,14 @@ def fit_classifier(
     logits = homogeneous @ rows.T.astype(np.float32)
     if manifest.labels == MULTI:
         losses = np.logaddexp(0, np.where(labels > 0, -logits, logits)).mean(1)
-        is_right = (logits > 0) == labels
     else:
         losses = -np.log(probabilities(logits, multi_label=False)[np.arange(len(labels)), labels])
-        is_right = logits.argmax(1) == labels
+    is_right = _right(logits, labels)
     sums = Sums(float(losses.sum()), int(is_right.sum()), len(labels))
     sums.add_range(float(logits.min()), float(logits.max()))
     unknown = find_unknown(found.answers, manifest.class_count)
+    if towards is not None:
+        return Fitted(found, sums, unknown, accuracy_before=float(_right(homogeneous @ towards.T, labels).mean()))
     if not known:
         return Fitted(found, sums, unknown)
     those = labels < known
@@ -82,7 +90,12 @@ def fit_classifier(
     return Fitted(found, sums, unknown, int(those.sum()), int(before_right.sum()), int(is_right[those].sum()))
 
 
-def _rows(session: OrtSession, manifest: Manifest) -> Array:
+def _right(logits: Array, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which answers are right: [samples], or multi-label [samples, classes]."""
+    return np.asarray((logits > 0) == labels if labels.ndim == 2 else logits.argmax(1) == labels)
+
+
+def classifier_rows(session: OrtSession, manifest: Manifest) -> Array:
     """The classifier's, [classes, features + 1], biases behind the weights."""
     head, outputs = manifest.head, manifest.outputs
     assert head is not None

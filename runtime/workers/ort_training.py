@@ -32,7 +32,7 @@ from tinytl_edge.runtime.unknown import find_unknown
 from .events import emit
 from .measuring import right, surest
 from .ort_judge import Judge, Score, said
-from .ort_one_pass import fit_classifier
+from .ort_one_pass import classifier_rows, fit_classifier
 from .ort_session import Array, OrtSession
 from .ort_standing import Stage, Standing, Sums
 
@@ -83,6 +83,10 @@ class Training:
         self._durations: list[float] = []
         self._first_loss = math.nan  # a loss that was high from the start, as with random weights, has not grown
         self._first_pass = FirstPass(**job["first_pass"]) if job["first_pass"] else None
+        self._towards: Array | None = None
+        if self._first_pass and self._first_pass.pulled:
+            session = OrtSession(bundle, self._options.threads or 1) if self._resuming else self._session
+            self._towards = classifier_rows(session, bundle.manifest)
         self._to_keep: list[int] = job["features_of"]
         self._fits = self._first_pass is not None
         self._knows = self._fits or self._shares[0] < 1
@@ -132,7 +136,10 @@ class Training:
         begin = time.perf_counter()
         if self._stages and self._stages[0].start:
             self._load(self._stages[0].start)
+        deployed = self._measure(keeps=False) if self._judge and self._towards is not None else None
         found = self._fit(self._others) if self._fits else {}
+        if deployed:
+            found["accuracy_before"] = deployed.accuracy
         if self._judge and self._knows:
             self._at.start = self._at.score = self._measure(keeps=False)
             if self._options.flip is None and self._steps:
@@ -325,7 +332,7 @@ class Training:
 
         features, labels, stood_in = self._features(images, self._first_pass, say)
         known, smoothing = self._first_pass.known_classes, self._options.label_smoothing
-        fitted = fit_classifier(self._session, self._manifest, features, labels, known, smoothing)
+        fitted = fit_classifier(self._session, self._manifest, features, labels, known, smoothing, self._towards)
         at = self._at
         at.sums, at.left_out, at.unknown = fitted.sums, fitted.found.accuracy, at.unknown or fitted.unknown
         return {"images": len(labels) - stood_in, "stood_in": stood_in, **fitted.said()}

@@ -7,6 +7,30 @@
 
 namespace tinytl {
 
+std::unique_ptr<Rows> write_linear(const Linear& linear, const std::string& folder) {
+  auto rows = std::make_unique<RowFile>(folder, linear.features + 1);
+  std::vector<float> row(static_cast<size_t>(linear.features) + 1);
+  for (size_t c = 0; c < linear.classes(); ++c) {
+    const float* weight = &linear.weight[c * static_cast<size_t>(linear.features)];
+    std::copy(weight, weight + linear.features, row.begin());
+    row.back() = linear.bias[c];
+    rows->append(row.data());
+  }
+  return rows;
+}
+
+Linear read_linear(const Rows& rows, int64_t features) {
+  const auto classes = static_cast<size_t>(rows.count());
+  Linear linear{features, std::vector<float>(classes * static_cast<size_t>(features)), std::vector<float>(classes)};
+  std::vector<float> row(static_cast<size_t>(rows.width()));
+  for (size_t c = 0; c < classes; ++c) {
+    rows.read(static_cast<int64_t>(c), 1, row.data());
+    std::copy(row.begin(), row.begin() + features, linear.row(c));
+    linear.bias[c] = row[static_cast<size_t>(features)];
+  }
+  return linear;
+}
+
 Seen look(const Linear& linear, const Rows& rows, const std::vector<int32_t>& labels, size_t first_classes) {
   Seen seen;
   std::vector<double> logits(linear.classes());

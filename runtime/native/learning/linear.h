@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "marks.h"
@@ -23,6 +25,10 @@ struct Linear {
   int64_t features;
   std::vector<float> weight, bias;  // [classes][features], [classes]
 };
+
+// On the medium: a row for each class, its bias behind its weights.
+std::unique_ptr<Rows> write_linear(const Linear& linear, const std::string& folder);
+Linear read_linear(const Rows& rows, int64_t features);
 
 // Of all samples: sums, the range of all logits, and how many there are of the first classes and how many are right.
 struct Seen {

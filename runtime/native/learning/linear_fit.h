@@ -17,7 +17,7 @@
 namespace tinytl {
 
 struct LinearFit {
-  double shrinkage = 0;
+  double shrinkage = NAN, pull = NAN;  // how much of it the fit took, if it takes any
   // Of samples that are left out of the fit, each class being as important; how many samples that is.
   double loss = 0, accuracy = 0;
   int64_t left_out = 0;
@@ -34,7 +34,7 @@ struct Terms {
 // Takes a class's row of the classifier: logit = weight features + bias, weight [rows.width()].
 using TakeWeight = std::function<void(size_t label, const float* weight, float bias)>;
 
-constexpr std::array kShrinkages{0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9};
+inline constexpr std::array kShrinkages{0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9};
 constexpr int64_t kMostScores = 1 << 18;  // of samples left out, in memory
 constexpr double kLeastRest = 1e-6;       // of a sample's own share in what is said of it; rounding may take it all
 constexpr double kLeastVariance = 1e-4;   // of a feature

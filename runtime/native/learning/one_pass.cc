@@ -8,6 +8,7 @@
 #include "kept_features.h"
 #include "known_classes.h"
 #include "label_regression.h"
+#include "pulled.h"
 
 namespace tinytl {
 namespace {
@@ -59,8 +60,11 @@ Features features_of(const Program& program, const Head& head, const Dataset& da
 
 }  // namespace
 
-FirstPass FirstPass::of(const Job& job) {
-  return {static_cast<int>(job.integer("known_classes", 0, 1 << 20)), job.optional_text("features"), job.flag("of_all")};
+FirstPass FirstPass::of(const Job& job, const Program& program, const std::string& folder) {
+  FirstPass first{static_cast<int>(job.integer("known_classes", 0, 1 << 20)), nullptr, job.optional_text("features"),
+                  job.flag("of_all")};
+  if (job.flag("pulled")) first.towards = write_linear(Head(program).rows(program), folder);
+  return first;
 }
 
 Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& samples, Execution& execution,
@@ -72,12 +76,22 @@ Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& sample
   give_back_unused();
   Linear before{head.features(), {}, {}};
   if (begin.known > 0) before = head.rows(program).first(static_cast<size_t>(begin.known));
+  if (begin.towards) before = read_linear(*begin.towards, head.features());
   const Terms terms{head.features(), smoothing, std::max<int64_t>(most - resident() - kCode, 0), folder};
   const auto take = [&](size_t label, const float* weight, float bias) { head.set(program, label, weight, bias); };
   const Marks marks{found.marks, static_cast<size_t>(program.classes)};
   Fitted fitted;
-  fitted.fit = program.multi_label ? fit_labels(found.rows, marks, terms, take)
-                                   : fit_discriminant(found.rows, found.labels, program.classes, terms, take);
+  if (begin.towards) {
+    const Truth truth{&found.labels, program.multi_label ? &marks : nullptr};
+    fitted.fit = fit_pulled(found.rows, truth, before, terms, take);
+    const Seen seen = program.multi_label ? look(before, found.rows, marks) : look(before, found.rows, found.labels, 0);
+    const auto answers = static_cast<double>(found.rows.count() * (program.multi_label ? program.classes : 1));
+    fitted.accuracy_before = static_cast<double>(seen.correct) / answers;
+  } else if (program.multi_label) {
+    fitted.fit = fit_labels(found.rows, marks, terms, take);
+  } else {
+    fitted.fit = fit_discriminant(found.rows, found.labels, program.classes, terms, take);
+  }
   give_back_unused();
   Linear rows = head.rows(program);
   if (begin.known > 0) {
@@ -88,7 +102,7 @@ Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& sample
     fitted.known_right_before = look(before, found.rows, found.labels, before.classes()).correct;
   }
   fitted.seen = program.multi_label ? look(rows, found.rows, marks)
-                                    : look(rows, found.rows, found.labels, before.classes());
+                                    : look(rows, found.rows, found.labels, static_cast<size_t>(begin.known));
   fitted.known = fitted.seen.of_first;
   fitted.known_right = fitted.seen.first_correct;
   fitted.samples = found.rows.count();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 
 #include "../dataset.h"
@@ -14,13 +15,15 @@
 
 namespace tinytl {
 
-// What a fit begins with: how many of the first classes the classifier knows already (0: none, all rows are new), and a
-// file of features that stand in for images that are not at hand ("": there is none): of all classes, or of those of which
-// the dataset has none.
+// What a fit begins with: how many of the first classes the classifier knows already (0: none, all rows are new), or the
+// rows that it is pulled towards as they are in the program, biases behind the weights (kept in `folder`); and a file of
+// features that stand in for images that are not at hand ("": there is none): of all classes, or of those of which the
+// dataset has none.
 struct FirstPass {
-  static FirstPass of(const Job& job);
+  static FirstPass of(const Job& job, const Program& program, const std::string& folder);
 
   int known = 0;
+  std::shared_ptr<const Rows> towards;
   std::string features;
   bool of_all = false;
 };
@@ -31,6 +34,7 @@ struct Fitted {
   Seen seen;                          // of all samples, by the classifier that came out
   int64_t known = 0;                  // samples of known classes; how many were right before, and are now
   int64_t known_right_before = 0, known_right = 0;
+  double accuracy_before = NAN;  // of all samples, where the classifier knew them all
 };
 
 // Gives the program's classifier its best weights for frozen features of those `images` of the dataset.

@@ -1,5 +1,7 @@
 // Fits a classifier to the features and labels in a file, which of several labels each sample has where they are bytes, and
-// writes it into another: FEATURES CLASSES THREADS SMOOTHING ROOM OUT.
+// writes it into another: FEATURES CLASSES THREADS SMOOTHING ROOM OUT. Where the file has rows "before", biases behind the
+// weights, it is pulled towards these.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -8,6 +10,7 @@
 #include "../../../runtime/native/learning/discriminant.h"
 #include "../../../runtime/native/learning/label_regression.h"
 #include "../../../runtime/native/learning/linear.h"
+#include "../../../runtime/native/learning/pulled.h"
 #include "../../../runtime/native/safetensors.h"
 
 int main(int count, char** words) {
@@ -37,10 +40,20 @@ int main(int count, char** words) {
       linear.weight.insert(linear.weight.end(), row, row + length);
       linear.bias.push_back(shift);
     };
-    const LinearFit found = multi_label ? fit_labels(rows, marks, terms, take)
-                                        : fit_discriminant(rows, labels, classes, terms, take);
+    LinearFit found;
+    if (const TensorEntry* before = file.find("before")) {
+      RowFile towards(".", length + 1);
+      std::vector<float> own(static_cast<size_t>(length) + 1);
+      for (int c = 0; c < classes; ++c) {
+        file.read_part(*before, sizeof(float) * own.size() * static_cast<size_t>(c), sizeof(float) * own.size(), own.data());
+        towards.append(own.data());
+      }
+      found = fit_pulled(rows, {&labels, multi_label ? &marks : nullptr}, read_linear(towards, length), terms, take);
+    } else {
+      found = multi_label ? fit_labels(rows, marks, terms, take) : fit_discriminant(rows, labels, classes, terms, take);
+    }
     const Seen seen = multi_label ? look(linear, rows, marks) : look(linear, rows, labels, 0);
-    const double said[] = {found.shrinkage, found.loss, found.accuracy, static_cast<double>(found.left_out),
+    const double said[] = {std::isnan(found.pull) ? found.shrinkage : found.pull, found.loss, found.accuracy, static_cast<double>(found.left_out),
                            seen.losses, static_cast<double>(seen.correct), seen.low, seen.high};
     std::vector<float> answers;  // how sure each is, below zero where it is wrong
     for (const Sure& answer : found.answers) answers.push_back(answer.right ? answer.probability : -answer.probability);

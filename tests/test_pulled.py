@@ -1,0 +1,159 @@
+"""A classifier that knows its classes, fitted to samples with a pull towards what it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from native_learning import Floats, Labels, NativeFit
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from tinytl_edge.runtime.errors import DataError
+from tinytl_edge.runtime.learning import pulled
+from tinytl_edge.runtime.learning.linear_fit import LinearFit
+from tinytl_edge.runtime.learning.pulled import fit_pulled
+
+Array = NDArray[np.float64]
+Problem = tuple[Floats, Labels, Floats]
+
+
+def problem(seed: int, classes: int, features: int, each: int, multi_label: bool = False) -> Problem:
+    """Features of samples, their labels or marks, and a classifier that knows a little of them."""
+    random = np.random.default_rng(seed)
+    means = 2 * random.normal(size=(classes, features))
+    labels = np.repeat(np.arange(classes), each)
+    x = np.maximum(means[labels] + 2 * random.normal(size=(len(labels), features)), 0)
+    rows = np.concatenate([means + 3 * random.normal(size=means.shape), random.normal(size=(classes, 1))], 1) / features
+    if multi_label:
+        labels = (random.random((len(labels), classes)) < 0.2 + 0.6 * np.eye(classes)[labels]).astype(np.int64)
+    return x.astype(np.float32), labels, rows.astype(np.float32)
+
+
+problems = st.builds(
+    problem, st.integers(0, 10**6), st.integers(2, 6), st.integers(1, 70), st.integers(1, 9), st.booleans()
+)
+
+
+def fitted(native: NativeFit, x: Floats, labels: Labels, before: Floats, **how: int) -> LinearFit:
+    return native(x, labels, len(before), before=before, **how)[0]
+
+
+def logits_of(fit: LinearFit, x: Floats) -> Array:
+    return np.asarray(x.astype(np.float64) @ fit.weight.T + fit.bias)
+
+
+def best_by_another_solver(x: Floats, labels: Labels, before: Floats, pull: float) -> Array:
+    """Rows of the least mean cross-entropy with the pull; every class counts as much."""
+    whole = np.concatenate([x.astype(np.float64), np.ones((len(x), 1))], 1)
+    several = labels.ndim == 2
+    targets = labels if several else np.eye(len(before))[labels]
+    shares = np.full(len(x), 1.0) if several else 1 / np.bincount(labels)[labels]
+    shares = shares / shares.sum()
+    strength = pull * (whole**2).sum(1).mean()
+
+    def loss(flat: Array) -> tuple[float, Array]:
+        rows = flat.reshape(before.shape)
+        logits = whole @ rows.T
+        if several:
+            losses = (np.logaddexp(0, logits) - targets * logits).mean(1)
+            slopes = (1 / (1 + np.exp(-logits)) - targets) / targets.shape[1]
+        else:
+            sums = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
+            losses, slopes = sums - (targets * logits).sum(1), np.exp(logits - sums[:, None]) - targets
+        apart = rows - before
+        gradient = (shares[:, None] * slopes).T @ whole + strength * apart
+        return float(shares @ losses + 0.5 * strength * (apart**2).sum()), gradient.ravel()
+
+    options = {"maxiter": 5000, "ftol": 1e-15, "gtol": 1e-9}
+    found = minimize(loss, before.astype(np.float64).ravel(), jac=True, method="L-BFGS-B", options=options)
+    return np.asarray(found.x.reshape(before.shape))
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems, st.sampled_from([1e-2, 1e-3, 1e-4]))
+def test_it_is_the_pulled_logistic_regression(problem: Problem, pull: float) -> None:
+    x, labels, before = problem
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pulled, "PULLS", (pull,))
+        patch.setattr(pulled, "_PULL_OF_FEW", pull)
+        found = fit_pulled(x, labels, before.astype(np.float64))
+    wanted = best_by_another_solver(x, labels, before, pull)
+    np.testing.assert_allclose(np.concatenate([found.weight, found.bias[:, None]], 1), wanted, atol=3e-5, rtol=1e-4)
+    assert found.pull == pull
+
+
+def test_few_samples_have_the_usual_pull_and_nothing_is_said_of_their_accuracy() -> None:
+    x, labels, before = problem(1, 4, 30, 4)
+    found = fit_pulled(x, labels, before.astype(np.float64))
+    assert (found.pull, found.loss, found.accuracy, found.answers) == (1e-3, None, None, [])
+    assert (logits_of(found, x).argmax(1) == labels).all()
+
+
+def test_what_it_knew_is_kept_where_samples_tell_nothing() -> None:
+    """Labels at random: the strongest pull loses least."""
+    x, _, before = problem(2, 3, 40, 20)
+    labels = np.random.default_rng(0).permutation(np.arange(60) % 3)
+    assert fit_pulled(x, labels, before.astype(np.float64)).pull == max(pulled.PULLS)
+
+
+def test_samples_of_a_place_that_it_does_not_know_weaken_the_pull() -> None:
+    x, labels, before = problem(3, 3, 40, 40)
+    found = fit_pulled(x, labels, -before.astype(np.float64))
+    assert found.pull is not None and found.pull < 1e-3
+    assert found.accuracy is not None and found.accuracy > 0.9
+    assert len(found.answers) == 120
+    assert np.mean([right for _, right in found.answers]) == pytest.approx(found.accuracy)
+
+
+def test_rows_of_classes_without_samples_stay_in_their_place() -> None:
+    """They lose only what samples of others take from them."""
+    x, labels, before = problem(4, 5, 30, 12)
+    some = labels != 2
+    found = fit_pulled(x[some], labels[some], before.astype(np.float64))
+    moved = np.linalg.norm(found.weight - before[:, :-1], axis=1)
+    assert moved[2] < moved[[0, 1, 3, 4]].min()
+
+
+def test_features_that_are_no_numbers_are_refused() -> None:
+    x, labels, before = problem(5, 2, 3, 4)
+    x[1, 2] = np.nan
+    with pytest.raises(DataError, match="no numbers"):
+        fit_pulled(x, labels, before.astype(np.float64))
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> NativeFit:
+    return NativeFit(tmp_path_factory.mktemp("pulled"))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(problems)
+def test_the_native_trainer_finds_the_same(native: NativeFit, problem: Problem) -> None:
+    x, labels, before = problem
+    wanted, got = fit_pulled(x, labels, before.astype(np.float64)), fitted(native, x, labels, before)
+    assert got.pull == wanted.pull
+    scale = np.abs(logits_of(wanted, x)).max()
+    np.testing.assert_allclose(logits_of(got, x), logits_of(wanted, x), atol=1e-6 * max(scale, 1))
+    assert got.accuracy == (None if wanted.accuracy is None else pytest.approx(wanted.accuracy))
+    assert got.loss == (None if wanted.loss is None else pytest.approx(wanted.loss, rel=1e-6))
+    np.testing.assert_allclose([p for p, _ in got.answers], [p for p, _ in wanted.answers], rtol=1e-6)
+
+
+def test_any_number_of_threads_gives_the_same_bits(native: NativeFit) -> None:
+    x, labels, before = problem(6, 4, 100, 20)
+    alone, together = (fitted(native, x, labels, before, threads=number) for number in (1, 3))
+    np.testing.assert_array_equal(alone.weight, together.weight)
+    np.testing.assert_array_equal(alone.bias, together.bias)
+
+
+def test_where_memory_is_short_products_are_computed_again_or_samples_are_left_away(native: NativeFit) -> None:
+    x, labels, before = problem(7, 4, 60, 30)
+    exact = fitted(native, x, labels, before)
+    again = fitted(native, x, labels, before, room=2 * 120 * 4 * 8 * 15)  # the arrays fit, 120 x 120 products do not
+    assert again.pull == exact.pull
+    np.testing.assert_allclose(logits_of(again, x), logits_of(exact, x), atol=1e-5)
+    some = fitted(native, x, labels, before, room=20_000)
+    right = [(logits_of(fit, x).argmax(1) == labels).mean() for fit in (exact, some)]
+    assert right[1] > right[0] - 0.1
