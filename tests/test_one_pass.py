@@ -17,7 +17,7 @@ from test_label_table import NAMES, labelled
 from tiny_models import Tiny
 from torch import nn
 
-from tinytl_edge import TrainOptions, evaluate, train
+from tinytl_edge import TrainOptions, evaluate, report, train
 from tinytl_edge.export.eager import EagerNetwork
 from tinytl_edge.export.onnx_graph import constant
 from tinytl_edge.export.step.compile import Knobs
@@ -243,8 +243,10 @@ def test_behind_the_trial_it_is_pulled_towards_what_it_was_deployed_as(
     np.testing.assert_allclose(found[:, :-1], wanted.weight, atol=1e-4)
     trial, whole = [event for event in events(run) if event["event"] == "one_pass"]
     assert (trial["anew"], whole["anew"]) == (False, True)
-    as_deployed = evaluate(made.path, source)["accuracy"]
-    assert whole["accuracy_before"] == pytest.approx(as_deployed)
+    assert whole["accuracy_before"] == pytest.approx(evaluate(made.path, source)["accuracy"])
+    judged = report(run)["judged"]
+    assert judged["before_is"] == "as deployed"
+    assert judged["before"]["accuracy"] == pytest.approx(trial["accuracy_before"])
 
 
 @needs_ort

@@ -144,7 +144,7 @@ def told(confusion: list[list[int]], before: list[list[int]] | None = None, **ch
 
     judged = {
         "on": "held-out", "images": sum(map(sum, confusion)), "gained": 0, "lost": 0, "after": measures(confusion),
-        "before": measures(before) if before else None, **changes,
+        "before": measures(before) if before else None, "before_is": "at the start", **changes,
     }  # fmt: skip
     return {
         "classes": [{"name": name, "images": 20} for name in ("ant", "bee", "cow")],

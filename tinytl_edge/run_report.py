@@ -29,12 +29,14 @@ _MISTAKES = 24  # shown at most
 
 @dataclass(frozen=True)
 class _Judged:
-    """Images, and what was thought of them where the training began (None: nobody knows) and at its end."""
+    """Images, and what was thought of them where the training began (None: nobody knows) and at its end; whether it
+    began with the classifier that was deployed."""
 
     on: str  # "held-out", "val" or "data"
     dataset: Dataset
     before: list[Sequence[float]] | None
     after: list[Sequence[float]]
+    deployed: bool
 
 
 def report(
@@ -55,9 +57,9 @@ def report(
 
     Returns:
         verdict (enough, headline, sentences); judged (None where there are no images for it: on, images, before and
-        after as `_measures` has them, how many gained and lost, mistakes); classes (name, how many images were learnt
-        from); curve (what the events say of steps and epochs); training (options, result, memory over time, what
-        trained).
+        after as `_measures` has them, what before is in words, how many gained and lost, mistakes); classes (name, how
+        many images were learnt from); curve (what the events say of steps and epochs); training (options, result,
+        memory over time, what trained).
 
     Raises:
         UsageError: it is no finished run.
@@ -100,8 +102,13 @@ def _judged(run: Run, data: Path | None, folder: Path, watch: OnEvent) -> _Judge
         final, begun = JUDGED, JUDGED_START
     else:
         return None
-    before = _trained(run, begun).predict(file) if (run.path / begun).is_file() else None
-    return _Judged(on, open_dataset(file), before, _trained(run, final).predict(file))
+    deployed = record.first_pass is not None and record.first_pass.pulled
+    before = None
+    if deployed:
+        before = Trained(run.bundle, None, "auto", None).predict(file)
+    elif (run.path / begun).is_file():
+        before = _trained(run, begun).predict(file)
+    return _Judged(on, open_dataset(file), before, _trained(run, final).predict(file), deployed)
 
 
 def _there(run: Run, name: str) -> Path:
@@ -135,6 +142,7 @@ def _compared(judged: _Judged, classes: Sequence[str]) -> dict[str, Any]:
         "gained": None if multi_label else _came_right(judged.before, judged.after, dataset),
         "lost": None if multi_label else _came_right(judged.after, judged.before, dataset),
         "before": measures(judged.before, dataset) if judged.before is not None else None,
+        "before_is": "as deployed" if judged.deployed else "at the start",
         "after": measures(judged.after, dataset),
         "mistakes": [] if multi_label else _mistakes(judged, classes),
     }

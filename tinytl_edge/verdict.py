@@ -67,13 +67,13 @@ def _reached(judged: Mapping[str, Any]) -> str:
     after, before, count = judged["after"], judged["before"], judged["images"]
     if after["interval"] is None:
         text = f"Of {counted(count, 'image')} and all classes {after['accuracy']:.1%} of the answers are right"
-        return text + (f", at the start {before['accuracy']:.1%}." if before else ".")
+        return text + (f", {judged['before_is']} {before['accuracy']:.1%}." if before else ".")
     low, high = after["interval"]
     text = (
         f"It is right in {round(after['accuracy'] * count)} of {count} {_WHERE[judged['on']]}, {after['accuracy']:.1%} "
         f"(of all images likely {low:.0%} to {high:.0%})"
     )
-    return text + (f"; at the start in {round(before['accuracy'] * count)}." if before else ".")
+    return text + (f"; {judged['before_is']} in {round(before['accuracy'] * count)}." if before else ".")
 
 
 def _changed(judged: Mapping[str, Any]) -> list[str]:
