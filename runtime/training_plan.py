@@ -43,6 +43,10 @@ from .wording import list_names
 TRAIN_FILE = "train.safetensors"
 VAL_FILE = "val.safetensors"
 FEW = "Nothing is held out: for that there have to be ten images of a class on the average."
+FEW_ALONE = (
+    "The classifier alone is fitted, unless --epochs says more: of few images nothing tells whether training makes a "
+    "deployed classifier better, and it may make it worse."
+)
 FURTHER_FILE = "further.safetensors"
 
 
@@ -156,7 +160,11 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
             first_pass, options = begin.first_pass, replace(options, epochs=begin.epochs)
             judged = earlier.known(options.start or "") if earlier else Known()
             out = choose_held_out(options, dataset, validated, judged)
-            few = [FEW] if options.hold_out and not out and not validated else []
+            unjudged = options.hold_out != 0 and not out and not validated
+            few = [FEW] if options.hold_out and unjudged else []
+            if unjudged and first_pass and first_pass.pulled and asked.options.epochs is None and options.epochs:
+                options = replace(options, epochs=0)
+                log.write({"event": "images", "message": FEW_ALONE})
             for warning in _doubts(dataset, val_file, begin.stood_in) + few:
                 log.write({"event": "warning", "message": warning})
             for note in begin.notes:

@@ -32,6 +32,7 @@ from tinytl_edge.runtime.images.packing import pack
 from tinytl_edge.runtime.learning.discriminant import fit_discriminant
 from tinytl_edge.runtime.learning.label_regression import fit_labels
 from tinytl_edge.runtime.learning.pulled import fit_pulled
+from tinytl_edge.runtime.training_plan import FEW_ALONE
 
 FEATURES = 64
 ONE_PASS = TrainOptions(epochs=0, start="one-pass")
@@ -247,6 +248,18 @@ def test_behind_the_trial_it_is_pulled_towards_what_it_was_deployed_as(
     judged = report(run)["judged"]
     assert judged["before_is"] == "as deployed"
     assert judged["before"]["accuracy"] == pytest.approx(trial["accuracy_before"])
+
+
+def test_of_few_images_a_deployed_classifier_learns_in_one_pass_alone(
+    network: SmallNetwork, data: Path, tmp_path: Path
+) -> None:
+    made = make_bundle(tmp_path / "bundle", network, classifier="kept")
+    few = data / "few.safetensors"
+    assert train(made.path, few, out=tmp_path / "run")["steps"] == 0
+    assert any(event.get("message") == FEW_ALONE for event in events(tmp_path / "run"))
+    assert train(made.path, few, out=tmp_path / "more", options=TrainOptions(epochs=2))["steps"] > 0
+    assert train(made.path, few, data / "val.safetensors", tmp_path / "judged")["steps"] > 0
+    assert train(made.path, few, out=tmp_path / "all", options=TrainOptions(hold_out=0))["steps"] > 0
 
 
 @needs_ort
