@@ -1,12 +1,14 @@
 """What adapting brings where a deployed classifier errs in another place, and what it costs in the old one.
 
     python benchmarks/field.py DEPLOYED=FIELD ... [--files classifier.onnx,classifier.tflite]
-                               [--methods auto,one-pass] [--images 1,3,5,10,20] [--seeds 0] [--out FOLDER]
+                               [--methods auto,one-pass] [--images 1,3,5,10,20] [--seeds 0]
+                               [--with-old-place] [--out FOLDER] [-- train options, as --keep 0.5]
 
 DEPLOYED is a folder that benchmarks/deployed.py has written, FIELD one with field_train/ and field_test/. Each file is
 prepared with so many images of each class from field_train, and trained on them; what comes of it is judged on
 field_test and on the images of the old place. A method is one of `prepare --train`, or "one-pass": the classifier
-alone, `train --epochs 0`. What lies in --out already is not run again. Prints a Markdown table: accuracy in the field
+alone, `train --epochs 0`. With --with-old-place the file is prepared with the images of the old place that it has learnt from,
+of which the bundle keeps features. What lies in --out already is not run again. Prints a Markdown table: accuracy in the field
 and in the old place, the peak memory of the training (of all its processes), and its seconds.
 """
 
@@ -69,7 +71,7 @@ def some_images(case: Case, each: int, seed: int, out: Path) -> Path:
 
 
 def prepared(case: Case, method: str, images: Path, out: Path) -> Path:
-    """The bundle of a deployed file, for a method."""
+    """The bundle of a deployed file, for a method, prepared with images."""
     bundle = out / f"bundle-{case.name}-{method}-{images.name}"
     if not (bundle / "manifest.json").exists():
         trains = "last" if method == ONE_PASS else method
@@ -78,11 +80,14 @@ def prepared(case: Case, method: str, images: Path, out: Path) -> Path:
     return bundle
 
 
-def adapt(case: Case, method: str, each: int, seed: int, out: Path, more: list[str]) -> dict[str, float]:
+def adapt(
+    case: Case, method: str, each: int, seed: int, with_old_place: bool, out: Path, more: list[str]
+) -> dict[str, float]:
     """What training on `each` images a class comes to."""
     images = some_images(case, each, seed, out / f"{case.field.name}-{each}-{seed}")
-    bundle = prepared(case, method, images, out)
-    run = out / f"{case.name}-{method}-{each}-{seed}{'-'.join(['', *more])}-run"
+    bundle = prepared(case, method, case.deployed / "learnt-from" if with_old_place else images, out)
+    how_else = "-".join(["", *more, *(["old"] if with_old_place else [])])
+    run = out / f"{case.name}-{method}-{each}-{seed}{how_else}-run"
     record = run / "run.json"
     if not record.exists() or "result" not in json.loads(record.read_text()):
         how = ["--start", ONE_PASS, "--epochs", 0] if method == ONE_PASS else []
@@ -110,6 +115,7 @@ def main() -> None:
     parser.add_argument("--methods", default="auto,one-pass")
     parser.add_argument("--images", default="1,3,5,10,20")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--with-old-place", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("build/field"))
     options, more = parser.parse_known_args()
     more = [word for word in more if word != "--"]
@@ -126,7 +132,10 @@ def main() -> None:
         before = accuracies(bundle, case, options.out / f"{case.name}-before.json")
         row([name, "as deployed", 0, *(f"{100 * before[place]:.1f}" for place in ("field", "old")), "", ""])
         for method, each in itertools.product(options.methods.split(","), map(int, options.images.split(","))):
-            found = [adapt(case, method, each, int(seed), options.out, more) for seed in options.seeds.split(",")]
+            found = [
+                adapt(case, method, each, int(seed), options.with_old_place, options.out, more)
+                for seed in options.seeds.split(",")
+            ]
             mean = {key: statistics.mean(result[key] for result in found) for key in found[0]}
             places = [f"{100 * mean[place]:.1f}" for place in ("field", "old")]
             row([name, method, each, *places, f"{max(r['peak'] for r in found):.1f}", f"{mean['seconds']:.0f}"])

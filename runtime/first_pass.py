@@ -12,7 +12,7 @@ from tinytl_edge.runtime.files.run import FirstPass
 from tinytl_edge.runtime.images.dataset import SINGLE, Dataset
 
 from .errors import DataError, UsageError
-from .options import KEPT, ONE_PASS, TrainOptions
+from .options import KEEP, KEPT, ONE_PASS, TrainOptions
 from .wording import counted, list_names
 
 
@@ -76,15 +76,36 @@ def plan_first_pass(
         return _begin_as_it_is(epochs)
     is_new = options.start == ONE_PASS
     pulled = is_new and manifest.classifier == KEPT and not new
-    first = FirstPass(0 if is_new else known, str(kept.resolve()) if stands_in else None, gone, pulled)
+    keep = _share_of_kept(options, pulled and kept.is_file())
+    if keep:
+        count = len(open_features(kept, manifest.head.features).labels)
+        notes.append(_says_what_it_knew(count, keep))
+    features = str(kept.resolve()) if stands_in or keep else None
+    first = FirstPass(0 if is_new else known, features, gone, pulled, keep)
     alone = stands_in and options.epochs is None  # training would leave behind what the features were read by
     return Begin(first, 0 if alone else epochs, frozenset(stands_in), tuple(notes))
+
+
+def _share_of_kept(options: TrainOptions, are_there: bool) -> float:
+    if options.keep and not are_there:
+        raise UsageError(
+            "--keep is of images that the bundle was prepared with, where its classifier knows their classes and "
+            "training begins with one pass: there are none."
+        )
+    return (KEEP if options.keep is None else options.keep) if are_there else 0.0
 
 
 def _begin_as_it_is(epochs: int) -> Begin:
     if not epochs:
         raise UsageError("--epochs 0 fits the classifier in one pass and stops there: say --start one-pass.")
     return Begin(None, epochs)
+
+
+def _says_what_it_knew(images: int, keep: float) -> str:
+    return (
+        f"Features kept of {counted(images, 'image')} that the bundle was prepared with, unless they are among these, "
+        f"say what the classifier knew: their share is {keep:.0%} (--keep)."
+    )
 
 
 def _new(new: Sequence[str], classes: int, room: int) -> str:

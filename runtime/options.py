@@ -29,6 +29,7 @@ _RATES_BATCH = 8
 _LOOKS, _LEAST, _MOST = 3600, 3, 30  # images looked at in a training, and how many epochs that may be
 LOG_EVERY = 10  # steps
 BLEND = 0.65
+KEEP = 0.3
 HELD_OUT = 0.2
 OPTIMIZERS = tuple(_RATES)
 ONE_PASS, PREPARED, RUN_START = STARTS = ("one-pass", "prepared", "run")
@@ -42,7 +43,9 @@ class TrainOptions:
 
     `start` tells where training begins: "one-pass", with the classifier that one forward pass over the images finds,
     "prepared", with the bundle's, or "run", with what the run has learnt that it goes on from; None: the run, where
-    there is one, else one pass where the classifier is new. `epochs` None: as many as `rounds` says; 0: the pass alone.
+    there is one, else one pass, unless the classifier knows but some of the classes. `keep` is the share that images
+    which the bundle was prepared with have in that pass, by their features, where the classifier knew all classes;
+    None: KEEP. `epochs` None: as many as `rounds` says; 0: the pass alone.
     `hold_out` is the share of the images that training is first not shown, to be judged on; None: HELD_OUT, where there
     are images enough. `blend` is the share of what was trained in the result, the rest being where training began;
     None: what is judged best, or BLEND without a judge; 1 where the classifier did not know its classes at the start.
@@ -55,6 +58,7 @@ class TrainOptions:
 
     epochs: int | None = None
     start: str | None = None
+    keep: float | None = None
     hold_out: float | None = None
     blend: float | None = None
     batch_size: int | None = None
@@ -83,6 +87,7 @@ class TrainOptions:
             "lr_bias": (0, 10),
             "lr_lite_residual": (0, 10),
             "lr_weight": (0, 10),
+            "keep": (0, 0.95),
             "hold_out": (0, 0.5),
             "blend": (0, 1),
             "seed": (0, 2**63 - 1),

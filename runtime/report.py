@@ -190,6 +190,8 @@ class ProgressReport:
             parts.append(f"{'accuracy' if validated else 'left-out accuracy'} {accuracy:.1%}")
         if event["accuracy_before"] is not None:
             parts.append(f"before {event['accuracy_before']:.1%}")
+        if event["kept_accuracy"] is not None:
+            parts.append(f"kept images {event['kept_accuracy']:.1%} (before: {event['kept_accuracy_before']:.1%})")
         if event["known_accuracy"] is not None:
             parts.append(f"known classes {event['known_accuracy']:.1%} (before: {event['known_accuracy_before']:.1%})")
         parts += [f"peak {megabytes(event['peak_rss_bytes'] or self._rss)}", _clock(time.monotonic() - self._begin)]

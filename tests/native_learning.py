@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tinytl_edge.runtime.files.tensors import open_tensors, write_tensors
 from tinytl_edge.runtime.learning.linear_fit import LinearFit
+from tinytl_edge.runtime.learning.pulled import Kept
 
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "runtime" / "native"
@@ -50,12 +51,19 @@ class NativeFit:
         threads: int = 1,
         room: int = AMPLE,
         before: Floats | None = None,
+        kept: Kept | None = None,
     ) -> tuple[LinearFit, Read]:
         """What was found, and all that was read of it; `before`: rows that it is pulled towards."""
+        own = len(x)
+        if kept is not None:
+            x, labels = np.concatenate([x, kept.features]), np.concatenate([labels, kept.labels])
         kind, stored = ("U8", labels.astype(np.uint8)) if labels.ndim > 1 else ("I32", labels.astype(np.int32))
         tensors = [("features", "F32", x.shape, x.tobytes()), ("labels", kind, labels.shape, stored.tobytes())]
         if before is not None:
             tensors.append(("before", "F32", before.shape, before.tobytes()))
+        if kept is not None:
+            tensors.append(("keep", "F64", (1,), np.float64(kept.share).tobytes()))
+            tensors.append(("own", "I32", (1,), np.int32(own).tobytes()))
         folder = self._folder
         write_tensors(folder / "in", tensors, {})
         command = [self._program, folder / "in", str(classes), str(threads), "0.1", str(room), folder / "out"]
@@ -69,4 +77,7 @@ class NativeFit:
         said = (loss, accuracy) if left_out else (None, None)
         answers = [(abs(value), value > 0) for value in read["answers"].tolist()]
         shrinkage, pull = (strength, None) if before is None else (None, strength)
-        return LinearFit(weight, bias, shrinkage, *said, answers, pull), read
+        places = tuple(read["said"][8:].tolist())
+        return LinearFit(
+            weight, bias, shrinkage, *said, answers, pull, None if np.isnan(places).any() else places
+        ), read

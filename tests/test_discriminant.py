@@ -110,7 +110,7 @@ def test_the_native_trainer_finds_the_same(native: NativeFit, problem: tuple[Flo
         assert got.loss == pytest.approx(wanted.loss, rel=1e-2, abs=1e-3)
         probabilities = [[probability for probability, _ in fit.answers] for fit in (got, wanted)]
         np.testing.assert_allclose(probabilities[0], probabilities[1], rtol=2e-2, atol=2e-2)
-    check_what_is_said_of_all(x, labels, got, read["said"][4:])
+    check_what_is_said_of_all(x, labels, got, read["said"][4:8])
 
 
 @pytest.mark.parametrize("samples", [40, 150])
@@ -130,7 +130,7 @@ def test_where_memory_is_short_a_part_of_the_samples_spans_the_space(native: Nat
     right = [((x[160:] @ fit.weight.T + fit.bias).argmax(1) == labels).mean() for fit, _ in (exact, short)]
     assert right[0] > right[1] - 0.02
     assert right[1] > (0.6 if room == 0 else 0.9)
-    check_what_is_said_of_all(x[:160], labels, short[0], short[1]["said"][4:])
+    check_what_is_said_of_all(x[:160], labels, short[0], short[1]["said"][4:8])
 
 
 def test_samples_of_fewer_directions_than_samples_are_fitted(native: NativeFit) -> None:
@@ -241,7 +241,7 @@ def test_the_native_trainer_finds_the_same_of_labels(native: NativeFit, problem:
     logits = x @ got.weight.T + got.bias
     if got.shrinkage == wanted.shrinkage:  # no tie
         np.testing.assert_allclose(logits, x @ wanted.weight.T + wanted.bias, rtol=2e-2, atol=5e-2)
-    losses, correct, low, high = read["said"][4:]
+    losses, correct, low, high = read["said"][4:8]
     assert losses == pytest.approx(losses_of(logits, marks).mean(1).sum(), rel=0.01, abs=0.01)
     assert abs(correct - ((logits > 0) == marks).sum()) <= 1
     assert (low, high) == pytest.approx((min(logits.min(), 0), max(logits.max(), 0)), abs=0.02)

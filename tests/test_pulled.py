@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,8 +14,9 @@ from scipy.optimize import minimize
 
 from tinytl_edge.runtime.errors import DataError
 from tinytl_edge.runtime.learning import pulled
+from tinytl_edge.runtime.learning.discriminant import fit_discriminant
 from tinytl_edge.runtime.learning.linear_fit import LinearFit
-from tinytl_edge.runtime.learning.pulled import fit_pulled
+from tinytl_edge.runtime.learning.pulled import Kept, fit_pulled
 
 Array = NDArray[np.float64]
 Problem = tuple[Floats, Labels, Floats]
@@ -36,8 +39,16 @@ problems = st.builds(
 )
 
 
-def fitted(native: NativeFit, x: Floats, labels: Labels, before: Floats, **how: int) -> LinearFit:
+def fitted(native: NativeFit, x: Floats, labels: Labels, before: Floats, **how: Any) -> LinearFit:
     return native(x, labels, len(before), before=before, **how)[0]
+
+
+def elsewhere(seed: int, labels: Labels, features: int, share: float) -> Kept:
+    """Samples of another place, where the same classes look otherwise."""
+    random = np.random.default_rng(seed)
+    means = 2 * random.normal(size=(labels.max() + 1, features))
+    x = np.maximum(means[labels] + random.normal(size=(len(labels), features)), 0) + 0.1
+    return Kept(x.astype(np.float32), labels, share)
 
 
 def logits_of(fit: LinearFit, x: Floats) -> Array:
@@ -116,6 +127,29 @@ def test_rows_of_classes_without_samples_stay_in_their_place() -> None:
     assert moved[2] < moved[[0, 1, 3, 4]].min()
 
 
+def test_what_is_kept_of_the_place_that_it_comes_from_is_not_unlearnt() -> None:
+    x, labels, _ = problem(8, 4, 30, 20)
+    kept = elsewhere(9, np.arange(80) % 4, 30, 0.3)
+    before = fit_discriminant(kept.features, kept.labels, 4)
+    rows = np.concatenate([before.weight, before.bias[:, None]], 1)
+    alone, both = fit_pulled(x, labels, rows), fit_pulled(x, labels, rows, kept)
+    there = [(logits_of(fit, kept.features).argmax(1) == kept.labels).mean() for fit in (alone, both)]
+    assert there[1] > 0.97 > there[0] + 0.1
+    assert both.accuracy is not None and alone.accuracy is not None
+    assert both.accuracy > alone.accuracy - 0.1
+    assert both.kept is not None
+    assert both.kept == pytest.approx((1, there[1]), abs=0.06) and alone.kept is None
+
+
+def test_what_is_kept_of_the_same_images_says_nothing() -> None:
+    x, labels, before = problem(10, 3, 20, 8)
+    rounded = (x * (1 + 0.003 * np.random.default_rng(0).normal(size=x.shape))).astype(np.float32)
+    same = Kept(rounded[5:], labels[5:], 0.3)
+    alone, both = (fit_pulled(x, labels, before.astype(np.float64), kept) for kept in (None, same))
+    np.testing.assert_array_equal(alone.weight, both.weight)
+    assert both.kept is None
+
+
 def test_features_that_are_no_numbers_are_refused() -> None:
     x, labels, before = problem(5, 2, 3, 4)
     x[1, 2] = np.nan
@@ -139,6 +173,18 @@ def test_the_native_trainer_finds_the_same(native: NativeFit, problem: Problem) 
     assert got.accuracy == (None if wanted.accuracy is None else pytest.approx(wanted.accuracy))
     assert got.loss == (None if wanted.loss is None else pytest.approx(wanted.loss, rel=1e-6))
     np.testing.assert_allclose([p for p, _ in got.answers], [p for p, _ in wanted.answers], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("each", "others"), [(12, 60), (2, 9), (3, 300)])
+def test_the_native_trainer_keeps_the_same(native: NativeFit, each: int, others: int) -> None:
+    x, labels, before = problem(11, 3, 40, each)
+    kept = elsewhere(12, np.arange(others) % 3, 40, 0.3)
+    wanted = fit_pulled(x, labels, before.astype(np.float64), kept)
+    got = fitted(native, x, labels, before, kept=kept)
+    assert got.pull == wanted.pull
+    assert got.kept == pytest.approx(wanted.kept)
+    assert got.accuracy == (None if wanted.accuracy is None else pytest.approx(wanted.accuracy))
+    np.testing.assert_allclose(logits_of(got, x), logits_of(wanted, x), atol=1e-6 * np.abs(logits_of(wanted, x)).max())
 
 
 def test_any_number_of_threads_gives_the_same_bits(native: NativeFit) -> None:

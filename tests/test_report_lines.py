@@ -77,6 +77,7 @@ def trainings(draw: st.DrawFn) -> Timed:
         events.append(
             {"event": "one_pass", "anew": draw(st.booleans()), "left_out_accuracy": draw(shares),
              "accuracy_before": draw(shares),
+             "kept_accuracy": (kept := draw(shares)), "kept_accuracy_before": None if kept is None else 1 - kept,
              "known_accuracy": (known := draw(shares)), "known_accuracy_before": None if known is None else known / 2,
              "val_accuracy": draw(shares), "peak_rss_bytes": draw(sizes), "rss_bytes": draw(sizes)}
         )  # fmt: skip

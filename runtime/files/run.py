@@ -61,13 +61,15 @@ class Result:
 class FirstPass:
     """`known_classes`: how many of the first classes keep of what the classifier had learnt of them; 0: it is new.
     `pulled`: it knows all of them, and is fitted with a pull towards what it is in the bundle.
-    `features`: the file of what stands in for images that are not at hand: `of_all` classes, or of those without.
+    `features`: the file of what stands in for images that are not at hand: `of_all` classes, or of those without; or
+    of the place that a pulled classifier comes from, with the share `keep`.
     """
 
     known_classes: int
     features: str | None = None
     of_all: bool = False
     pulled: bool = False
+    keep: float = 0.0
 
     def __post_init__(self) -> None:
         if self.known_classes < 0:

@@ -21,7 +21,8 @@ class LinearFit:
     `shrinkage`, `pull`: how much of it the fit took, if it takes any.
     `loss` and `accuracy` are of samples that are left out of the fit, each class being as important; None where no
     class has two samples. `answers` of these samples: the probability of the likeliest class, and whether it is right;
-    none where a sample may have several labels.
+    none where a sample may have several labels. `kept`: the accuracy before and now on samples of the place that the
+    classifier comes from, which are left out, too.
     """
 
     weight: Array
@@ -31,3 +32,4 @@ class LinearFit:
     accuracy: float | None
     answers: list[tuple[float, bool]]
     pull: float | None = None
+    kept: tuple[float, float] | None = None

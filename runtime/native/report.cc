@@ -169,6 +169,9 @@ void Report::say_one_pass(const json::Value& event, double time) {
     text += percent(accuracy_, 1);
   }
   if (says(event, "accuracy_before")) text += "  before " + percent(number_of(event, "accuracy_before"), 1);
+  if (says(event, "kept_accuracy"))
+    text += "  kept images " + percent(number_of(event, "kept_accuracy"), 1) + " (before: " +
+            percent(number_of(event, "kept_accuracy_before"), 1) + ")";
   if (says(event, "known_accuracy"))
     text += "  known classes " + percent(number_of(event, "known_accuracy"), 1) + " (before: " +
             percent(number_of(event, "known_accuracy_before"), 1) + ")";

@@ -82,6 +82,8 @@ void TrainingEvents::one_pass(const Fitted& fitted, bool anew, const Score* scor
       .number("accuracy_before", fitted.accuracy_before)
       .number("shrinkage", found.shrinkage)
       .number("pull", found.pull)
+      .number("kept_accuracy_before", found.kept_before)
+      .number("kept_accuracy", found.kept)
       .number("left_out_loss", found.left_out ? found.loss : NAN)
       .number("left_out_accuracy", found.left_out ? found.accuracy : NAN);
   say_score(event, score);

@@ -14,7 +14,7 @@ from tinytl_edge.runtime.learning.discriminant import fit_discriminant
 from tinytl_edge.runtime.learning.known_classes import keep_known
 from tinytl_edge.runtime.learning.label_regression import fit_labels
 from tinytl_edge.runtime.learning.linear_fit import LinearFit
-from tinytl_edge.runtime.learning.pulled import fit_pulled
+from tinytl_edge.runtime.learning.pulled import Kept, fit_pulled
 from tinytl_edge.runtime.unknown import Unknown, find_unknown
 
 from .measuring import probabilities
@@ -44,6 +44,8 @@ class Fitted:
             "accuracy_before": self.accuracy_before,
             "shrinkage": self.found.shrinkage,
             "pull": self.found.pull,
+            "kept_accuracy_before": self.found.kept[0] if self.found.kept else None,
+            "kept_accuracy": self.found.kept[1] if self.found.kept else None,
             "left_out_loss": self.found.loss,
             "left_out_accuracy": self.found.accuracy,
         }
@@ -51,7 +53,7 @@ class Fitted:
 
 def fit_classifier(
     session: OrtSession, manifest: Manifest, features: Array, labels: NDArray[np.int64], known: int, smoothing: float,
-    towards: Array | None = None,
+    towards: Array | None = None, kept: int = 0, keep: float = 0,
 ) -> Fitted:  # fmt: skip
     """Give a session's classifier its best weights for features [samples, features].
 
@@ -59,10 +61,13 @@ def fit_classifier(
         labels: [samples]; multi-label which classes each has [samples, classes].
         known: how many of the first classes it knows already.
         towards: rows, biases behind the weights, that it is pulled towards [classes, features + 1].
+        kept, keep: so many of the last samples are of the place that the classifier comes from; their share.
     """
     before = classifier_rows(session, manifest)[:known].astype(np.float64)
     if towards is not None:
-        found = fit_pulled(features, labels, towards.astype(np.float64))
+        own = len(features) - kept
+        others = Kept(features[own:], labels[own:], keep) if kept else None
+        found = fit_pulled(features[:own], labels[:own], towards.astype(np.float64), others)
     elif manifest.labels == MULTI:
         found = fit_labels(features, labels.astype(np.uint8), smoothing)
     else:
@@ -82,7 +87,8 @@ def fit_classifier(
     sums.add_range(float(logits.min()), float(logits.max()))
     unknown = find_unknown(found.answers, manifest.class_count)
     if towards is not None:
-        return Fitted(found, sums, unknown, accuracy_before=float(_right(homogeneous @ towards.T, labels).mean()))
+        before_right = _right(homogeneous @ towards.T, labels)[: len(labels) - kept]
+        return Fitted(found, sums, unknown, accuracy_before=float(before_right.mean()))
     if not known:
         return Fitted(found, sums, unknown)
     those = labels < known

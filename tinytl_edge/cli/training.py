@@ -96,7 +96,13 @@ _TRAINING = [
         "--start",
         type=click.Choice(STARTS),
         help="Begin with the classifier that one pass over the images finds, with the bundle's, or with what a RUN has "
-        "learnt.  [default: the run, or one-pass, where the bundle's classes are new]",
+        "learnt.  [default: the run, or one-pass, unless the bundle's classifier knows but some of its classes]",
+    ),
+    click.option(
+        "--keep",
+        type=float,
+        help="Of a deployed classifier: the share that images which the bundle was prepared with have where it is "
+        "fitted in one pass. They stay what they are to it.  [default: 0.3]",
     ),
     click.option(
         "--hold-out",

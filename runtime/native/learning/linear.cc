@@ -55,6 +55,12 @@ Seen look(const Linear& linear, const Rows& rows, const std::vector<int32_t>& la
   return seen;
 }
 
+double accuracy(const Linear& linear, const Rows& rows, const std::vector<int32_t>& labels, int64_t samples) {
+  std::vector<int32_t> some(labels);  // a class that there is not is passed over
+  std::fill(some.begin() + samples, some.end(), static_cast<int32_t>(linear.classes()));
+  return static_cast<double>(look(linear, rows, some, 0).correct) / static_cast<double>(samples);
+}
+
 Seen look(const Linear& linear, const Rows& rows, const Marks& marks) {
   Seen seen;
   std::vector<float> row(static_cast<size_t>(rows.width()));

@@ -38,6 +38,7 @@ struct Seen {
   int64_t of_first = 0, first_correct = 0;
 };
 Seen look(const Linear& linear, const Rows& rows, const std::vector<int32_t>& labels, size_t first_classes);
+double accuracy(const Linear& linear, const Rows& rows, const std::vector<int32_t>& labels, int64_t samples);  // of the first
 // Multi-label: means over labels, but every label is an answer; none is of the first.
 Seen look(const Linear& linear, const Rows& rows, const Marks& marks);
 

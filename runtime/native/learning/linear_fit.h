@@ -21,6 +21,8 @@ struct LinearFit {
   // Of samples that are left out of the fit, each class being as important; how many samples that is.
   double loss = 0, accuracy = 0;
   int64_t left_out = 0;
+  // The accuracy on samples of the place that the classifier comes from, before and now, which are left out, too.
+  double kept_before = NAN, kept = NAN;
   std::vector<Sure> answers;  // of these samples; of one label each alone
 };
 

@@ -36,11 +36,20 @@ double log_sum(const double* logits, size_t count) {
   return most + std::log(sum);
 }
 
+std::vector<int64_t> both(const Logistic::Places& places) {
+  std::vector<int64_t> all = places.own;
+  all.insert(all.end(), places.others.begin(), places.others.end());
+  return all;
+}
+
 }  // namespace
 
-Logistic::Logistic(const Rows& rows, const std::vector<int64_t>& chosen, const Truth& truth, const Linear& before, int64_t room)
-    : multi_label_(truth.marks), classes_(before.classes()), parts_(multi_label_ ? static_cast<double>(classes_) : 1),
-      before_(chosen.size() * classes_), has_(before_.size()), products_(rows, chosen, room) {
+Logistic::Logistic(const Rows& rows, const Places& places, const Truth& truth, const Linear& before, int64_t room)
+    : multi_label_(truth.marks), classes_(before.classes()), own_(places.own.size()), keep_(places.keep),
+      parts_(multi_label_ ? static_cast<double>(classes_) : 1), products_(rows, both(places), room) {
+  const std::vector<int64_t> chosen = both(places);
+  before_.resize(chosen.size() * classes_);
+  has_.resize(before_.size());
   std::vector<float> row(static_cast<size_t>(rows.width()));
   for (size_t i = 0; i < chosen.size(); ++i) {
     rows.read(chosen[i], 1, row.data());
@@ -52,27 +61,32 @@ Logistic::Logistic(const Rows& rows, const std::vector<int64_t>& chosen, const T
 }
 
 std::vector<size_t> Logistic::folds(size_t count) const {
-  std::vector<size_t> of_class(classes_), seen(classes_), found(this->count());
-  for (size_t i = 0; i < found.size(); ++i) ++of_class[label(i)];
-  for (size_t i = 0; i < found.size(); ++i) found[i] = seen[label(i)]++ * count / of_class[label(i)];
+  std::vector<size_t> found(this->count());
+  each_place([&](size_t first, size_t end, double) {
+    std::vector<size_t> of_class(classes_), seen(classes_);
+    for (size_t i = first; i < end; ++i) ++of_class[label(i)];
+    for (size_t i = first; i < end; ++i) found[i] = seen[label(i)]++ * count / of_class[label(i)];
+  });
   return found;
 }
 
 size_t Logistic::classes_present() const {
   std::vector<bool> present(classes_);
-  for (size_t i = 0; i < count(); ++i) present[label(i)] = true;
+  for (size_t i = 0; i < own_; ++i) present[label(i)] = true;
   return static_cast<size_t>(std::count(present.begin(), present.end(), true));
 }
 
 Doubles Logistic::shares(const std::vector<size_t>& folds, size_t out) const {
   const auto is_there = [&](size_t i) { return folds.empty() || folds[i] != out; };
-  std::vector<double> of_class(classes_);
-  double sum = 0;
-  for (size_t i = 0; i < count(); ++i) of_class[label(i)] += is_there(i);
-  for (const double samples : of_class) sum += samples > 0;
   Doubles found(count());
-  for (size_t i = 0; i < count(); ++i)
-    if (is_there(i)) found[i] = 1 / (of_class[label(i)] * sum);
+  each_place([&](size_t first, size_t end, double share) {
+    std::vector<double> of_class(classes_);
+    double classes = 0;
+    for (size_t i = first; i < end; ++i) of_class[label(i)] += is_there(i);
+    for (const double samples : of_class) classes += samples > 0;
+    for (size_t i = first; i < end; ++i)
+      if (is_there(i)) found[i] = share / (of_class[label(i)] * classes);
+  });
   return found;
 }
 
@@ -119,20 +133,17 @@ Doubles Logistic::losses(const Doubles& logits) const {
   return found;
 }
 
-double Logistic::accuracy(const Doubles& logits, const Doubles& shares, std::vector<Sure>& answers) const {
-  double sum = 0;
-  for (size_t i = 0; i < count(); ++i) {
-    const double* own = &logits[i * classes_];
-    if (multi_label_) {
-      for (size_t c = 0; c < classes_; ++c) sum += shares[i] * ((own[c] > 0) == (has_[i * classes_ + c] > 0)) / parts_;
-      continue;
-    }
-    const auto likeliest = static_cast<size_t>(std::max_element(own, own + classes_) - own);
-    const bool right = likeliest == label(i);
-    sum += shares[i] * right;
-    answers.push_back({static_cast<float>(std::exp(own[likeliest] - log_sum(own, classes_))), right});
-  }
-  return sum;
+double Logistic::right(size_t sample, const Doubles& logits) const {
+  const double* own = &logits[sample * classes_];
+  if (!multi_label_) return static_cast<size_t>(std::max_element(own, own + classes_) - own) == label(sample);
+  double answers = 0;
+  for (size_t c = 0; c < classes_; ++c) answers += (own[c] > 0) == (has_[sample * classes_ + c] > 0);
+  return answers / parts_;
+}
+
+double Logistic::surest(size_t sample, const Doubles& logits) const {
+  const double* own = &logits[sample * classes_];
+  return std::exp(*std::max_element(own, own + classes_) - log_sum(own, classes_));
 }
 
 size_t Logistic::label(size_t sample) const {

@@ -46,7 +46,7 @@ Features features_of(const Program& program, const Head& head, const Dataset& da
   execution.observe(nullptr);
   if (begin.features.empty()) return found;
   std::vector<bool> has_images(static_cast<size_t>(program.classes));
-  for (uint32_t i = 0; i < dataset.count() && !begin.of_all; ++i) has_images[static_cast<size_t>(dataset.label(i))] = true;
+  for (uint32_t i = 0; i < dataset.count() && !begin.of_all && begin.keep == 0; ++i) has_images[static_cast<size_t>(dataset.label(i))] = true;
   const KeptFeatures others = KeptFeatures::open(begin.features, head.features(), program.classes);
   for (int64_t i = 0; i < others.count(); ++i) {
     if (has_images[static_cast<size_t>(others.label(i))]) continue;
@@ -62,7 +62,7 @@ Features features_of(const Program& program, const Head& head, const Dataset& da
 
 FirstPass FirstPass::of(const Job& job, const Program& program, const std::string& folder) {
   FirstPass first{static_cast<int>(job.integer("known_classes", 0, 1 << 20)), nullptr, job.optional_text("features"),
-                  job.flag("of_all")};
+                  job.flag("of_all"), job.number("keep", 0, 1)};
   if (job.flag("pulled")) first.towards = write_linear(Head(program).rows(program), folder);
   return first;
 }
@@ -83,10 +83,12 @@ Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& sample
   Fitted fitted;
   if (begin.towards) {
     const Truth truth{&found.labels, program.multi_label ? &marks : nullptr};
-    fitted.fit = fit_pulled(found.rows, truth, before, terms, take);
-    const Seen seen = program.multi_label ? look(before, found.rows, marks) : look(before, found.rows, found.labels, 0);
-    const auto answers = static_cast<double>(found.rows.count() * (program.multi_label ? program.classes : 1));
-    fitted.accuracy_before = static_cast<double>(seen.correct) / answers;
+    const Kept kept{begin.keep > 0 ? found.stood_in : 0, begin.keep};
+    fitted.fit = fit_pulled(found.rows, truth, before, kept, terms, take);
+    const auto answers = static_cast<double>(found.rows.count() * program.classes);
+    fitted.accuracy_before = program.multi_label
+                                 ? static_cast<double>(look(before, found.rows, marks).correct) / answers
+                                 : accuracy(before, found.rows, found.labels, found.rows.count() - kept.count);
   } else if (program.multi_label) {
     fitted.fit = fit_labels(found.rows, marks, terms, take);
   } else {

@@ -13,17 +13,46 @@ constexpr std::array kPulls{1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5};
 constexpr double kPullOfFew = 1e-3;
 constexpr size_t kFew = 5;  // samples of a class, on the mean
 constexpr size_t kFolds = 5;
-constexpr int64_t kMostJudged = 512;                   // samples
+constexpr int64_t kMostJudged = 512, kMostOthers = 256;  // samples
 constexpr double kClose = 1e-12, kCloseEnough = 1e-5;  // to the least loss: of what comes out, of what is only compared
-constexpr int64_t kArrays = 10 + kFolds;               // [samples][classes], in memory at a time
+constexpr double kSame = 0.01;            // of a sample's squared length: so far apart samples of one image may lie
+constexpr int64_t kArrays = 10 + kFolds;  // [samples][classes], in memory at a time
 
 using Doubles = Logistic::Doubles;
 
 // At equal distances, not more than `most`.
-std::vector<int64_t> spread(int64_t count, int64_t most) {
+std::vector<int64_t> spread(const std::vector<int64_t>& rows, int64_t most) {
+  const auto each = static_cast<size_t>((static_cast<int64_t>(rows.size()) + most - 1) / most);
   std::vector<int64_t> chosen;
-  for (int64_t i = 0; i < count; i += (count + most - 1) / most) chosen.push_back(i);
+  for (size_t i = 0; i < rows.size(); i += each) chosen.push_back(rows[i]);
   return chosen;
+}
+
+std::vector<int64_t> range(int64_t first, int64_t end) {
+  std::vector<int64_t> rows;
+  for (int64_t i = first; i < end; ++i) rows.push_back(i);
+  return rows;
+}
+
+// Rows from `own` on that are of none of the images before: a bundle may be prepared with what it learns from.
+std::vector<int64_t> others(const Rows& rows, int64_t own, const std::vector<int32_t>& labels) {
+  const auto width = static_cast<size_t>(rows.width());
+  std::vector<float> one(width), other(width);
+  std::vector<int64_t> found;
+  for (int64_t i = own; i < rows.count(); ++i) {
+    rows.read(i, 1, one.data());
+    const double same = kSame * dot(one.data(), one.data(), rows.width());
+    bool is_there = false;
+    for (int64_t j = 0; j < own && !is_there; ++j) {
+      if (labels[static_cast<size_t>(j)] != labels[static_cast<size_t>(i)]) continue;
+      rows.read(j, 1, other.data());
+      double apart = 0;
+      for (size_t k = 0; k < width; ++k) apart += static_cast<double>(one[k] - other[k]) * static_cast<double>(one[k] - other[k]);
+      is_there = apart <= same;
+    }
+    if (!is_there) found.push_back(i);
+  }
+  return found;
 }
 
 // The logits of each fold by a fit to the others, which begins with its part, and leaves there what it finds.
@@ -31,6 +60,7 @@ Doubles leave_out(const Logistic& samples, const std::vector<size_t>& folds, dou
   const size_t classes = samples.classes();
   Doubles left_out(samples.count() * classes);
   for (size_t fold = 0; fold < kFolds; ++fold) {
+    if (std::find(folds.begin(), folds.end(), fold) == folds.end()) continue;
     if (parts[fold].empty()) parts[fold].resize(left_out.size());
     const Doubles logits = samples.fit(samples.shares(folds, fold), pull, kCloseEnough, parts[fold]);
     for (size_t i = 0; i < left_out.size(); ++i)
@@ -39,10 +69,15 @@ Doubles leave_out(const Logistic& samples, const std::vector<size_t>& folds, dou
   return left_out;
 }
 
-double mean_of(const Doubles& losses, const Doubles& shares) {
-  double mean = 0;
-  for (size_t i = 0; i < losses.size(); ++i) mean += shares[i] * losses[i];
-  return mean;
+// The mean of value(sample) over those of [first, end), by their shares.
+template <typename Value>
+double mean_of(const Doubles& shares, size_t first, size_t end, const Value& value) {
+  double mean = 0, sum = 0;
+  for (size_t i = first; i < end; ++i) {
+    mean += shares[i] * value(i);
+    sum += shares[i];
+  }
+  return mean / sum;
 }
 
 // How much more losses are than others on the mean, and that mean's standard error.
@@ -50,49 +85,71 @@ struct More {
   double mean = 0, error = 0;
 };
 
-More more_than(const Doubles& losses, const Doubles& least, const Doubles& shares) {
+More more_than(const Doubles& losses, const Doubles& least, const Doubles& shares, size_t own) {
   More more;
-  for (size_t i = 0; i < losses.size(); ++i) more.mean += shares[i] * (losses[i] - least[i]);
-  for (size_t i = 0; i < losses.size(); ++i) {
+  double sum = 0;
+  more.mean = mean_of(shares, 0, own, [&](size_t i) { return losses[i] - least[i]; });
+  for (size_t i = 0; i < own; ++i) {
     const double apart = shares[i] * (losses[i] - least[i] - more.mean);
     more.error += apart * apart;
+    sum += shares[i];
   }
-  more.error = std::sqrt(more.error);
+  more.error = std::sqrt(more.error) / sum;
   return more;
 }
 
 // The pull, and what samples that are left out say of it.
 void choose_pull(const Logistic& samples, bool multi_label, LinearFit& found) {
-  found.pull = kPullOfFew;
-  if (samples.count() < (multi_label ? 2 * kFolds : kFew * samples.classes_present())) return;
-  const std::vector<size_t> folds = samples.folds(kFolds);
+  const size_t own = samples.own();
+  const bool few = own < (multi_label ? 2 * kFolds : kFew * samples.classes_present());
   const Doubles shares = samples.shares();
-  std::array<Doubles, kFolds> parts, anew;
-  std::vector<Doubles> losses;
-  size_t best = 0;
-  for (const double pull : kPulls) {
-    losses.push_back(samples.losses(leave_out(samples, folds, pull, parts)));
-    if (more_than(losses.back(), losses[best], shares).mean < 0) best = losses.size() - 1;
+  std::vector<size_t> folds = samples.folds(kFolds);
+  found.pull = kPullOfFew;
+  if (few) {
+    std::fill_n(folds.begin(), own, kFolds);  // none is left out
+  } else {
+    std::array<Doubles, kFolds> parts;
+    std::vector<Doubles> losses;
+    size_t best = 0, chosen = 0;
+    for (const double pull : kPulls) {
+      losses.push_back(samples.losses(leave_out(samples, folds, pull, parts)));
+      if (more_than(losses.back(), losses[best], shares, own).mean < 0) best = losses.size() - 1;
+    }
+    for (More more; (more = more_than(losses[chosen], losses[best], shares, own)).mean > more.error;) ++chosen;
+    found.pull = kPulls[chosen];
   }
-  size_t chosen = 0;
-  for (More more; (more = more_than(losses[chosen], losses[best], shares)).mean > more.error;) ++chosen;
-  for (Doubles& part : parts) part = {};
-  const Doubles left_out = leave_out(samples, folds, kPulls[chosen], anew);
-  found.pull = kPulls[chosen];
-  found.loss = mean_of(samples.losses(left_out), shares);
-  found.left_out = static_cast<int64_t>(samples.count());
-  found.accuracy = samples.accuracy(left_out, shares, found.answers);
+  std::array<Doubles, kFolds> parts;
+  const Doubles logits = leave_out(samples, folds, found.pull, parts), losses = samples.losses(logits);
+  if (!few) {
+    found.loss = mean_of(shares, 0, own, [&](size_t i) { return losses[i]; });
+    found.accuracy = mean_of(shares, 0, own, [&](size_t i) { return samples.right(i, logits); });
+    found.left_out = static_cast<int64_t>(own);
+    for (size_t i = 0; i < own && !multi_label; ++i)
+      found.answers.push_back({static_cast<float>(samples.surest(i, logits)), samples.right(i, logits) > 0});
+  }
+  if (own == samples.count()) return;
+  const auto accuracy = [&](const Doubles& of) {
+    return mean_of(shares, own, samples.count(), [&](size_t i) { return samples.right(i, of); });
+  };
+  found.kept_before = accuracy(samples.before());
+  found.kept = accuracy(logits);
 }
 
 }  // namespace
 
-LinearFit fit_pulled(const Rows& rows, const Truth& truth, const Linear& before, const Terms& terms, const TakeWeight& take) {
+LinearFit fit_pulled(const Rows& rows, const Truth& truth, const Linear& before, const Kept& kept, const Terms& terms,
+                     const TakeWeight& take) {
   const size_t classes = before.classes(), width = static_cast<size_t>(rows.width());
   const int64_t room = terms.room / 2, a_sample = kArrays * static_cast<int64_t>(classes * sizeof(double));
-  const int64_t most = std::max<int64_t>(room / a_sample, 1);
+  const int64_t most = std::max<int64_t>(room / a_sample, 2);
+  const std::vector<int64_t> here = range(0, rows.count() - kept.count);
+  std::vector<int64_t> there;
+  if (kept.count) there = spread(others(rows, rows.count() - kept.count, *truth.labels), std::min(most / 2, kMostOthers));
+  const int64_t left = most - static_cast<int64_t>(there.size());
   LinearFit found;
-  choose_pull(Logistic(rows, spread(rows.count(), std::min(most, kMostJudged)), truth, before, room), truth.marks, found);
-  const Logistic samples(rows, spread(rows.count(), most), truth, before, room);
+  choose_pull(Logistic(rows, {spread(here, std::min(left, kMostJudged)), there, kept.share}, truth, before, room), truth.marks,
+              found);
+  const Logistic samples(rows, {spread(here, left), there, kept.share}, truth, before, room);
   Doubles parts(samples.count() * classes), sums;
   samples.fit(samples.shares(), found.pull, kClose, parts);
   samples.products().sum(parts, classes, sums);

@@ -21,7 +21,14 @@ namespace tinytl {
 // the place where it comes from, of which there are no samples (docs/accuracy.md). A fifth is left out at a time, and
 // neighbours, which may be of one scene, together. Of few samples it is a usual pull.
 //
+// Samples that were kept of that place stand for it, and have a share in the mean loss: their classes stay what they are there.
+//
 // Of more samples than there is room for some are taken. `take` gets the rows one after another.
-LinearFit fit_pulled(const Rows& rows, const Truth& truth, const Linear& before, const Terms& terms, const TakeWeight& take);
+struct Kept {
+  int64_t count = 0;  // so many of the last rows are of that place
+  double share = 0;
+};
+LinearFit fit_pulled(const Rows& rows, const Truth& truth, const Linear& before, const Kept& kept, const Terms& terms,
+                     const TakeWeight& take);
 
 }  // namespace tinytl

@@ -1,6 +1,6 @@
 // Fits a classifier to the features and labels in a file, which of several labels each sample has where they are bytes, and
 // writes it into another: FEATURES CLASSES THREADS SMOOTHING ROOM OUT. Where the file has rows "before", biases behind the
-// weights, it is pulled towards these.
+// weights, it is pulled towards these; samples behind the first "own" are kept ones, with the share "keep".
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -48,17 +48,25 @@ int main(int count, char** words) {
         file.read_part(*before, sizeof(float) * own.size() * static_cast<size_t>(c), sizeof(float) * own.size(), own.data());
         towards.append(own.data());
       }
-      found = fit_pulled(rows, {&labels, multi_label ? &marks : nullptr}, read_linear(towards, length), terms, take);
+      Kept kept;
+      if (const TensorEntry* share = file.find("keep")) {
+        file.read(*share, &kept.share);
+        int32_t own = 0;
+        file.read(file.entry("own"), &own);
+        kept.count = samples - own;
+      }
+      found = fit_pulled(rows, {&labels, multi_label ? &marks : nullptr}, read_linear(towards, length), kept, terms, take);
     } else {
       found = multi_label ? fit_labels(rows, marks, terms, take) : fit_discriminant(rows, labels, classes, terms, take);
     }
     const Seen seen = multi_label ? look(linear, rows, marks) : look(linear, rows, labels, 0);
-    const double said[] = {std::isnan(found.pull) ? found.shrinkage : found.pull, found.loss, found.accuracy, static_cast<double>(found.left_out),
-                           seen.losses, static_cast<double>(seen.correct), seen.low, seen.high};
+    const double said[] = {std::isnan(found.pull) ? found.shrinkage : found.pull, found.loss, found.accuracy,
+                           static_cast<double>(found.left_out), seen.losses, static_cast<double>(seen.correct), seen.low,
+                           seen.high, found.kept_before, found.kept};
     std::vector<float> answers;  // how sure each is, below zero where it is wrong
     for (const Sure& answer : found.answers) answers.push_back(answer.right ? answer.probability : -answer.probability);
     write_tensors(words[6],
-                  {{"said", DType::kF64, {8}, said, sizeof said},
+                  {{"said", DType::kF64, {10}, said, sizeof said},
                    {"weight", DType::kF32, {classes, length}, linear.weight.data(), 4 * linear.weight.size()},
                    {"bias", DType::kF32, {classes}, linear.bias.data(), 4 * linear.bias.size()},
                    {"answers", DType::kF32, {static_cast<int64_t>(answers.size())}, answers.data(), 4 * answers.size()}},

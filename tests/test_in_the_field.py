@@ -1,0 +1,95 @@
+"""A deployed classifier in another place: it learns what its classes look like there, and keeps what it knew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import events
+from conftest import CLASSES, fails, make_image, make_images, ok, prepare
+from runtimes import RUNTIMES, needs_ort, needs_trainer
+
+from tinytl_edge import evaluate
+from tinytl_edge.runtime.files.tensors import open_tensors
+
+ELSEWHERE = {"cat": (40, 40, 120), "dog": (230, 130, 130), "fox": (150, 230, 150)}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of the place where the classifier comes from, and of another; the classifier's file."""
+    folder = tmp_path_factory.mktemp("places")
+    make_images(folder / "old", dict.fromkeys(CLASSES, 12), seed=1)
+    make_images(folder / "old-test", dict.fromkeys(CLASSES, 8), seed=2)
+    for part, count, seed in (("new", 6, 3), ("new-test", 8, 4)):
+        for name, colour in ELSEWHERE.items():
+            for number in range(count):
+                make_image(folder / part / name / f"{number}.png", colour, seed=1000 * seed + number)
+    first = prepare(folder / "first", "--data", folder / "old")
+    ok("train", first, "--data", folder / "old", "--epochs", 0, "--out", folder / "source")
+    ok("export", folder / "source", "--out", folder / "model.onnx")
+    ok("prepare", folder / "model.onnx", "--data", folder / "old", "--out", folder / "bundle")
+    return folder
+
+
+def trained(place: Path, run: Path, *options: object) -> dict[str, float]:
+    """Its accuracy in both places."""
+    ok("train", place / "bundle", "--data", place / "new", "--epochs", 0, "--out", run, *options)
+    return {part: float(evaluate(run, place / f"{part}-test")["accuracy"]) for part in ("old", "new")}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_it_was_prepared_with_stays_what_it_is(runtime: str, place: Path, tmp_path: Path) -> None:
+    before = {part: evaluate(place / "bundle", place / f"{part}-test")["accuracy"] for part in ("old", "new")}
+    assert before["old"] == 1 and before["new"] < 0.7
+    after = trained(place, tmp_path / "run", "--runtime", runtime)
+    assert after == {"old": 1, "new": 1}
+    (fitted,) = [event for event in events(tmp_path / "run") if event["event"] == "one_pass"]
+    assert (fitted["images"], fitted["stood_in"]) == (18, 36)
+    assert fitted["kept_accuracy_before"] == fitted["kept_accuracy"] == pytest.approx(1)
+    assert fitted["accuracy_before"] == pytest.approx(evaluate(place / "bundle", place / "new")["accuracy"])
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["first_pass"]["keep"] == 0.3
+    (note,) = [event["message"] for event in events(tmp_path / "run") if event["event"] == "images"]
+    assert note.startswith("Features kept of 36 images") and "their share is 30%" in note
+
+
+@needs_ort
+@needs_trainer
+def test_both_runtimes_find_the_same(place: Path, tmp_path: Path) -> None:
+    found = []
+    for runtime in ("native", "onnxruntime-training"):
+        trained(place, tmp_path / runtime, "--runtime", runtime)
+        file = open_tensors(tmp_path / runtime / "adapter.safetensors")
+        found.append({name: np.frombuffer(file.read(name), np.float32) for name in file.entries})
+    for name, value in found[0].items():
+        np.testing.assert_allclose(value, found[1][name], atol=1e-3 * max(np.abs(value).max(), 1))
+
+
+@needs_trainer
+def test_it_can_be_told_to_keep_nothing_or_more(place: Path, tmp_path: Path) -> None:
+    trained(place, tmp_path / "nothing", "--keep", 0)
+    (fitted,) = [event for event in events(tmp_path / "nothing") if event["event"] == "one_pass"]
+    assert fitted["stood_in"] == 0 and fitted["kept_accuracy"] is None
+    trained(place, tmp_path / "more", "--keep", 0.8)
+    record = json.loads((tmp_path / "more" / "run.json").read_text())
+    assert record["first_pass"]["keep"] == 0.8
+
+
+@needs_trainer
+def test_images_that_it_was_prepared_with_do_not_count_twice(place: Path, tmp_path: Path) -> None:
+    ok("train", place / "bundle", "--data", place / "old", "--epochs", 0, "--out", tmp_path / "run")
+    (fitted,) = [event for event in events(tmp_path / "run") if event["event"] == "one_pass"]
+    assert fitted["kept_accuracy"] is None
+
+
+@needs_trainer
+def test_a_bundle_that_was_shown_no_images_has_nothing_to_keep(place: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    ok("prepare", place / "model.onnx", "--classes", ",".join(CLASSES), "--out", bundle)
+    said = fails(2, "train", bundle, "--data", place / "new", "--keep", 0.5, "--epochs", 0, "--out", tmp_path / "run")
+    assert said.startswith("--keep is of images that the bundle was prepared with")
+    ok("train", bundle, "--data", place / "new", "--epochs", 0, "--out", tmp_path / "other")
+    assert evaluate(tmp_path / "other", place / "new-test")["accuracy"] == 1
