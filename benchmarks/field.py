@@ -7,9 +7,9 @@
 DEPLOYED is a folder that benchmarks/deployed.py has written, FIELD one with field_train/ and field_test/. Each file is
 prepared with so many images of each class from field_train, and trained on them; what comes of it is judged on
 field_test and on the images of the old place. A method is one of `prepare --train`, or "one-pass": the classifier
-alone, `train --epochs 0`. With --with-old-place the file is prepared with the images of the old place that it has learnt from,
-of which the bundle keeps features. What lies in --out already is not run again. Prints a Markdown table: accuracy in the field
-and in the old place, the peak memory of the training (of all its processes), and its seconds.
+alone, `train --epochs 0`. With --with-old-place the file is prepared with the images of the old place that it has
+learnt from, of which the bundle keeps features. What lies in --out already is not run again. Prints a Markdown table:
+accuracy in the field and in the old place, the peak memory of the training (of all its processes), and its seconds.
 """
 
 from __future__ import annotations
