@@ -12,7 +12,14 @@ from conftest import CLASSES, fails, make_image, make_images, ok, prepare
 from runtimes import RUNTIMES, needs_ort, needs_trainer
 
 from tinytl_edge import evaluate
+from tinytl_edge.runtime.course import SHARES
+from tinytl_edge.runtime.evaluate import Trained
+from tinytl_edge.runtime.files.adapter import open_adapter, write_adapter
+from tinytl_edge.runtime.files.run import open_run
 from tinytl_edge.runtime.files.tensors import open_tensors
+from tinytl_edge.runtime.images.dataset import open_dataset
+from tinytl_edge.runtime.images.packing import pack_part
+from tinytl_edge.runtime.learning.within_error import within_error
 
 ELSEWHERE = {"cat": (40, 40, 120), "dog": (230, 130, 130), "fox": (150, 230, 150)}
 
@@ -62,8 +69,7 @@ def test_both_runtimes_find_the_same(place: Path, tmp_path: Path) -> None:
     found = []
     for runtime in ("native", "onnxruntime-training"):
         trained(place, tmp_path / runtime, "--runtime", runtime)
-        file = open_tensors(tmp_path / runtime / "adapter.safetensors")
-        found.append({name: np.frombuffer(file.read(name), np.float32) for name in file.entries})
+        found.append(parameters(tmp_path / runtime / "adapter.safetensors"))
     for name, value in found[0].items():
         np.testing.assert_allclose(value, found[1][name], atol=1e-3 * max(np.abs(value).max(), 1))
 
@@ -93,3 +99,42 @@ def test_a_bundle_that_was_shown_no_images_has_nothing_to_keep(place: Path, tmp_
     assert said.startswith("--keep is of images that the bundle was prepared with")
     ok("train", bundle, "--data", place / "new", "--epochs", 0, "--out", tmp_path / "other")
     assert evaluate(tmp_path / "other", place / "new-test")["accuracy"] == 1
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_of_shares_that_are_about_as_good_the_nearest_to_the_start_is_taken(
+    runtime: str, place: Path, tmp_path: Path
+) -> None:
+    """What is held out is looked at again, as every share has it."""
+    for name, colour in ELSEWHERE.items():
+        for number in range(15):
+            mixed = ELSEWHERE[CLASSES[number % 3]] if number % 2 == 0 else colour  # some are taken for others
+            make_image(tmp_path / "images" / name / f"{number}.png", mixed, seed=number)
+    out = tmp_path / "run"
+    ok("train", place / "bundle", "--data", tmp_path / "images", "--epochs", 8, "--lr", 0.003, "--runtime", runtime,
+       "--out", out)  # fmt: skip
+    run = open_run(out)
+    (choice,) = [event for event in events(out) if event["event"] == "choice"]
+    assert choice["share"] > 0
+    start, chosen = (parameters(out / f"{name}.safetensors") for name in ("judged-start", "judged"))
+    with open_dataset(out / "train.safetensors") as dataset:
+        pack_part(dataset, run.record.held_out, tmp_path / "held-out.safetensors")
+        labels = np.array([dataset.labels[image] for image in run.record.held_out])
+    losses = {}
+    for share in SHARES:
+        moved = {name: value + share / choice["share"] * (chosen[name] - value) for name, value in start.items()}
+        tensors = {name: (value.shape, value.astype(np.float32).tobytes()) for name, value in moved.items()}
+        write_adapter(tmp_path / "some.safetensors", run.bundle, list(CLASSES), 1, tensors, (-1, 1))
+        adapter = open_adapter(tmp_path / "some.safetensors", run.bundle)
+        found = np.array(Trained(run.bundle, adapter, runtime, None).predict(tmp_path / "held-out.safetensors"))
+        losses[share] = -np.log(found[np.arange(len(labels)), labels])
+    least = min(losses.values(), key=np.mean)  # of each class as many are held out
+    about = [share for share in SHARES if share and within_error(losses[share], least, np.ones(len(labels)))]
+    assert choice["share"] == min(about)
+
+
+def parameters(path: Path) -> dict[str, np.ndarray]:
+    file = open_tensors(path)
+    return {
+        name: np.frombuffer(file.read(name), np.float32).reshape(entry.shape) for name, entry in file.entries.items()
+    }

@@ -12,6 +12,7 @@ from tinytl_edge.runtime.errors import DataError
 
 from .linear_fit import Array, LinearFit
 from .logistic import Logistic, sure
+from .within_error import within_error
 
 PULLS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)  # as shares of a sample's mean squared length
 _PULL_OF_FEW = 1e-3
@@ -96,10 +97,8 @@ def _choose_pull(samples: Logistic) -> tuple[float, dict[str, Any]]:
     else:
         parts = [np.zeros_like(samples.before) for _ in range(_FOLDS)]
         losses = np.array([samples.losses(_leave_out(samples, folds, pull, parts))[own] for pull in PULLS])
-        more = losses - losses[(losses @ shares).argmin()]  # than the least
-        mean = more @ shares
-        error = np.sqrt(((shares * (more - mean[:, None])) ** 2).sum(1))
-        pull = PULLS[int(np.flatnonzero(mean <= error)[0])]
+        least = losses[(losses @ shares).argmin()]
+        pull = next(pull for pull, loss in zip(PULLS, losses) if within_error(loss, least, shares))
     logits = _leave_out(samples, folds, pull, [np.zeros_like(samples.before) for _ in range(_FOLDS)])
     right, before = samples.right(logits), samples.right(samples.before)
     said: dict[str, Any] = {"loss": None, "accuracy": None, "answers": []}

@@ -36,7 +36,18 @@ Interval interval(double accuracy, int64_t images) {
 Judge::Judge(const Program& program, const Dataset& dataset, std::vector<uint32_t> images)
     : program_(program), dataset_(dataset), samples_(program, dataset), images_(std::move(images)) {}
 
-Score Judge::measure(Execution& execution, const std::function<void()>& between, std::vector<Sure>* answers) {
+std::vector<double> Judge::shares() const {
+  std::vector<double> counts(static_cast<size_t>(program_.classes)), found;
+  const auto own = [&](uint32_t index) { return program_.multi_label ? 0 : static_cast<size_t>(dataset_.label(index)); };
+  double classes = 0;
+  for (const uint32_t index : images_) ++counts[own(index)];
+  for (const double count : counts) classes += count > 0;
+  for (const uint32_t index : images_) found.push_back(1 / (counts[own(index)] * classes));
+  return found;
+}
+
+Score Judge::measure(Execution& execution, const std::function<void()>& between, std::vector<Sure>* answers,
+                     std::vector<double>* losses) {
   struct OfClass {
     int64_t images = 0, right = 0;
     double losses = 0;
@@ -51,7 +62,9 @@ Score Judge::measure(Execution& execution, const std::function<void()>& between,
     const int right = samples_.right_answers(index, execution.logits());
     own.right += right;
     if (answers) answers->push_back({static_cast<float>(surest(execution.logits(), program_.classes)), right > 0});
-    own.losses += loss_of(execution, program_);
+    const double loss = loss_of(execution, program_);
+    own.losses += loss;
+    if (losses) losses->push_back(loss);
     between();
   }
   Score score;

@@ -54,8 +54,11 @@ class Judge {
 
   int64_t images() const { return static_cast<int64_t>(images_.size()); }
   // Of the parameters as they are; `between` is called behind each image.
-  // `answers`, where it is not null, takes how sure each answer was.
-  Score measure(Execution& execution, const std::function<void()>& between, std::vector<Sure>* answers = nullptr);
+  // What is not null takes how sure each answer was, and each image's loss.
+  Score measure(Execution& execution, const std::function<void()>& between, std::vector<Sure>* answers = nullptr,
+                std::vector<double>* losses = nullptr);
+  // Of images in a mean over classes; multi-label, over images.
+  std::vector<double> shares() const;
   Mirrored mirrored(Execution& execution, const std::function<void()>& between);
 
  private:

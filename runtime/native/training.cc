@@ -20,6 +20,7 @@
 #include "store.h"
 #include "trainer.h"
 #include "training_events.h"
+#include "within_error.h"
 
 namespace tinytl {
 
@@ -229,20 +230,19 @@ class Training {
 
   // What the judge likes best: some way from the start to what was trained, or an earlier epoch.
   void choose() {
-    const Score trained = at_.score;
-    double least = INFINITY;
-    for (const double share : shares_) {
-      Score found = trained;
-      if (share < 1) {
-        read_adapter(adapter_path(), *program_);
-        blend(start_path(), share, *program_);
-        found = measure(false);
-      }
-      if (found.class_loss >= least) continue;
-      least = found.class_loss;
-      at_.share = share;
-      at_.score = found;
+    std::vector<Score> scores;
+    std::vector<std::vector<double>> losses(shares_.size());
+    size_t best = 0;
+    for (size_t i = 0; i < shares_.size(); ++i) {
+      read_adapter(adapter_path(), *program_);
+      if (shares_[i] < 1) blend(start_path(), shares_[i], *program_);
+      scores.push_back(judge_->measure(execution_, [&] { stop_if_asked(false); }, nullptr, &losses[i]));
+      if (scores[i].class_loss < scores[best].class_loss) best = i;
     }
+    const double least = scores[best].class_loss;
+    if (first_pass_.towards && shares_[best] > 0) best = nearest(losses, best);
+    at_.share = shares_[best];
+    at_.score = scores[best];
     const bool earlier = keeps_best_ && at_.best.class_loss < least;
     if (earlier) {
       at_.share = 1;
@@ -253,6 +253,14 @@ class Training {
     save();
     const int64_t last = earlier ? at_.best_step : at_.step;
     said_.choice(at_.share, stage_of(last).epoch_of(last - 1), judged(), start(), score());
+  }
+
+  // Of a deployed classifier, which knows another place as well: the least share, if any, that is about as good as the best.
+  size_t nearest(const std::vector<std::vector<double>>& losses, size_t best) const {
+    const std::vector<double> shares = judge_->shares();
+    for (size_t i = 0; i < best; ++i)
+      if (shares_[i] > 0 && within_error(losses[i], losses[best], shares, shares.size())) return i;
+    return best;
   }
 
   // At what was chosen, as it will be: how sure its answers are. Before all images are learnt from, that itself is kept,

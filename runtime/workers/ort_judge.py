@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.mirrored import Mirrored
@@ -50,14 +51,25 @@ class Judge:
         plain, turned = answers
         return Mirrored(int((plain & ~turned).sum()), int((~plain & turned).sum()), len(plain))
 
+    def shares(self) -> NDArray[np.float64]:
+        """Of images in a mean over classes; multi-label, over images."""
+        labels = self._batches.dataset.labels
+        own = np.array([labels[image] if labels else 0 for image in self.images])
+        _, place, counts = np.unique(own, return_inverse=True, return_counts=True)
+        return np.asarray(1 / (counts[place] * len(counts)))
+
     def measure(
         self,
         session: OrtSession,
         on_batch: Callable[[int, int], None],
         between: Callable[[], None],
         sure: list[tuple[float, bool]] | None = None,
+        each_loss: list[float] | None = None,
     ) -> Score:
-        """Of the parameters as they are; `between` is called after each image, `sure` takes how sure answers are."""
+        """Of the parameters as they are; `between` is called after each image.
+
+        `sure` takes how sure answers are, `each_loss` the loss of each image.
+        """
         losses, rights, classes = [], [], []
         for batch, loss, logits in evaluated(session, self._batches, 1, on_batch, self.images):
             losses.append(loss)
@@ -67,6 +79,8 @@ class Judge:
                 sure.append((float(np.float32(surest(logits)[0])), bool(answer.any())))
             classes.append(int(batch.labels[0]) if batch.labels.ndim == 1 else 0)
             between()
+        if each_loss is not None:
+            each_loss += losses
         by_class = [np.array(classes) == label for label in sorted(set(classes))]
         each = np.array([losses, rights])
         (loss, accuracy), of_classes = each.mean(1), np.mean([each[:, own].mean(1) for own in by_class], 0)

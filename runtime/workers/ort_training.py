@@ -25,6 +25,7 @@ from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.intervals import likely
 from tinytl_edge.runtime.learning.kept_features import as_bfloat16, read_features
+from tinytl_edge.runtime.learning.within_error import within_error
 from tinytl_edge.runtime.memory import peak_rss
 from tinytl_edge.runtime.options import LOG_EVERY, TrainOptions, schedule
 from tinytl_edge.runtime.unknown import find_unknown
@@ -229,15 +230,22 @@ class Training:
 
     def _choose(self) -> None:
         """What the judge likes best: some way from the start to what was trained, or an earlier epoch."""
-        at, least, trained = self._at, math.inf, self._at.score
+        at, judge = self._at, self._judge
+        assert judge is not None
+        scores: list[Score] = []
+        losses: list[NDArray[np.float64]] = []
         for share in self._shares:
-            found = trained
+            self._load(ADAPTER)
             if share < 1:
-                self._load(ADAPTER)
                 self._blend(share)
-                found = self._measure(keeps=False)
-            if found.class_loss < least:
-                least, at.share, at.score = found.class_loss, share, found
+            each: list[float] = []
+            scores.append(judge.measure(self._session, _progress, self._end_if_asked, each_loss=each))
+            losses.append(np.array(each, np.float64))
+        best = min(range(len(scores)), key=lambda index: scores[index].class_loss)
+        least = scores[best].class_loss
+        if self._towards is not None and self._shares[best] > 0:
+            best = self._nearest(losses, best)
+        at.share, at.score = self._shares[best], scores[best]
         earlier = self._keeps_best and at.best.class_loss < least
         if earlier:
             at.share, at.score = 1, at.best
@@ -247,6 +255,13 @@ class Training:
         last = at.best_step if earlier else at.step
         epoch = self._stage_of(last).epoch_of(last - 1) + 1
         emit("choice", share=at.share, epoch=epoch, **self._judged(self._start, self._score))
+
+    def _nearest(self, losses: list[NDArray[np.float64]], best: int) -> int:
+        """Of a deployed classifier, which knows another place, too: the least share, if any, that is about as good."""
+        assert self._judge is not None
+        shares = self._judge.shares()
+        about = (i for i in range(best) if self._shares[i] > 0 and within_error(losses[i], losses[best], shares))
+        return next(about, best)
 
     def _look_closer(self) -> None:
         """At what was chosen, as it will be: how sure its answers are.

@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 
+#include "../within_error.h"
+#include "labelled_rows.h"
 #include "logistic.h"
 
 namespace tinytl {
@@ -69,35 +70,6 @@ Doubles leave_out(const Logistic& samples, const std::vector<size_t>& folds, dou
   return left_out;
 }
 
-// The mean of value(sample) over those of [first, end), by their shares.
-template <typename Value>
-double mean_of(const Doubles& shares, size_t first, size_t end, const Value& value) {
-  double mean = 0, sum = 0;
-  for (size_t i = first; i < end; ++i) {
-    mean += shares[i] * value(i);
-    sum += shares[i];
-  }
-  return mean / sum;
-}
-
-// How much more losses are than others on the mean, and that mean's standard error.
-struct More {
-  double mean = 0, error = 0;
-};
-
-More more_than(const Doubles& losses, const Doubles& least, const Doubles& shares, size_t own) {
-  More more;
-  double sum = 0;
-  more.mean = mean_of(shares, 0, own, [&](size_t i) { return losses[i] - least[i]; });
-  for (size_t i = 0; i < own; ++i) {
-    const double apart = shares[i] * (losses[i] - least[i] - more.mean);
-    more.error += apart * apart;
-    sum += shares[i];
-  }
-  more.error = std::sqrt(more.error) / sum;
-  return more;
-}
-
 // The pull, and what samples that are left out say of it.
 void choose_pull(const Logistic& samples, bool multi_label, LinearFit& found) {
   const size_t own = samples.own();
@@ -113,9 +85,9 @@ void choose_pull(const Logistic& samples, bool multi_label, LinearFit& found) {
     size_t best = 0, chosen = 0;
     for (const double pull : kPulls) {
       losses.push_back(samples.losses(leave_out(samples, folds, pull, parts)));
-      if (more_than(losses.back(), losses[best], shares, own).mean < 0) best = losses.size() - 1;
+      if (mean_of(shares, 0, own, [&](size_t i) { return losses.back()[i] - losses[best][i]; }) < 0) best = losses.size() - 1;
     }
-    for (More more; (more = more_than(losses[chosen], losses[best], shares, own)).mean > more.error;) ++chosen;
+    while (!within_error(losses[chosen], losses[best], shares, own)) ++chosen;
     found.pull = kPulls[chosen];
   }
   std::array<Doubles, kFolds> parts;
