@@ -187,6 +187,13 @@ def test_the_native_trainer_keeps_the_same(native: NativeFit, each: int, others:
     np.testing.assert_allclose(logits_of(got, x), logits_of(wanted, x), atol=1e-6 * np.abs(logits_of(wanted, x)).max())
 
 
+def test_the_native_trainer_refuses_features_that_are_no_numbers(native: NativeFit) -> None:
+    x, labels, before = problem(5, 2, 3, 6)
+    x[1, 2] = np.inf
+    with pytest.raises(AssertionError, match="no numbers"):
+        fitted(native, x, labels, before)
+
+
 def test_any_number_of_threads_gives_the_same_bits(native: NativeFit) -> None:
     x, labels, before = problem(6, 4, 100, 20)
     alone, together = (fitted(native, x, labels, before, threads=number) for number in (1, 3))

@@ -1,9 +1,18 @@
 #include "judge.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
+#include "learning/marks.h"
+
 namespace tinytl {
+namespace {
+
+constexpr double kLeastScale = 0.05, kMostScale = 20;  // of logits
+constexpr int kHalvings = 30;
+
+}  // namespace
 
 void write_score(json::Writer& out, const char* name, const Score& score) {
   out.begin_array(name);
@@ -46,8 +55,49 @@ std::vector<double> Judge::shares() const {
   return found;
 }
 
+std::vector<double> Judge::scaled_losses(const std::vector<float>& logits) const {
+  const auto classes = static_cast<size_t>(program_.classes);
+  const std::vector<double> shares = this->shares();
+  std::vector<double> losses(images_.size());
+  // Returns the slope of the mean by the scale.
+  const auto at = [&](double scale) {
+    double slope = 0;
+    for (size_t i = 0; i < images_.size(); ++i) {
+      const float* own = &logits[i * classes];
+      const double most = static_cast<double>(*std::max_element(own, own + classes));
+      double sum = 0, mean = 0, own_slope = 0;
+      losses[i] = 0;
+      for (size_t c = 0; c < classes; ++c) {
+        const auto logit = static_cast<double>(own[c]);
+        const double power = std::exp(scale * (logit - most));
+        sum += power;
+        mean += power * logit;
+        if (program_.multi_label) {
+          const bool has = dataset_.marks(images_[i])[c] != 0;
+          losses[i] += softplus(has ? -scale * logit : scale * logit) / static_cast<double>(classes);
+          own_slope += logit * (1 / (1 + std::exp(-scale * logit)) - has) / static_cast<double>(classes);
+        }
+      }
+      if (!program_.multi_label) {
+        const auto right = static_cast<double>(own[dataset_.label(images_[i])]);
+        losses[i] = std::log(sum) + scale * (most - right);
+        own_slope = mean / sum - right;
+      }
+      slope += shares[i] * own_slope;
+    }
+    return slope;
+  };
+  double low = std::log(kLeastScale), high = std::log(kMostScale);
+  for (int i = 0; i < kHalvings; ++i) {
+    const double middle = 0.5 * (low + high);
+    (at(std::exp(middle)) > 0 ? high : low) = middle;
+  }
+  at(std::exp(0.5 * (low + high)));
+  return losses;
+}
+
 Score Judge::measure(Execution& execution, const std::function<void()>& between, std::vector<Sure>* answers,
-                     std::vector<double>* losses) {
+                     std::vector<float>* logits) {
   struct OfClass {
     int64_t images = 0, right = 0;
     double losses = 0;
@@ -62,9 +112,8 @@ Score Judge::measure(Execution& execution, const std::function<void()>& between,
     const int right = samples_.right_answers(index, execution.logits());
     own.right += right;
     if (answers) answers->push_back({static_cast<float>(surest(execution.logits(), program_.classes)), right > 0});
-    const double loss = loss_of(execution, program_);
-    own.losses += loss;
-    if (losses) losses->push_back(loss);
+    own.losses += loss_of(execution, program_);
+    if (logits) logits->insert(logits->end(), execution.logits(), execution.logits() + program_.classes);
     between();
   }
   Score score;

@@ -54,11 +54,14 @@ class Judge {
 
   int64_t images() const { return static_cast<int64_t>(images_.size()); }
   // Of the parameters as they are; `between` is called behind each image.
-  // What is not null takes how sure each answer was, and each image's loss.
+  // What is not null takes how sure each answer was, and the logits [images][classes].
   Score measure(Execution& execution, const std::function<void()>& between, std::vector<Sure>* answers = nullptr,
-                std::vector<double>* losses = nullptr);
+                std::vector<float>* logits = nullptr);
   // Of images in a mean over classes; multi-label, over images.
   std::vector<double> shares() const;
+  // Of each image, of logits times the one number by which their mean, by shares, is least: some classifiers are as good as
+  // others and not as sure.
+  std::vector<double> scaled_losses(const std::vector<float>& logits) const;
   Mirrored mirrored(Execution& execution, const std::function<void()>& between);
 
  private:

@@ -231,16 +231,18 @@ class Training {
   // What the judge likes best: some way from the start to what was trained, or an earlier epoch.
   void choose() {
     std::vector<Score> scores;
-    std::vector<std::vector<double>> losses(shares_.size());
+    std::vector<std::vector<double>> losses;
     size_t best = 0;
     for (size_t i = 0; i < shares_.size(); ++i) {
       read_adapter(adapter_path(), *program_);
       if (shares_[i] < 1) blend(start_path(), shares_[i], *program_);
-      scores.push_back(judge_->measure(execution_, [&] { stop_if_asked(false); }, nullptr, &losses[i]));
+      std::vector<float> logits;
+      scores.push_back(judge_->measure(execution_, [&] { stop_if_asked(false); }, nullptr, &logits));
+      losses.push_back(judge_->scaled_losses(logits));
       if (scores[i].class_loss < scores[best].class_loss) best = i;
     }
+    if (first_pass_.towards) best = nearest(losses);
     const double least = scores[best].class_loss;
-    if (first_pass_.towards && shares_[best] > 0) best = nearest(losses, best);
     at_.share = shares_[best];
     at_.score = scores[best];
     const bool earlier = keeps_best_ && at_.best.class_loss < least;
@@ -256,8 +258,15 @@ class Training {
   }
 
   // Of a deployed classifier, which knows another place as well: the least share, if any, that is about as good as the best.
-  size_t nearest(const std::vector<std::vector<double>>& losses, size_t best) const {
+  // Its logits are as large as the images that it is pulled to call for; training smooths labels.
+  size_t nearest(const std::vector<std::vector<double>>& losses) const {
     const std::vector<double> shares = judge_->shares();
+    const auto mean = [&](size_t i) {
+      return mean_of(shares, 0, shares.size(), [&](size_t image) { return losses[i][image]; });
+    };
+    size_t best = 0;
+    for (size_t i = 1; i < losses.size(); ++i)
+      if (mean(i) < mean(best)) best = i;
     for (size_t i = 0; i < best; ++i)
       if (shares_[i] > 0 && within_error(losses[i], losses[best], shares, shares.size())) return i;
     return best;

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinytl_edge.runtime.images.batches import Batches
+from tinytl_edge.runtime.images.dataset import MULTI
 from tinytl_edge.runtime.images.mirrored import Mirrored
+from tinytl_edge.runtime.learning.scaled import scaled_losses
 
 from .measuring import evaluated, right, surest
-from .ort_session import OrtSession
+from .ort_session import Array, OrtSession
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,26 @@ class Judge:
         _, place, counts = np.unique(own, return_inverse=True, return_counts=True)
         return np.asarray(1 / (counts[place] * len(counts)))
 
+    def scaled_losses(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of each image, of logits [images, classes] times the one number by which their mean, by shares, is least."""
+        dataset = self._batches.dataset
+        if dataset.kind == MULTI:
+            targets = np.array([list(dataset.marks[image]) for image in self.images], np.float64)
+        else:
+            targets = np.eye(logits.shape[1])[[dataset.labels[image] for image in self.images]]
+        return scaled_losses(logits, targets, self.shares(), dataset.kind == MULTI)
+
     def measure(
         self,
         session: OrtSession,
         on_batch: Callable[[int, int], None],
         between: Callable[[], None],
         sure: list[tuple[float, bool]] | None = None,
-        each_loss: list[float] | None = None,
+        raw: list[Array] | None = None,
     ) -> Score:
         """Of the parameters as they are; `between` is called after each image.
 
-        `sure` takes how sure answers are, `each_loss` the loss of each image.
+        `sure` takes how sure answers are, `raw` the logits of each image.
         """
         losses, rights, classes = [], [], []
         for batch, loss, logits in evaluated(session, self._batches, 1, on_batch, self.images):
@@ -77,10 +88,10 @@ class Judge:
             rights.append(float(answer.mean()))
             if sure is not None:
                 sure.append((float(np.float32(surest(logits)[0])), bool(answer.any())))
+            if raw is not None:
+                raw.append(logits[0])
             classes.append(int(batch.labels[0]) if batch.labels.ndim == 1 else 0)
             between()
-        if each_loss is not None:
-            each_loss += losses
         by_class = [np.array(classes) == label for label in sorted(set(classes))]
         each = np.array([losses, rights])
         (loss, accuracy), of_classes = each.mean(1), np.mean([each[:, own].mean(1) for own in by_class], 0)

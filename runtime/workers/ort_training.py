@@ -238,13 +238,13 @@ class Training:
             self._load(ADAPTER)
             if share < 1:
                 self._blend(share)
-            each: list[float] = []
-            scores.append(judge.measure(self._session, _progress, self._end_if_asked, each_loss=each))
-            losses.append(np.array(each, np.float64))
+            logits: list[Array] = []
+            scores.append(judge.measure(self._session, _progress, self._end_if_asked, raw=logits))
+            losses.append(judge.scaled_losses(np.array(logits, np.float64)))
         best = min(range(len(scores)), key=lambda index: scores[index].class_loss)
+        if self._towards is not None:
+            best = self._nearest(losses)
         least = scores[best].class_loss
-        if self._towards is not None and self._shares[best] > 0:
-            best = self._nearest(losses, best)
         at.share, at.score = self._shares[best], scores[best]
         earlier = self._keeps_best and at.best.class_loss < least
         if earlier:
@@ -256,10 +256,14 @@ class Training:
         epoch = self._stage_of(last).epoch_of(last - 1) + 1
         emit("choice", share=at.share, epoch=epoch, **self._judged(self._start, self._score))
 
-    def _nearest(self, losses: list[NDArray[np.float64]], best: int) -> int:
-        """Of a deployed classifier, which knows another place, too: the least share, if any, that is about as good."""
+    def _nearest(self, losses: list[NDArray[np.float64]]) -> int:
+        """Of a deployed classifier, which knows another place, too: the least share, if any, that is about as good.
+
+        Its logits are as large as the images that it is pulled to call for; training smooths labels.
+        """
         assert self._judge is not None
         shares = self._judge.shares()
+        best = min(range(len(losses)), key=lambda index: float(shares @ losses[index]))
         about = (i for i in range(best) if self._shares[i] > 0 and within_error(losses[i], losses[best], shares))
         return next(about, best)
 

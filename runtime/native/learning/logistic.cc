@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "../errors.h"
 #include "labelled_rows.h"
 
 namespace tinytl {
@@ -47,6 +48,7 @@ std::vector<int64_t> both(const Logistic::Places& places) {
 Logistic::Logistic(const Rows& rows, const Places& places, const Truth& truth, const Linear& before, int64_t room)
     : multi_label_(truth.marks), classes_(before.classes()), own_(places.own.size()), keep_(places.keep),
       parts_(multi_label_ ? static_cast<double>(classes_) : 1), products_(rows, both(places), room) {
+  if (!std::isfinite(products_.mean_square())) fail(kData, "The network's features of these images are no numbers.");
   const std::vector<int64_t> chosen = both(places);
   before_.resize(chosen.size() * classes_);
   has_.resize(before_.size());

@@ -46,7 +46,8 @@ Features features_of(const Program& program, const Head& head, const Dataset& da
   execution.observe(nullptr);
   if (begin.features.empty()) return found;
   std::vector<bool> has_images(static_cast<size_t>(program.classes));
-  for (uint32_t i = 0; i < dataset.count() && !begin.of_all && begin.keep == 0; ++i) has_images[static_cast<size_t>(dataset.label(i))] = true;
+  const bool of_all = begin.of_all || begin.keep > 0;
+  for (uint32_t i = 0; i < dataset.count() && !of_all; ++i) has_images[static_cast<size_t>(dataset.label(i))] = true;
   const KeptFeatures others = KeptFeatures::open(begin.features, head.features(), program.classes);
   for (int64_t i = 0; i < others.count(); ++i) {
     if (has_images[static_cast<size_t>(others.label(i))]) continue;
