@@ -36,10 +36,12 @@ def keep_features(
     say("what it sees in images")
     with packed(manifest, folders, OF_A_CLASS, IN_ALL) as dataset:
         features, labels = features_and_labels(model, manifest, dataset, say)
-    usable = np.isfinite(features).all(1)
-    if usable.any():
+        fingerprints = list(dataset.fingerprints)
+    usable = np.flatnonzero(np.isfinite(features).all(1))
+    if len(usable):
         content, length = as_bfloat16(features[usable]), features.shape[1]
-        write_features(file, manifest.classes, labels[usable].tolist(), content, length)
+        bits = [fingerprints[image] for image in usable]
+        write_features(file, manifest.classes, labels[usable].tolist(), content, length, bits)
 
 
 def features_and_labels(

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinytl_edge.runtime.files.bundle import Bundle, Manifest
-from tinytl_edge.runtime.files.features import open_features
+from tinytl_edge.runtime.files.features import Features, open_features
 from tinytl_edge.runtime.files.run import FirstPass
 from tinytl_edge.runtime.images.dataset import SINGLE, Dataset
+from tinytl_edge.runtime.images.fingerprint import alike
 
 from .errors import DataError, UsageError
 from .options import KEEP, KEPT, ONE_PASS, TrainOptions
 from .wording import counted, list_names
+
+MOST_OTHERS = 256  # features of images of another place that a deployed classifier is fitted with
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,13 @@ def keeps_features(manifest: Manifest) -> bool:
 
 
 def plan_first_pass(
-    bundle: Bundle, known: int, options: TrainOptions, dataset: Dataset, kept: Path, gone: bool = False
+    bundle: Bundle,
+    known: int,
+    options: TrainOptions,
+    dataset: Dataset,
+    kept: Path,
+    gone: bool = False,
+    judged: Sequence[bytes] = (),
 ) -> Begin:
     """What to do before training begins.
 
@@ -49,6 +58,7 @@ def plan_first_pass(
         known: how many of them it knew before.
         kept: where features would be of images that are not at hand.
         gone: the dataset has none of the images that these features are of.
+        judged: fingerprints of further images, which are not to be learnt from.
 
     Raises:
         DataError: there are further classes, and nothing shows one of those before.
@@ -76,23 +86,31 @@ def plan_first_pass(
         return _begin_as_it_is(epochs)
     is_new = options.start == ONE_PASS
     pulled = is_new and manifest.classifier == KEPT and not new
-    keep = _share_of_kept(options, pulled and kept.is_file())
-    if keep:
-        count = len(open_features(kept, manifest.head.features).labels)
-        notes.append(_says_what_it_knew(count, keep))
-    features = str(kept.resolve()) if stands_in or keep else None
-    first = FirstPass(0 if is_new else known, features, gone, pulled, keep)
+    others: list[int] = []
+    if pulled and kept.is_file() and options.keep != 0:
+        others = of_another_place(open_features(kept, manifest.head.features), [*dataset.fingerprints, *judged])
+    if options.keep and not others:
+        raise UsageError(
+            "--keep is of images that the bundle was prepared with, other than these, where its classifier knows their "
+            "classes and training begins with one pass: there are none."
+        )
+    keep = (KEEP if options.keep is None else options.keep) if others else 0.0
+    if others:
+        notes.append(_says_what_it_knew(len(others), keep))
+    features = str(kept.resolve()) if stands_in or others else None
+    first = FirstPass(0 if is_new else known, features, gone, pulled, keep, tuple(others))
     alone = stands_in and options.epochs is None  # training would leave behind what the features were read by
     return Begin(first, 0 if alone else epochs, frozenset(stands_in), tuple(notes))
 
 
-def _share_of_kept(options: TrainOptions, are_there: bool) -> float:
-    if options.keep and not are_there:
-        raise UsageError(
-            "--keep is of images that the bundle was prepared with, where its classifier knows their classes and "
-            "training begins with one pass: there are none."
-        )
-    return (KEEP if options.keep is None else options.keep) if are_there else 0.0
+def of_another_place(features: Features, fingerprints: Sequence[bytes]) -> list[int]:
+    """The numbers of features of images that are none of those with these fingerprints: at most MOST_OTHERS of them."""
+    seen, found = len(fingerprints), []
+    for group in alike(enumerate([*fingerprints, *features.fingerprints])):
+        if group[0] >= seen:
+            found += [number - seen for number in group]
+    found.sort()
+    return found[:: max(-(-len(found) // MOST_OTHERS), 1)]
 
 
 def _begin_as_it_is(epochs: int) -> Begin:
@@ -103,8 +121,8 @@ def _begin_as_it_is(epochs: int) -> Begin:
 
 def _says_what_it_knew(images: int, keep: float) -> str:
     return (
-        f"Features kept of {counted(images, 'image')} that the bundle was prepared with, unless they are among these, "
-        f"say what the classifier knew: their share is {keep:.0%} (--keep)."
+        f"Features of {counted(images, 'image')} that the bundle was prepared with say what the classifier knew: their "
+        f"share is {keep:.0%} (--keep)."
     )
 
 

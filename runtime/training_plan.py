@@ -156,7 +156,7 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
             out = resumed.held_out
             first_pass = resumed.first_pass.inside(run.resolve()) if resumed.first_pass else None
         else:
-            begin = _begin(bundle, known, options, dataset, earlier)
+            begin = _begin(bundle, known, options, dataset, earlier, val_file)
             first_pass, options = begin.first_pass, replace(options, epochs=begin.epochs)
             judged = earlier.known(options.start or "") if earlier else Known()
             out = choose_held_out(options, dataset, validated, judged)
@@ -178,10 +178,16 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
     )  # fmt: skip
 
 
-def _begin(bundle: Bundle, known: int, options: TrainOptions, dataset: Dataset, earlier: Earlier | None) -> Begin:
+def _begin(
+    bundle: Bundle, known: int, options: TrainOptions, dataset: Dataset, earlier: Earlier | None, val_file: Path | None
+) -> Begin:
     """What comes first: features that stand in for images are those of the run that is begun with, or the bundle's."""
     if earlier is None or options.start != RUN_START:
-        return plan_first_pass(bundle, known, options, dataset, bundle.file(FEATURES))
+        judged: Sequence[bytes] = ()
+        if val_file is not None:
+            with open_dataset(val_file) as val:
+                judged = val.fingerprints
+        return plan_first_pass(bundle, known, options, dataset, bundle.file(FEATURES), judged=judged)
     return plan_first_pass(bundle, known, options, dataset, earlier.run.path / FEATURES, earlier.images is None)
 
 

@@ -23,7 +23,7 @@ from tinytl_edge.runtime.errors import DamagedFileError, InterruptedTrainingErro
 from tinytl_edge.runtime.files.bundle import open_bundle
 from tinytl_edge.runtime.files.features import open_features, which_to_keep
 from tinytl_edge.runtime.files.records import read_record
-from tinytl_edge.runtime.files.run import FirstPass
+from tinytl_edge.runtime.files.run import FirstPass, open_run
 from tinytl_edge.runtime.images.dataset import open_dataset
 from tinytl_edge.runtime.learning.kept_features import as_bfloat16, read_features
 from tinytl_edge.runtime.learning.known_classes import keep_known
@@ -163,7 +163,7 @@ def test_with_images_of_all_it_learns_as_ever(runtime: str, bundle: Path, photos
         "'owl' is a new class: the classifier tells 4 apart now, and there is room for 3 more."
     ]
     assert not said(tmp_path / "run", "warning")
-    assert FirstPass(**recorded(tmp_path / "run")["first_pass"]) == FirstPass(0)
+    assert open_run(tmp_path / "run").record.first_pass == FirstPass(0)
 
 
 def test_a_class_that_is_forgotten_is_not_lost(runtime: str, bundle: Path, photos: Path, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_run_learns_a_class_beside_its_images(runtime: str, run: Path, photos:
     train(run, photos / "owls", out=on, runtime=runtime, options=OPTIONS)
     told = said(on, "images")
     assert told[0] == "36 images of the run, and 8 further ones" and told[1].startswith("'owl' is a new class")
-    assert FirstPass(**recorded(on)["first_pass"]) == FirstPass(3)
+    assert open_run(on).record.first_pass == FirstPass(3)
     fits = one_passes(on)
     assert [fit["anew"] for fit in fits] == [False, True] and fits[1]["known"] == 36
     assert fits[1]["known_accuracy"] == fits[1]["known_accuracy_before"] == 1
@@ -415,6 +415,6 @@ def test_damaged_features_are_refused(bundle: Path, photos: Path, tmp_path: Path
     (tmp_path / "cut").write_bytes(content[:-3])
     with pytest.raises(DamagedFileError):
         open_features(tmp_path / "cut", 16)
-    (tmp_path / "label").write_bytes(content[: -1152 - 4] + b"\x09\0\0\0" + content[-1152:])
+    (tmp_path / "label").write_bytes(content[: -1440 - 4] + b"\x09\0\0\0" + content[-1440:])
     with pytest.raises(DamagedFileError, match="a label is none of its 3 classes"):
         open_features(tmp_path / "label", 16)

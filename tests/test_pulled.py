@@ -141,15 +141,6 @@ def test_what_is_kept_of_the_place_that_it_comes_from_is_not_unlearnt() -> None:
     assert both.kept == pytest.approx((1, there[1]), abs=0.06) and alone.kept is None
 
 
-def test_what_is_kept_of_the_same_images_says_nothing() -> None:
-    x, labels, before = problem(10, 3, 20, 8)
-    rounded = (x * (1 + 0.003 * np.random.default_rng(0).normal(size=x.shape))).astype(np.float32)
-    same = Kept(rounded[5:], labels[5:], 0.3)
-    alone, both = (fit_pulled(x, labels, before.astype(np.float64), kept) for kept in (None, same))
-    np.testing.assert_array_equal(alone.weight, both.weight)
-    assert both.kept is None
-
-
 def test_features_that_are_no_numbers_are_refused() -> None:
     x, labels, before = problem(5, 2, 3, 4)
     x[1, 2] = np.nan

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinytl_edge.runtime.errors import DamagedFileError
+from tinytl_edge.runtime.images.fingerprint import BYTES
 
 from .tensors import TensorFile, open_tensors, write_tensors
 
@@ -25,11 +26,13 @@ OF_A_CLASS, IN_ALL = 50, 2048  # images of which features are kept at most
 
 @dataclass(frozen=True)
 class Features:
-    """An opened file: bfloat16 `features` [images, features], `labels` i32 [images]; the classes' names."""
+    """An opened file: bfloat16 `features` [images, features], `labels` i32 [images]; the classes' names; a bundle's has
+    the images' fingerprints (u8 [images, 8]), a run's not."""
 
     tensors: TensorFile
     classes: tuple[str, ...]
     labels: tuple[int, ...]
+    fingerprints: tuple[bytes, ...]
 
     def shown(self) -> set[int]:
         """The labels of which there are any."""
@@ -65,7 +68,11 @@ def open_features(path: Path, features: int) -> Features:
         raise DamagedFileError(f"{path} is no file of features of tinytl-edge (version {VERSION}).")
     kinds = {name: (entry.dtype, entry.shape) for name, entry in tensors.entries.items()}
     count = kinds.get("labels", ("", (0,)))[1][0]
-    if kinds != {"labels": ("I32", (count,)), "features": ("BF16", (count, features))}:
+    told = kinds.pop("fingerprints", None)
+    if told not in (None, ("U8", (count, BYTES))) or kinds != {
+        "labels": ("I32", (count,)),
+        "features": ("BF16", (count, features)),
+    }:
         raise DamagedFileError(f"{path} is damaged: its features are not those of this network.")
     content = tensors.read("labels")
     labels = tuple(int.from_bytes(content[at : at + 4], "little", signed=True) for at in range(0, len(content), 4))
@@ -75,18 +82,29 @@ def open_features(path: Path, features: int) -> Features:
         raise DamagedFileError(f"{path} has damaged metadata.") from None
     if not all(0 <= label < len(classes) for label in labels):
         raise DamagedFileError(f"{path} is damaged: a label is none of its {len(classes)} classes.")
-    return Features(tensors, classes, labels)
+    bits = tensors.read("fingerprints") if told else b""
+    return Features(tensors, classes, labels, tuple(bits[at : at + BYTES] for at in range(0, len(bits), BYTES)))
 
 
-def write_features(path: Path, classes: Sequence[str], labels: Sequence[int], features: bytes, length: int) -> None:
-    """Write bfloat16 features [images, length], atomically.
+def write_features(
+    path: Path,
+    classes: Sequence[str],
+    labels: Sequence[int],
+    features: bytes,
+    length: int,
+    fingerprints: Sequence[bytes] = (),
+) -> None:
+    """Write bfloat16 features [images, length], atomically; with the images' fingerprints, where these are given.
 
     Raises:
         StorageError: it cannot be written.
     """
     numbers = b"".join(label.to_bytes(4, "little", signed=True) for label in labels)
+    tensors = [("labels", "I32", (len(labels),), numbers), ("features", "BF16", (len(labels), length), features)]
+    if fingerprints:
+        tensors.append(("fingerprints", "U8", (len(labels), BYTES), b"".join(fingerprints)))
     write_tensors(
         path,
-        [("labels", "I32", (len(labels),), numbers), ("features", "BF16", (len(labels), length), features)],
+        tensors,
         {"format": FORMAT, "version": VERSION, "classes": json.dumps(list(classes), ensure_ascii=False)},
     )

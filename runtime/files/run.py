@@ -61,8 +61,8 @@ class Result:
 class FirstPass:
     """`known_classes`: how many of the first classes keep of what the classifier had learnt of them; 0: it is new.
     `pulled`: it knows all of them, and is fitted with a pull towards what it is in the bundle.
-    `features`: the file of what stands in for images that are not at hand: `of_all` classes, or of those without; or
-    of the place that a pulled classifier comes from, with the share `keep`.
+    `features`: the file of what stands in for images that are not at hand: `of_all` classes, or of those without. Of a
+    pulled classifier those that `others` numbers are of the place that it comes from, and have the share `keep`.
     """
 
     known_classes: int
@@ -70,6 +70,7 @@ class FirstPass:
     of_all: bool = False
     pulled: bool = False
     keep: float = 0.0
+    others: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.known_classes < 0:

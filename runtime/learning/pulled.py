@@ -18,9 +18,8 @@ PULLS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)  # as shares of a sample's me
 _PULL_OF_FEW = 1e-3
 _FEW = 5  # samples of a class, on the mean
 _FOLDS = 5
-_MOST_JUDGED, _MOST_KEPT = 512, 256  # samples
+_MOST_JUDGED = 512  # samples
 _CLOSE, _CLOSE_ENOUGH = 1e-12, 1e-5  # to the least loss: of what comes out, of what is only compared
-_SAME = 0.01  # of a sample's squared length: so far apart samples of one image may lie
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,8 @@ def fit_pulled(
     """
     multi_label, own = labels.ndim == 2, len(features)
     if kept is not None:
-        others = _others(features, labels, kept)
-        others = others[_spread(len(others), _MOST_KEPT)]
-        features = np.concatenate([features, kept.features[others]])
-        labels = np.concatenate([labels, kept.labels[others]])
+        features = np.concatenate([features, kept.features])
+        labels = np.concatenate([labels, kept.labels])
     x = np.concatenate([features.astype(np.float64), np.ones((len(features), 1))], 1)
     if not np.isfinite(x).all():
         raise DataError("The network's features of these images are no numbers.")
@@ -72,16 +69,6 @@ def fit_pulled(
 def _spread(count: int, most: int) -> NDArray[np.int64]:
     """Numbers below `count` at equal distances, not more than `most`."""
     return np.arange(0, count, max(-(-count // most), 1))
-
-
-def _others(features: NDArray[np.float32], labels: NDArray[np.int64], kept: Kept) -> NDArray[np.int64]:
-    """The numbers of those kept that are of none of these images: a bundle may be prepared with what it learns from."""
-    found = []
-    for index, (one, label) in enumerate(zip(kept.features.astype(np.float64), kept.labels)):
-        apart = ((features[labels == label] - one) ** 2).sum(1)
-        if not len(apart) or apart.min() > _SAME * float(one @ one):
-            found.append(index)
-    return np.array(found, np.int64)
 
 
 def _choose_pull(samples: Logistic) -> tuple[float, dict[str, Any]]:

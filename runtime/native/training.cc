@@ -311,7 +311,7 @@ class Training {
     try_junk();
     if (!to_keep_.empty()) {
       FirstPass stood_in = course_.steps() > 0 ? FirstPass() : first_pass_;  // training changes what features are
-      stood_in.keep = 0;                                                     // of classes without images alone
+      stood_in.others.clear();                                               // of classes without images alone
       keep_features(*program_, dataset_, samples_, execution_, to_keep_, stood_in, run_, run_ + "/features.safetensors",
                     classes_, [&](uint32_t) { stop_if_asked(false); });
     }

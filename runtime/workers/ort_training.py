@@ -323,7 +323,7 @@ class Training:
 
     def _keep_features(self) -> None:
         """Of images, as the classifier reads them now; and those that stood in, where no training changed them."""
-        stood_in = None if self._steps or self._first_pass is None else replace(self._first_pass, keep=0)
+        stood_in = None if self._steps or self._first_pass is None else replace(self._first_pass, others=())
         features, labels, _ = self._features(self._to_keep, stood_in, lambda done: None)
         write_features(
             self._run / FEATURES, self._manifest.classes, labels.tolist(), as_bfloat16(features), features.shape[1]
@@ -353,7 +353,7 @@ class Training:
         first, smoothing = self._first_pass, self._options.label_smoothing
         fitted = fit_classifier(
             self._session, self._manifest, features, labels, first.known_classes, smoothing, self._towards,
-            stood_in if first.keep else 0, first.keep,
+            stood_in if first.others else 0, first.keep,
         )  # fmt: skip
         at = self._at
         at.sums, at.left_out, at.unknown = fitted.sums, fitted.found.accuracy, at.unknown or fitted.unknown
@@ -378,10 +378,13 @@ class Training:
         if first is not None and first.features is not None:
             assert self._manifest.head is not None
             kept, kept_labels = read_features(Path(first.features), self._manifest.head.features)
-            absent = ~np.isin(kept_labels, [] if first.of_all or first.keep else self._batches.dataset.labels)
-            rows.append(kept[absent])
-            labels.append(kept_labels[absent])
-            stood_in = int(absent.sum())
+            wanted = np.array(first.others, np.int64)
+            if not first.others:
+                absent = ~np.isin(kept_labels, [] if first.of_all else self._batches.dataset.labels)
+                wanted = np.flatnonzero(absent)
+            rows.append(kept[wanted])
+            labels.append(kept_labels[wanted])
+            stood_in = len(wanted)
         return np.concatenate(rows), np.concatenate(labels), stood_in
 
     def _blend(self, share: float) -> tuple[float, float]:

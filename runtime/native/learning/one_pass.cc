@@ -46,11 +46,13 @@ Features features_of(const Program& program, const Head& head, const Dataset& da
   execution.observe(nullptr);
   if (begin.features.empty()) return found;
   std::vector<bool> has_images(static_cast<size_t>(program.classes));
-  const bool of_all = begin.of_all || begin.keep > 0;
-  for (uint32_t i = 0; i < dataset.count() && !of_all; ++i) has_images[static_cast<size_t>(dataset.label(i))] = true;
+  for (uint32_t i = 0; i < dataset.count() && !begin.of_all; ++i) has_images[static_cast<size_t>(dataset.label(i))] = true;
   const KeptFeatures others = KeptFeatures::open(begin.features, head.features(), program.classes);
-  for (int64_t i = 0; i < others.count(); ++i) {
-    if (has_images[static_cast<size_t>(others.label(i))]) continue;
+  std::vector<int64_t> wanted = begin.others;
+  for (int64_t i = 0; i < others.count() && begin.others.empty(); ++i)
+    if (!has_images[static_cast<size_t>(others.label(i))]) wanted.push_back(i);
+  for (const int64_t i : wanted) {
+    if (i >= others.count()) fail(kDamaged, "%s has no image %lld.", begin.features.c_str(), static_cast<long long>(i));
     others.read(i, features.data());
     found.rows.append(features.data());
     found.labels.push_back(others.label(i));
@@ -63,7 +65,7 @@ Features features_of(const Program& program, const Head& head, const Dataset& da
 
 FirstPass FirstPass::of(const Job& job, const Program& program, const std::string& folder) {
   FirstPass first{static_cast<int>(job.integer("known_classes", 0, 1 << 20)), nullptr, job.optional_text("features"),
-                  job.flag("of_all"), job.number("keep", 0, 1)};
+                  job.flag("of_all"), job.number("keep", 0, 1), job.integers("others", 0, 1 << 20)};
   if (job.flag("pulled")) first.towards = write_linear(Head(program).rows(program), folder);
   return first;
 }
@@ -84,7 +86,7 @@ Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& sample
   Fitted fitted;
   if (begin.towards) {
     const Truth truth{&found.labels, program.multi_label ? &marks : nullptr};
-    const Kept kept{begin.keep > 0 ? found.stood_in : 0, begin.keep};
+    const Kept kept{begin.others.empty() ? 0 : found.stood_in, begin.keep};
     fitted.fit = fit_pulled(found.rows, truth, before, kept, terms, take);
     const auto answers = static_cast<double>(found.rows.count() * program.classes);
     fitted.accuracy_before = program.multi_label

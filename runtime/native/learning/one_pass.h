@@ -18,7 +18,8 @@ namespace tinytl {
 // What a fit begins with: how many of the first classes the classifier knows already (0: none, all rows are new), or the
 // rows that it is pulled towards as they are in the program, biases behind the weights (kept in `folder`); and a file of
 // features that stand in for images that are not at hand ("": there is none): of all classes, or of those of which the
-// dataset has none. Of a classifier that is pulled they are of the place where it comes from, and have the share `keep`.
+// dataset has none. Of a classifier that is pulled those that `others` numbers are of the place where it comes from, and have
+// the share `keep`.
 struct FirstPass {
   static FirstPass of(const Job& job, const Program& program, const std::string& folder);
 
@@ -27,6 +28,7 @@ struct FirstPass {
   std::string features;
   bool of_all = false;
   double keep = 0;
+  std::vector<int64_t> others;
 };
 
 struct Fitted {

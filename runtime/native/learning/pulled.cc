@@ -4,7 +4,6 @@
 #include <array>
 
 #include "../within_error.h"
-#include "labelled_rows.h"
 #include "logistic.h"
 
 namespace tinytl {
@@ -14,10 +13,9 @@ constexpr std::array kPulls{1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5};
 constexpr double kPullOfFew = 1e-3;
 constexpr size_t kFew = 5;  // samples of a class, on the mean
 constexpr size_t kFolds = 5;
-constexpr int64_t kMostJudged = 512, kMostOthers = 256;  // samples
+constexpr int64_t kMostJudged = 512;                   // samples
 constexpr double kClose = 1e-12, kCloseEnough = 1e-5;  // to the least loss: of what comes out, of what is only compared
-constexpr double kSame = 0.01;            // of a sample's squared length: so far apart samples of one image may lie
-constexpr int64_t kArrays = 10 + kFolds;  // [samples][classes], in memory at a time
+constexpr int64_t kArrays = 10 + kFolds;               // [samples][classes], in memory at a time
 
 using Doubles = Logistic::Doubles;
 
@@ -33,27 +31,6 @@ std::vector<int64_t> range(int64_t first, int64_t end) {
   std::vector<int64_t> rows;
   for (int64_t i = first; i < end; ++i) rows.push_back(i);
   return rows;
-}
-
-// Rows from `own` on that are of none of the images before: a bundle may be prepared with what it learns from.
-std::vector<int64_t> others(const Rows& rows, int64_t own, const std::vector<int32_t>& labels) {
-  const auto width = static_cast<size_t>(rows.width());
-  std::vector<float> one(width), other(width);
-  std::vector<int64_t> found;
-  for (int64_t i = own; i < rows.count(); ++i) {
-    rows.read(i, 1, one.data());
-    const double same = kSame * dot(one.data(), one.data(), rows.width());
-    bool is_there = false;
-    for (int64_t j = 0; j < own && !is_there; ++j) {
-      if (labels[static_cast<size_t>(j)] != labels[static_cast<size_t>(i)]) continue;
-      rows.read(j, 1, other.data());
-      double apart = 0;
-      for (size_t k = 0; k < width; ++k) apart += static_cast<double>(one[k] - other[k]) * static_cast<double>(one[k] - other[k]);
-      is_there = apart <= same;
-    }
-    if (!is_there) found.push_back(i);
-  }
-  return found;
 }
 
 // The logits of each fold by a fit to the others, which begins with its part, and leaves there what it finds.
@@ -115,8 +92,7 @@ LinearFit fit_pulled(const Rows& rows, const Truth& truth, const Linear& before,
   const int64_t room = terms.room / 2, a_sample = kArrays * static_cast<int64_t>(classes * sizeof(double));
   const int64_t most = std::max<int64_t>(room / a_sample, 2);
   const std::vector<int64_t> here = range(0, rows.count() - kept.count);
-  std::vector<int64_t> there;
-  if (kept.count) there = spread(others(rows, rows.count() - kept.count, *truth.labels), std::min(most / 2, kMostOthers));
+  const std::vector<int64_t> there = spread(range(rows.count() - kept.count, rows.count()), most / 2);
   const int64_t left = most - static_cast<int64_t>(there.size());
   LinearFit found;
   choose_pull(Logistic(rows, {spread(here, std::min(left, kMostJudged)), there, kept.share}, truth, before, room), truth.marks,
