@@ -112,7 +112,7 @@ class Logistic:
         along = np.zeros_like(logits) if along is None else along
         if self.multi_label:
             classes = logits.shape[1]
-            chances = 1 / (1 + np.exp(-logits))
+            chances = 0.5 * (1 + np.tanh(0.5 * logits))
             return (chances - self.targets) / classes, (chances * (1 - chances) * along**2).sum(1) / classes
         chances = np.exp(logits - _log_sum(logits)[:, None])
         mean = (chances * along).sum(1)

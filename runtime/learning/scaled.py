@@ -31,7 +31,7 @@ def _losses(logits: Array, targets: Array, scale: float, multi_label: bool) -> t
     """And their slopes by the scale, [samples]."""
     scaled = scale * logits
     if multi_label:
-        chances = 1 / (1 + np.exp(-scaled))
+        chances = 0.5 * (1 + np.tanh(0.5 * scaled))
         return (np.logaddexp(0, scaled) - targets * scaled).mean(1), (logits * (chances - targets)).mean(1)
     powers = np.exp(scaled - scaled.max(1, keepdims=True))
     chances = powers / powers.sum(1, keepdims=True)
