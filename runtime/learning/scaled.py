@@ -1,4 +1,4 @@
-"""Losses of classifiers of which some are surer than others: runtime/native/judge.h in numpy."""
+"""Losses of classifiers of which some are surer than others: runtime/native/scaled.h in numpy."""
 
 from __future__ import annotations
 

@@ -4,15 +4,9 @@
 #include <cmath>
 #include <utility>
 
-#include "learning/marks.h"
+#include "scaled.h"
 
 namespace tinytl {
-namespace {
-
-constexpr double kLeastScale = 0.05, kMostScale = 20;  // of logits
-constexpr int kHalvings = 30;
-
-}  // namespace
 
 void write_score(json::Writer& out, const char* name, const Score& score) {
   out.begin_array(name);
@@ -55,45 +49,17 @@ std::vector<double> Judge::shares() const {
   return found;
 }
 
-std::vector<double> Judge::scaled_losses(const std::vector<float>& logits) const {
+std::vector<double> Judge::losses_at_best_scale(const std::vector<float>& logits) const {
+  std::vector<uint8_t> has(logits.size());
   const auto classes = static_cast<size_t>(program_.classes);
-  const std::vector<double> shares = this->shares();
-  std::vector<double> losses(images_.size());
-  // Returns the slope of the mean by the scale.
-  const auto at = [&](double scale) {
-    double slope = 0;
-    for (size_t i = 0; i < images_.size(); ++i) {
-      const float* own = &logits[i * classes];
-      const double most = static_cast<double>(*std::max_element(own, own + classes));
-      double sum = 0, mean = 0, own_slope = 0;
-      losses[i] = 0;
-      for (size_t c = 0; c < classes; ++c) {
-        const auto logit = static_cast<double>(own[c]);
-        const double power = std::exp(scale * (logit - most));
-        sum += power;
-        mean += power * logit;
-        if (program_.multi_label) {
-          const bool has = dataset_.marks(images_[i])[c] != 0;
-          losses[i] += softplus(has ? -scale * logit : scale * logit) / static_cast<double>(classes);
-          own_slope += logit * (1 / (1 + std::exp(-scale * logit)) - has) / static_cast<double>(classes);
-        }
-      }
-      if (!program_.multi_label) {
-        const auto right = static_cast<double>(own[dataset_.label(images_[i])]);
-        losses[i] = std::log(sum) + scale * (most - right);
-        own_slope = mean / sum - right;
-      }
-      slope += shares[i] * own_slope;
-    }
-    return slope;
-  };
-  double low = std::log(kLeastScale), high = std::log(kMostScale);
-  for (int i = 0; i < kHalvings; ++i) {
-    const double middle = 0.5 * (low + high);
-    (at(std::exp(middle)) > 0 ? high : low) = middle;
+  for (size_t i = 0; i < images_.size(); ++i) {
+    uint8_t* own = &has[i * classes];
+    if (program_.multi_label)
+      std::copy_n(dataset_.marks(images_[i]), classes, own);
+    else
+      own[dataset_.label(images_[i])] = 1;
   }
-  at(std::exp(0.5 * (low + high)));
-  return losses;
+  return scaled_losses(logits, has, shares(), program_.multi_label);
 }
 
 Score Judge::measure(Execution& execution, const std::function<void()>& between, std::vector<Sure>* answers,

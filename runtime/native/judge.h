@@ -59,9 +59,8 @@ class Judge {
                 std::vector<float>* logits = nullptr);
   // Of images in a mean over classes; multi-label, over images.
   std::vector<double> shares() const;
-  // Of each image, of logits times the one number by which their mean, by shares, is least: some classifiers are as good as
-  // others and not as sure.
-  std::vector<double> scaled_losses(const std::vector<float>& logits) const;
+  // Of each image, by its logits: some classifiers are as good as others and not as sure.
+  std::vector<double> losses_at_best_scale(const std::vector<float>& logits) const;
   Mirrored mirrored(Execution& execution, const std::function<void()>& between);
 
  private:

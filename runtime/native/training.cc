@@ -238,7 +238,7 @@ class Training {
       if (shares_[i] < 1) blend(start_path(), shares_[i], *program_);
       std::vector<float> logits;
       scores.push_back(judge_->measure(execution_, [&] { stop_if_asked(false); }, nullptr, &logits));
-      losses.push_back(judge_->scaled_losses(logits));
+      losses.push_back(judge_->losses_at_best_scale(logits));
       if (scores[i].class_loss < scores[best].class_loss) best = i;
     }
     if (first_pass_.towards) best = nearest(losses);

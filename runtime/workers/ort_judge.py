@@ -60,7 +60,7 @@ class Judge:
         _, place, counts = np.unique(own, return_inverse=True, return_counts=True)
         return np.asarray(1 / (counts[place] * len(counts)))
 
-    def scaled_losses(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    def losses_at_best_scale(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         """Of each image, of logits [images, classes] times the one number by which their mean, by shares, is least."""
         dataset = self._batches.dataset
         if dataset.kind == MULTI:

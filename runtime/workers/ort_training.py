@@ -240,7 +240,7 @@ class Training:
                 self._blend(share)
             logits: list[Array] = []
             scores.append(judge.measure(self._session, _progress, self._end_if_asked, raw=logits))
-            losses.append(judge.scaled_losses(np.array(logits, np.float64)))
+            losses.append(judge.losses_at_best_scale(np.array(logits, np.float64)))
         best = min(range(len(scores)), key=lambda index: scores[index].class_loss)
         if self._towards is not None:
             best = self._nearest(losses)

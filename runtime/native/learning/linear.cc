@@ -35,10 +35,10 @@ Seen look(const Linear& linear, const Rows& rows, const std::vector<int32_t>& la
   Seen seen;
   std::vector<double> logits(linear.classes());
   std::vector<float> row(static_cast<size_t>(rows.width()));
-  for (int64_t i = 0; i < rows.count(); ++i) {
-    const auto own = static_cast<size_t>(labels[static_cast<size_t>(i)]);
+  for (size_t i = 0; i < labels.size(); ++i) {
+    const auto own = static_cast<size_t>(labels[i]);
     if (own >= linear.classes()) continue;
-    rows.read(i, 1, row.data());
+    rows.read(static_cast<int64_t>(i), 1, row.data());
     for (size_t c = 0; c < logits.size(); ++c)
       logits[c] = static_cast<double>(linear.bias[c]) + dot(linear.row(c), row.data(), linear.features);
     const auto likeliest = std::max_element(logits.begin(), logits.end());
@@ -53,12 +53,6 @@ Seen look(const Linear& linear, const Rows& rows, const std::vector<int32_t>& la
     seen.first_correct += right && own < first_classes;
   }
   return seen;
-}
-
-double accuracy(const Linear& linear, const Rows& rows, const std::vector<int32_t>& labels, int64_t samples) {
-  std::vector<int32_t> some(labels);  // a class that there is not is passed over
-  std::fill(some.begin() + samples, some.end(), static_cast<int32_t>(linear.classes()));
-  return static_cast<double>(look(linear, rows, some, 0).correct) / static_cast<double>(samples);
 }
 
 Seen look(const Linear& linear, const Rows& rows, const Marks& marks) {

@@ -30,7 +30,7 @@ struct Linear {
 std::unique_ptr<Rows> write_linear(const Linear& linear, const std::string& folder);
 Linear read_linear(const Rows& rows, int64_t features);
 
-// Of all samples: sums, the range of all logits, and how many there are of the first classes and how many are right.
+// Of all samples, of rows the first that there are labels for: sums, the range of all logits, and how many there are of the first classes and how many are right.
 struct Seen {
   double losses = 0;
   int64_t correct = 0;
@@ -38,7 +38,6 @@ struct Seen {
   int64_t of_first = 0, first_correct = 0;
 };
 Seen look(const Linear& linear, const Rows& rows, const std::vector<int32_t>& labels, size_t first_classes);
-double accuracy(const Linear& linear, const Rows& rows, const std::vector<int32_t>& labels, int64_t samples);  // of the first
 // Multi-label: means over labels, but every label is an answer; none is of the first.
 Seen look(const Linear& linear, const Rows& rows, const Marks& marks);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../footprint.h"
+#include "../judge.h"
 #include "discriminant.h"
 #include "head.h"
 #include "kept_features.h"
@@ -88,10 +89,9 @@ Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& sample
     const Truth truth{&found.labels, program.multi_label ? &marks : nullptr};
     const Kept kept{begin.others.empty() ? 0 : found.stood_in, begin.keep};
     fitted.fit = fit_pulled(found.rows, truth, before, kept, terms, take);
-    const auto answers = static_cast<double>(found.rows.count() * program.classes);
-    fitted.accuracy_before = program.multi_label
-                                 ? static_cast<double>(look(before, found.rows, marks).correct) / answers
-                                 : accuracy(before, found.rows, found.labels, found.rows.count() - kept.count);
+    const std::vector<int32_t> here(found.labels.begin(), found.labels.end() - kept.count);
+    const Seen seen = program.multi_label ? look(before, found.rows, marks) : look(before, found.rows, here, 0);
+    fitted.accuracy_before = share_of(seen.correct, found.rows.count() - kept.count, samples.answers());
   } else if (program.multi_label) {
     fitted.fit = fit_labels(found.rows, marks, terms, take);
   } else {

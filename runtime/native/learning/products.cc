@@ -25,7 +25,7 @@ Products::Products(const Rows& rows, const std::vector<int64_t>& chosen, int64_t
     for (size_t i = 0; i < size; ++i)
       mean_square_ += product(&block[i * width_], &block[i * width_], width_) / static_cast<double>(samples());
   }
-  if (bytes(samples()) <= room) keep();
+  if (static_cast<int64_t>(samples() * samples() * sizeof(double)) <= room) keep();
 }
 
 void Products::keep() {

@@ -13,8 +13,6 @@ class Products {
   // Of the samples chosen of `rows`, kept where that takes no more than `room` bytes, otherwise computed again and again.
   Products(const Rows& rows, const std::vector<int64_t>& chosen, int64_t room);
 
-  // Of so many samples, to keep.
-  static int64_t bytes(size_t samples) { return static_cast<int64_t>(samples * samples * sizeof(double)); }
   size_t samples() const { return chosen_.size(); }
   double mean_square() const { return mean_square_; }  // a sample's product with itself
   // out = products in, both [samples][columns].
