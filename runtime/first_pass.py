@@ -68,11 +68,13 @@ def plan_first_pass(
     if manifest.head is None or not can_be_fitted(manifest):
         return _begin_as_it_is(epochs)
     seen = {label for label, count in enumerate(dataset.counts()) if count}
+    new = manifest.classes[known:]
+    is_new = options.start == ONE_PASS
+    pulled = is_new and manifest.classifier == KEPT and not new
     stands_in: tuple[int, ...] = ()
-    if (gone or len(seen) < manifest.class_count) and kept.is_file():
+    if not pulled and (gone or len(seen) < manifest.class_count) and kept.is_file():
         labels = open_features(kept, manifest.head.features).labels
         stands_in = tuple(label for label in labels if gone or label not in seen)
-    new = manifest.classes[known:]
     if new and not ((seen | set(stands_in)) & set(range(known))):
         raise DataError(
             f"There are images of {list_names(new)} alone, which the model does not know yet, and nothing that shows "
@@ -84,8 +86,6 @@ def plan_first_pass(
         notes.append(_stands_in(manifest.classes, stands_in, gone))
     if options.start != ONE_PASS and not new and not stands_in:
         return _begin_as_it_is(epochs)
-    is_new = options.start == ONE_PASS
-    pulled = is_new and manifest.classifier == KEPT and not new
     others: list[int] = []
     if pulled and kept.is_file() and options.keep != 0:
         others = of_another_place(open_features(kept, manifest.head.features), [*dataset.fingerprints, *judged])
@@ -99,8 +99,13 @@ def plan_first_pass(
         notes.append(_says_what_it_knew(len(others), keep))
     features = str(kept.resolve()) if stands_in or others else None
     first = FirstPass(0 if is_new else known, features, gone, pulled, keep, tuple(others))
-    alone = stands_in and options.epochs is None  # training would leave behind what the features were read by
-    return Begin(first, 0 if alone else epochs, frozenset(stands_in), tuple(notes))
+    stays = pulled and manifest.labels == SINGLE
+    stay = [label for label in range(manifest.class_count) if stays and label not in seen]
+    if options.epochs is None and stay:
+        notes.append(_stay([manifest.classes[label] for label in stay]))
+    # Training would leave behind what the features were read by, and what is known of classes without images.
+    alone = options.epochs is None and (stands_in or stay)
+    return Begin(first, 0 if alone else epochs, frozenset((*stands_in, *stay) if alone else stands_in), tuple(notes))
 
 
 def of_another_place(features: Features, fingerprints: Sequence[bytes]) -> list[int]:
@@ -117,6 +122,13 @@ def _begin_as_it_is(epochs: int) -> Begin:
     if not epochs:
         raise UsageError("--epochs 0 fits the classifier in one pass and stops there: say --start one-pass.")
     return Begin(None, epochs)
+
+
+def _stay(names: Sequence[str]) -> str:
+    return (
+        f"There are no images here of {list_names(names)}: what is known of them stays as it is, and the classifier "
+        "alone is fitted, unless --epochs says more."
+    )
 
 
 def _says_what_it_knew(images: int, keep: float) -> str:

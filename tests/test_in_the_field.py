@@ -96,6 +96,18 @@ def test_images_that_it_was_prepared_with_do_not_count_twice(place: Path, tmp_pa
 
 
 @needs_trainer
+@pytest.mark.parametrize("keep", [0, 0.3])
+def test_what_is_known_of_classes_without_images_stays(keep: float, place: Path, tmp_path: Path) -> None:
+    make_images(tmp_path / "some", {"cat": 12, "dog": 0, "fox": 0}, seed=7)
+    ok("train", place / "bundle", "--data", tmp_path / "some", "--keep", keep, "--out", tmp_path / "run")
+    said = [event["message"] for event in events(tmp_path / "run") if event["event"] in ("images", "warning")]
+    assert any(message.startswith("There are no images here of 'dog', 'fox': what is known") for message in said)
+    assert not any("may unlearn" in message for message in said)
+    assert events(tmp_path / "run")[-1]["steps"] == 0
+    assert evaluate(tmp_path / "run", place / "old-test")["accuracy"] == 1
+
+
+@needs_trainer
 def test_a_bundle_that_was_shown_no_images_has_nothing_to_keep(place: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     ok("prepare", place / "model.onnx", "--classes", ",".join(CLASSES), "--out", bundle)

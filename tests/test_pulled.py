@@ -119,13 +119,15 @@ def test_samples_of_a_place_that_it_does_not_know_weaken_the_pull() -> None:
     assert np.mean([right for _, right in found.answers]) == pytest.approx(found.accuracy)
 
 
-def test_rows_of_classes_without_samples_stay_in_their_place() -> None:
-    """They lose only what samples of others take from them."""
+def test_what_is_known_of_classes_without_samples_stays() -> None:
     x, labels, before = problem(4, 5, 30, 12)
     some = labels != 2
     found = fit_pulled(x[some], labels[some], before.astype(np.float64))
+    np.testing.assert_array_equal(found.weight[2], before[2, :-1])
     moved = np.linalg.norm(found.weight - before[:, :-1], axis=1)
-    assert moved[2] < moved[[0, 1, 3, 4]].min()
+    assert moved[[0, 1, 3, 4]].min() > 0
+    alone = fit_pulled(x[labels == 1], labels[labels == 1], before.astype(np.float64))
+    np.testing.assert_array_equal(alone.weight, before[:, :-1])
 
 
 def test_what_is_kept_of_the_place_that_it_comes_from_is_not_unlearnt() -> None:
@@ -169,9 +171,10 @@ def test_the_native_trainer_finds_the_same(native: NativeFit, problem: Problem) 
     np.testing.assert_allclose([p for p, _ in got.answers], [p for p, _ in wanted.answers], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("each", "others"), [(12, 60), (2, 9), (3, 300)])
-def test_the_native_trainer_keeps_the_same(native: NativeFit, each: int, others: int) -> None:
+@pytest.mark.parametrize(("each", "others", "shown"), [(12, 60, 3), (2, 9, 3), (3, 300, 3), (12, 60, 2), (6, 20, 1)])
+def test_the_native_trainer_keeps_the_same(native: NativeFit, each: int, others: int, shown: int) -> None:
     x, labels, before = problem(11, 3, 40, each)
+    x, labels = x[labels < shown], labels[labels < shown]
     kept = elsewhere(12, np.arange(others) % 3, 40, 0.3)
     wanted = fit_pulled(x, labels, before.astype(np.float64), kept)
     got = fitted(native, x, labels, before, kept=kept)

@@ -9,14 +9,15 @@ from .linear_fit import Array
 
 _MOST_ROUNDS, _MOST_TRIES = 500, 20
 _STRAIGHT = 1e-3  # of a slope, what is left of it where a step ends
+_HIDDEN = -1e9  # a logit that has no part in anything
 
 
 class Logistic:
     """Samples x [samples, features], the logits that they have before [samples, classes], and what these are to say.
 
     The first `own` are of this place; others, of the place that the classifier comes from, have the share `keep` in a
-    mean. The rows that are added to the classifier are sums of samples, found.T @ x: found [samples, classes] is what
-    is looked for.
+    mean. Of a place only the classes that it shows are told from each other: what is known of others stays. The rows
+    that are added to the classifier are sums of samples, found.T @ x: found [samples, classes] is what is looked for.
     """
 
     def __init__(self, x: Array, before: Array, targets: Array, multi_label: bool, own: int, keep: float) -> None:
@@ -24,6 +25,9 @@ class Logistic:
         self._keep = keep if own < len(x) else 0.0
         self._products = x @ x.T
         self._scale = float(np.trace(self._products)) / len(x)
+        self._hidden = np.zeros_like(before)  # added to logits
+        for place in () if multi_label else (slice(own), slice(own, None)):
+            self._hidden[place, ~targets[place].any(0)] = _HIDDEN
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -53,7 +57,7 @@ class Logistic:
         """Cross-entropies [samples]; multi-label, the mean over labels."""
         if self.multi_label:
             return np.asarray((np.logaddexp(0, logits) - self.targets * logits).mean(1))
-        return np.asarray(_log_sum(logits) - (self.targets * logits).sum(1))
+        return np.asarray(_log_sum(logits + self._hidden) - (self.targets * logits).sum(1))
 
     def right(self, logits: Array) -> NDArray[np.bool_]:
         """Which answers are right: [samples, 1], or multi-label [samples, classes]."""
@@ -114,6 +118,7 @@ class Logistic:
             classes = logits.shape[1]
             chances = 0.5 * (1 + np.tanh(0.5 * logits))
             return (chances - self.targets) / classes, (chances * (1 - chances) * along**2).sum(1) / classes
+        logits = logits + self._hidden
         chances = np.exp(logits - _log_sum(logits)[:, None])
         mean = (chances * along).sum(1)
         return chances - self.targets, (chances * (along - mean[:, None]) ** 2).sum(1)

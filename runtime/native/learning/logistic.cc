@@ -30,13 +30,6 @@ void add(Doubles& a, double share, const Doubles& b) {
   for (size_t i = 0; i < a.size(); ++i) a[i] += share * b[i];
 }
 
-double log_sum(const double* logits, size_t count) {
-  const double most = *std::max_element(logits, logits + count);
-  double sum = 0;
-  for (size_t c = 0; c < count; ++c) sum += std::exp(logits[c] - most);
-  return most + std::log(sum);
-}
-
 std::vector<int64_t> both(const Logistic::Places& places) {
   std::vector<int64_t> all = places.own;
   all.insert(all.end(), places.others.begin(), places.others.end());
@@ -60,6 +53,20 @@ Logistic::Logistic(const Rows& rows, const Places& places, const Truth& truth, c
       has_[i * classes_ + c] = truth.has(chosen[i], c);
     }
   }
+  each_place([&](size_t first, size_t end, double) {
+    std::vector<bool>& shown = first == 0 ? shown_here_ : shown_there_;
+    shown.assign(classes_, multi_label_);
+    for (size_t i = first; i < end && !multi_label_; ++i) shown[label(i)] = true;
+  });
+}
+
+double Logistic::log_sum(const double* logits, const std::vector<bool>& of) const {
+  double most = -std::numeric_limits<double>::infinity(), sum = 0;
+  for (size_t c = 0; c < classes_; ++c)
+    if (of[c]) most = std::max(most, logits[c]);
+  for (size_t c = 0; c < classes_; ++c)
+    if (of[c]) sum += std::exp(logits[c] - most);
+  return most + std::log(sum);
 }
 
 std::vector<size_t> Logistic::folds(size_t count) const {
@@ -126,7 +133,7 @@ Doubles Logistic::losses(const Doubles& logits) const {
   Doubles found(count());
   for (size_t i = 0; i < count(); ++i) {
     const double* own = &logits[i * classes_];
-    found[i] = multi_label_ ? 0 : log_sum(own, classes_);
+    found[i] = multi_label_ ? 0 : log_sum(own, shown(i));
     for (size_t c = 0; c < classes_; ++c) {
       if (multi_label_) found[i] += softplus(own[c]) / parts_;
       if (has_[i * classes_ + c]) found[i] -= own[c] / parts_;
@@ -145,7 +152,7 @@ double Logistic::right(size_t sample, const Doubles& logits) const {
 
 double Logistic::surest(size_t sample, const Doubles& logits) const {
   const double* own = &logits[sample * classes_];
-  return std::exp(*std::max_element(own, own + classes_) - log_sum(own, classes_));
+  return std::exp(*std::max_element(own, own + classes_) - log_sum(own, std::vector<bool>(classes_, true)));
 }
 
 size_t Logistic::label(size_t sample) const {
@@ -156,8 +163,11 @@ size_t Logistic::label(size_t sample) const {
 
 double Logistic::slope(size_t sample, const double* logits, const double* along, double* slopes) const {
   double mean = 0, curve = 0;
-  const double sum = multi_label_ ? 0 : log_sum(logits, classes_);
+  const std::vector<bool>& shown = this->shown(sample);
+  const double sum = multi_label_ ? 0 : log_sum(logits, shown);
   for (size_t c = 0; c < classes_; ++c) {
+    slopes[c] = 0;
+    if (!shown[c]) continue;
     const double chance = multi_label_ ? 1 / (1 + std::exp(-logits[c])) : std::exp(logits[c] - sum);
     slopes[c] = (chance - has_[sample * classes_ + c]) / parts_;
     if (!along) continue;

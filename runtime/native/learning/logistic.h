@@ -61,6 +61,8 @@ class Logistic {
     visit(own_, count(), keep_);
   }
   size_t label(size_t sample) const;
+  const std::vector<bool>& shown(size_t sample) const { return sample < own_ ? shown_here_ : shown_there_; }
+  double log_sum(const double* logits, const std::vector<bool>& of) const;
   // Of a sample's loss by its logits; its curvature along a direction of logits, where there is one.
   double slope(size_t sample, const double* logits, const double* along, double* slopes) const;
   void all_slopes(const Doubles& added, const Doubles& shares, Doubles& out) const;
@@ -72,6 +74,7 @@ class Logistic {
   const double parts_;  // labels that a loss is the mean of
   Doubles before_;      // logits
   std::vector<uint8_t> has_;
+  std::vector<bool> shown_here_, shown_there_;  // classes of which there are samples; multi-label, all
   const Products products_;
 };
 

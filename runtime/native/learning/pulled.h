@@ -12,7 +12,8 @@ namespace tinytl {
 //
 //   sum over samples of share cross-entropy(W x) + pull q / 2 |W - W_before|^2,   q = mean of |x|^2,
 //
-// is least; every class that there are samples of has the same share. What a row gains is a sum of samples (Schoelkopf,
+// is least; every class that there are samples of has the same share, and is told from these alone: what is known of classes
+// without samples stays. What a row gains is a sum of samples (Schoelkopf,
 // Herbrich and Smola, A generalized representer theorem, 2001), so that only their shares in it are looked for, by
 // conjugate gradients on the products of samples with each other: no feature is read again for that.
 //
