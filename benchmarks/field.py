@@ -6,10 +6,11 @@
 
 DEPLOYED is a folder that benchmarks/deployed.py has written, FIELD one with field_train/ and field_test/. Each file is
 prepared with so many images of each class from field_train, and trained on them; what comes of it is judged on
-field_test and on the images of the old place. A method is one of `prepare --train`, or "one-pass": the classifier
-alone, `train --epochs 0`. With --with-old-place the file is prepared with the images of the old place that it has
-learnt from, of which the bundle keeps features. What lies in --out already is not run again. Prints a Markdown table:
-accuracy in the field and in the old place, the peak memory of the training (of all its processes), and its seconds.
+field_test and on the images of the old place. A method is one of `prepare --train`; "one-pass": the classifier alone,
+`train --epochs 0`; or "unlabelled": the images without their labels, which takes --with-old-place. With that the file
+is prepared with the images of the old place that it has learnt from, of which the bundle keeps features. What lies in
+--out already is not run again. Prints a Markdown table: accuracy in the field and in the old place, the peak memory of
+the training (of all its processes), and its seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ONE_PASS = "one-pass"
+ONE_PASS, UNLABELLED = "one-pass", "unlabelled"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def prepared(case: Case, method: str, images: Path, out: Path) -> Path:
     """The bundle of a deployed file, for a method, prepared with images."""
     bundle = out / f"bundle-{case.name}-{method}-{images.name}"
     if not (bundle / "manifest.json").exists():
-        trains = "last" if method == ONE_PASS else method
+        trains = "last" if method in (ONE_PASS, UNLABELLED) else method
         tinytl("prepare", case.deployed / case.file, "--data", images, "--labels", case.deployed / "labels.txt",
                "--train", trains, "--out", bundle, "--json")  # fmt: skip
     return bundle
@@ -90,9 +91,13 @@ def adapt(
     run = out / f"{case.name}-{method}-{each}-{seed}{how_else}-run"
     record = run / "run.json"
     if not record.exists() or "result" not in json.loads(record.read_text()):
-        how = ["--start", ONE_PASS, "--epochs", 0] if method == ONE_PASS else []
+        how: list[object] = ["--data", images, "--seed", seed, *more]
+        if method == UNLABELLED:
+            how = ["--unlabelled", images]
+        elif method == ONE_PASS:
+            how += ["--start", ONE_PASS, "--epochs", 0]
         begin = time.perf_counter()
-        tinytl("train", bundle, "--data", images, "--out", run, "--threads", 1, "--seed", seed, "--json", *how, *more)
+        tinytl("train", bundle, "--out", run, "--threads", 1, "--json", *how)
         (run / "seconds.json").write_text(json.dumps(time.perf_counter() - begin))
     memory: dict[str, Any] = json.loads(record.read_text())["result"]["memory"]
     return {

@@ -98,7 +98,7 @@ def plan_first_pass(
     if others:
         notes.append(_says_what_it_knew(len(others), keep))
     features = str(kept.resolve()) if stands_in or others else None
-    first = FirstPass(0 if is_new else known, features, gone, pulled, keep, tuple(others))
+    first = FirstPass(0 if is_new else known, features, gone, pulled=pulled, keep=keep, others=tuple(others))
     stays = pulled and manifest.labels == SINGLE
     stay = [label for label in range(manifest.class_count) if stays and label not in seen]
     if options.epochs is None and stay:

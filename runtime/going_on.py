@@ -54,6 +54,11 @@ def open_earlier(run: Run) -> Earlier:
     record = run.record
     if record.status != "done":
         raise UsageError(f"{run.path} did not come to its end ({record.status}): go on with --resume --out {run.path}.")
+    if record.first_pass is not None and record.first_pass.aligned:
+        raise UsageError(
+            f"{run.path} was aligned with images without labels: with labelled ones train its bundle, "
+            f"{run.bundle.path}."
+        )
     adapter = run.adapter()
     images = _file(run, record.data)
     if images is not None:

@@ -131,7 +131,7 @@ class ProgressReport:
 
     def __call__(self, event: Event) -> None:
         kind = event["event"]
-        if kind in ("start", "one_pass", "epoch", "choice", "warning"):
+        if kind in ("start", "one_pass", "aligned", "epoch", "choice", "warning"):
             self._said = time.monotonic()
         if kind == "images":
             self._line.say(event["message"])
@@ -159,6 +159,9 @@ class ProgressReport:
             self._line.show(self._status)
         elif kind == "one_pass":
             self._say_one_pass(event)
+        elif kind == "aligned":
+            self._line.say(_aligned(event))
+            self._status = ""
         elif kind == "choice":
             self._line.say(_choice(event))
         elif kind == "step":
@@ -257,6 +260,19 @@ def judgement(done: Event) -> str:
     if done["start_accuracy"] is not None:
         text += f", at the start {done['start_accuracy']:.1%}"
     return text
+
+
+def _aligned(event: Event) -> str:
+    """What came of images without labels, and on what grounds."""
+    sure = f"answers {event['sure']:.1%} sure (before: {event['sure_before']:.1%})"
+    agreed = f"a second classifier agrees with {event['agreed']:.1%} (before: {event['agreed_before']:.1%})"
+    parts = [sure, agreed]
+    if event["val_accuracy"] is not None:
+        parts = [f"accuracy {event['val_accuracy']:.1%} (before: {event['accuracy_before']:.1%})"]
+    if event["taken"]:
+        kept = f"kept images {event['kept_accuracy']:.1%} (before: {event['kept_accuracy_before']:.1%})"
+        return "  ".join([f"aligned by {event['share']:.0%}:", *parts, kept])
+    return "  ".join(["not aligned, as it would not help:", *parts])
 
 
 def _choice(event: Event) -> str:

@@ -12,6 +12,7 @@ from tinytl_edge.runtime.workers.become import become_trainer
 from tinytl_edge.runtime.workers.event_log import EventLog
 from tinytl_edge.runtime.workers.events import Event, OnEvent
 
+from .aligning import plan_aligning
 from .errors import InterruptedTrainingError, StorageError, TinyTLError, UsageError
 from .memory import megabytes
 from .options import TrainOptions
@@ -31,6 +32,7 @@ def train(
     options: TrainOptions | None = None,
     resume: bool = False,
     bundle: str | os.PathLike[str] | None = None,
+    unlabelled: str | os.PathLike[str] | None = None,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
     """Train the bundle's trainable parameters on images; returns the `done` event.
@@ -43,12 +45,15 @@ def train(
         resume: go on from the run's checkpoint with the run's own options and data, as if nothing had
             happened; of `options` only `threads` and `log_every` are taken, where they are given.
         bundle: that of the run to go on from, if it has moved.
+        unlabelled: in the place of `data`, a folder of images without labels, in folders or not, or a packed dataset:
+            the biases of a deployed classifier follow what is otherwise here, where images of `val`, or without them
+            how sure its answers are, say that this helps.
         on_event: called with every event; for a live line also with `pack` and `evaluating` (done, total).
 
     Raises:
         TinyTLError: of the kind that says what is wrong; an adapter written before stays.
     """
-    asked = Asked(model, data, val, out, runtime, options or TrainOptions(), resume, bundle)
+    asked = Asked(model, data, val, out, runtime, options or TrainOptions(), resume, bundle, unlabelled)
     return train_to_the_end(asked, on_event)
 
 
@@ -61,7 +66,7 @@ def train_to_the_end(asked: Asked, on_event: OnEvent | None, become: str = "") -
     """
     log = EventLog(on_event)
     try:
-        plan = plan_training(asked, log)
+        plan = plan_training(asked, log) if asked.unlabelled is None else plan_aligning(asked, log)
         if become and plan.runtime == "native":
             write_record(plan.run, plan.bundle, status="running", **plan.record())
             try:

@@ -62,6 +62,7 @@ class Asked:
     options: TrainOptions = field(default_factory=TrainOptions)
     resume: bool = False
     bundle: str | os.PathLike[str] | None = None
+    unlabelled: str | os.PathLike[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class TrainingPlan:
         bundle, manifest = self.bundle, self.bundle.manifest
         batch_size = self.options.batch_size or manifest.batch_size
         return {
-            "command": "train",
+            "command": "align" if self.first_pass and self.first_pass.aligned else "train",
             "bundle": os.fspath(bundle.path.resolve()),
             "bundle_identity": bundle.identity,
             "program": os.fspath(bundle.file(STEP).resolve()),
@@ -134,6 +135,8 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
     bundle = bundle.with_classes(earlier.classes) if earlier else bundle
     data: Path | None
     if resumed:
+        if resumed.first_pass and resumed.first_pass.aligned:
+            raise UsageError(f"{run} has nothing to go on with: begin again with --unlabelled.")
         runtime, options, data, val = _as_recorded(run, resumed, bundle, options)
     else:
         runtime, data, val = choose_runtime(asked.runtime, bundle), *_sources(asked, earlier)
@@ -141,9 +144,9 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
         options = replace(options, threads=threads, log_every=options.log_every or LOG_EVERY)
         options = replace(options, start=start_of(bundle, options, earlier))
     command = worker_command(runtime)
-    _check_memory(bundle, runtime, options)
+    check_memory(bundle, runtime, options)
     if not resumed:
-        _claim(run)
+        claim(run)
     log.open(run / EVENTS)
     phases.end("start")
     if earlier and options.start == RUN_START:
@@ -219,7 +222,12 @@ def start_of(bundle: Bundle, options: TrainOptions, earlier: Earlier | None = No
     return start
 
 
-def _check_memory(bundle: Bundle, runtime: str, options: TrainOptions) -> None:
+def check_memory(bundle: Bundle, runtime: str, options: TrainOptions) -> None:
+    """Find a limit that cannot be kept.
+
+    Raises:
+        MemoryLimitError: so many threads take more; says how many fit.
+    """
     limit, planned = bundle.manifest.memory_limit, planned_bytes(bundle, runtime, options)
     if limit is not None and planned is not None and planned > limit:
         raise MemoryLimitError(
@@ -259,8 +267,13 @@ def _doubts(dataset: Dataset, val_file: Path | None, stood_in: Collection[int]) 
     return found
 
 
-def _claim(run: Path) -> None:
-    """Make the run's folder; what an earlier attempt left there may go, a trained adapter may not."""
+def claim(run: Path) -> None:
+    """Make the run's folder; what an earlier attempt left there may go, a trained adapter may not.
+
+    Raises:
+        UsageError: there is one, or something else.
+        StorageError: it cannot be made.
+    """
     if any((run / name).exists() for name in (ADAPTER, *CHECKPOINTS.values())):
         raise UsageError(
             f"{run} already holds a trained run: choose another --out. (--resume ends one that was stopped; with a run "

@@ -30,6 +30,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 TESTS = Path(__file__).parent
 COLOURS = {"cat": (200, 40, 40), "dog": (40, 180, 60), "fox": (50, 60, 200)}
 CLASSES = tuple(COLOURS)
+ELSEWHERE = {"cat": (40, 40, 120), "dog": (230, 130, 130), "fox": (150, 230, 150)}
 RESOLUTION = 32
 # What `prepare` takes to make the bundle of the tests.
 TINY = ("tiny_models:Tiny", "--resolution", str(RESOLUTION))
@@ -207,3 +208,23 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     built = subprocess.run(build, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     return {wheel.stem.partition("musllinux_1_1_")[2]: wheel for wheel in folder.glob("*.whl")}
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of the place where a classifier comes from, and of another; its file, and a bundle of it."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("places")
+    make_images(folder / "old", dict.fromkeys(CLASSES, 12), seed=1)
+    make_images(folder / "old-test", dict.fromkeys(CLASSES, 8), seed=2)
+    for part, count, seed in (("new", 6, 3), ("new-test", 8, 4)):
+        for name, colour in ELSEWHERE.items():
+            for number in range(count):
+                make_image(folder / part / name / f"{number}.png", colour, seed=1000 * seed + number)
+    torch.manual_seed(0)  # of the network's weights
+    first = prepare(folder / "first", "--data", folder / "old")
+    ok("train", first, "--data", folder / "old", "--epochs", 0, "--out", folder / "source")
+    ok("export", folder / "source", "--out", folder / "model.onnx")
+    ok("prepare", folder / "model.onnx", "--data", folder / "old", "--out", folder / "bundle")
+    return folder

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tinytl_edge.runtime.files.tensors import open_tensors, write_tensors
+from tinytl_edge.runtime.learning.aligned import Aligned
 from tinytl_edge.runtime.learning.linear_fit import LinearFit
 from tinytl_edge.runtime.learning.pulled import Kept
 
@@ -19,7 +20,7 @@ NATIVE = ROOT / "runtime" / "native"
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 AMPLE = 2**40  # bytes
-KINDS = {"said": np.float64, "weight": np.float32, "bias": np.float32, "answers": np.float32}
+KINDS = {"said": np.float64, "off": np.float64, "weight": np.float32, "bias": np.float32, "answers": np.float32}
 Read = dict[str, NDArray[np.float64]]
 
 
@@ -29,7 +30,16 @@ class NativeFit:
     def __init__(self, folder: Path) -> None:
         if shutil.which("g++") is None:
             pytest.skip("there is no g++ to build the native trainer's tests with")
-        names = ("columns", "discriminant", "label_regression", "labelled_rows", "left_out", "linear", "logistic")
+        names = (
+            "aligned",
+            "columns",
+            "discriminant",
+            "label_regression",
+            "labelled_rows",
+            "left_out",
+            "linear",
+            "logistic",
+        )
         names += ("products", "pulled", "rows", "span")
         sources = [
             *(NATIVE / "learning" / f"{name}.cc" for name in names),
@@ -54,24 +64,7 @@ class NativeFit:
         kept: Kept | None = None,
     ) -> tuple[LinearFit, Read]:
         """What was found, and all that was read of it; `before`: rows that it is pulled towards."""
-        own = len(x)
-        if kept is not None:
-            x, labels = np.concatenate([x, kept.features]), np.concatenate([labels, kept.labels])
-        kind, stored = ("U8", labels.astype(np.uint8)) if labels.ndim > 1 else ("I32", labels.astype(np.int32))
-        tensors = [("features", "F32", x.shape, x.tobytes()), ("labels", kind, labels.shape, stored.tobytes())]
-        if before is not None:
-            tensors.append(("before", "F32", before.shape, before.tobytes()))
-        if kept is not None:
-            tensors.append(("keep", "F64", (1,), np.float64(kept.share).tobytes()))
-            tensors.append(("own", "I32", (1,), np.int32(own).tobytes()))
-        folder = self._folder
-        write_tensors(folder / "in", tensors, {})
-        command = [self._program, folder / "in", str(classes), str(threads), "0.1", str(room), folder / "out"]
-        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
-        assert ran.returncode == 0, ran.stderr
-        assert not (folder / ".features").exists()
-        file = open_tensors(folder / "out")
-        read = {name: np.frombuffer(file.read(name), kind) for name, kind in KINDS.items()}
+        read = self._read(x, labels, classes, threads, room, before, kept)
         strength, loss, accuracy, left_out = map(float, read["said"][:4])
         weight, bias = read["weight"].reshape(classes, -1).astype(np.float64), read["bias"].astype(np.float64)
         said = (loss, accuracy) if left_out else (None, None)
@@ -81,3 +74,39 @@ class NativeFit:
         return LinearFit(
             weight, bias, shrinkage, *said, answers, pull, None if np.isnan(places).any() else places
         ), read
+
+    def aligned(self, x: Floats, kept: Floats, labels: Labels, before: Floats) -> tuple[Aligned, bool]:
+        """What `align` finds, and whether it helps."""
+        some = Kept(kept, labels, 0)
+        read = self._read(x, np.full(len(x), -1), len(before), 1, AMPLE, before, some)
+        return Aligned(read["off"], *read["said"][:5].tolist()), bool(read["said"][5])
+
+    def _read(
+        self,
+        x: Floats,
+        labels: Labels,
+        classes: int,
+        threads: int,
+        room: int,
+        before: Floats | None,
+        kept: Kept | None,
+    ) -> Read:
+        own = len(x)
+        if kept is not None:
+            x, labels = np.concatenate([x, kept.features]), np.concatenate([labels, kept.labels])
+        kind, stored = ("U8", labels.astype(np.uint8)) if labels.ndim > 1 else ("I32", labels.astype(np.int32))
+        tensors = [("features", "F32", x.shape, x.tobytes()), ("labels", kind, labels.shape, stored.tobytes())]
+        if before is not None:
+            tensors.append(("before", "F32", before.shape, before.tobytes()))
+        if kept is not None:
+            if kept.share:
+                tensors.append(("keep", "F64", (1,), np.float64(kept.share).tobytes()))
+            tensors.append(("own", "I32", (1,), np.int32(own).tobytes()))
+        folder = self._folder
+        write_tensors(folder / "in", tensors, {})
+        command = [self._program, folder / "in", str(classes), str(threads), "0.1", str(room), folder / "out"]
+        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+        assert ran.returncode == 0, ran.stderr
+        assert not (folder / ".features").exists()
+        file = open_tensors(folder / "out")
+        return {name: np.frombuffer(file.read(name), KINDS[name]) for name in file.entries}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundles import events
-from conftest import CLASSES, fails, make_image, make_images, ok, prepare
+from conftest import CLASSES, ELSEWHERE, fails, make_image, make_images, ok
 from runtimes import RUNTIMES, needs_ort, needs_trainer
 
 from tinytl_edge import evaluate
@@ -21,25 +21,6 @@ from tinytl_edge.runtime.images.dataset import open_dataset
 from tinytl_edge.runtime.images.packing import pack_part
 from tinytl_edge.runtime.learning.scaled import scaled_losses
 from tinytl_edge.runtime.learning.within_error import within_error
-
-ELSEWHERE = {"cat": (40, 40, 120), "dog": (230, 130, 130), "fox": (150, 230, 150)}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of the place where the classifier comes from, and of another; the classifier's file."""
-    folder = tmp_path_factory.mktemp("places")
-    make_images(folder / "old", dict.fromkeys(CLASSES, 12), seed=1)
-    make_images(folder / "old-test", dict.fromkeys(CLASSES, 8), seed=2)
-    for part, count, seed in (("new", 6, 3), ("new-test", 8, 4)):
-        for name, colour in ELSEWHERE.items():
-            for number in range(count):
-                make_image(folder / part / name / f"{number}.png", colour, seed=1000 * seed + number)
-    first = prepare(folder / "first", "--data", folder / "old")
-    ok("train", first, "--data", folder / "old", "--epochs", 0, "--out", folder / "source")
-    ok("export", folder / "source", "--out", folder / "model.onnx")
-    ok("prepare", folder / "model.onnx", "--data", folder / "old", "--out", folder / "bundle")
-    return folder
 
 
 def trained(place: Path, run: Path, *options: object) -> dict[str, float]:

@@ -55,6 +55,12 @@ def judged(draw: st.DrawFn) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def aligned() -> st.SearchStrategy[dict[str, Any]]:
+    names = ("share", "sure_before", "sure", "agreed_before", "agreed", "kept_accuracy_before", "kept_accuracy")
+    some = {name: st.floats(0, 1) for name in (*names, "accuracy_before")}
+    return st.fixed_dictionaries({"taken": st.booleans(), "val_accuracy": shares, **some})
+
+
 def unknown() -> st.SearchStrategy[dict[str, Any]]:
     counts = ("right", "right_rejected", "wrong", "wrong_rejected", "junk", "junk_rejected")
     return st.fixed_dictionaries({"below": st.floats(0, 1), **{name: st.integers(0, 50) for name in counts}})
@@ -81,6 +87,8 @@ def trainings(draw: st.DrawFn) -> Timed:
              "known_accuracy": (known := draw(shares)), "known_accuracy_before": None if known is None else known / 2,
              "val_accuracy": draw(shares), "peak_rss_bytes": draw(sizes), "rss_bytes": draw(sizes)}
         )  # fmt: skip
+    elif draw(st.booleans()):
+        events.append({"event": "aligned", **draw(aligned()), "rss_bytes": draw(sizes)})
     for epoch in range(1, epochs + 1):
         for _ in range(draw(st.integers(0, 3))):
             step = draw(st.integers(begun, steps * epochs))

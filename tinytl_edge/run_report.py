@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tinytl_edge.runtime.files.run import EVENTS, RUN, Run, is_run, open_run
 from tinytl_edge.runtime.images.dataset import MULTI, Dataset, open_dataset
 from tinytl_edge.runtime.images.packing import pack_part
 from tinytl_edge.runtime.intervals import likely
-from tinytl_edge.runtime.workers.events import OnEvent
+from tinytl_edge.runtime.workers.events import Event, OnEvent
 
 from .verdict import verdict
 
@@ -58,8 +58,8 @@ def report(
     Returns:
         verdict (enough, headline, sentences); judged (None where there are no images for it: on, images, before and
         after as `_measures` has them, what before is in words, how many gained and lost, mistakes); classes (name, how
-        many images were learnt from); curve (what the events say of steps and epochs); training (options, result,
-        memory over time, what trained).
+        many images were learnt from); curve (what the events say of steps and epochs); aligned (that event, or None);
+        training (options, result, memory over time, what trained).
 
     Raises:
         UsageError: it is no finished run.
@@ -76,7 +76,7 @@ def report(
         content: dict[str, Any] = {"run": os.fspath(opened.path), "classes": _learnt(opened, classes), "judged": None}
         if judged is not None:
             content["judged"] = _compared(judged, classes)
-        content["curve"] = _curve(opened)
+        content["curve"], content["aligned"] = _curve(opened), _aligned(opened)
         content["training"] = _training(opened)
         content["verdict"] = verdict(content)
         if out is not None:
@@ -102,7 +102,7 @@ def _judged(run: Run, data: Path | None, folder: Path, watch: OnEvent) -> _Judge
         final, begun = JUDGED, JUDGED_START
     else:
         return None
-    deployed = record.first_pass is not None and record.first_pass.pulled
+    deployed = record.first_pass is not None and (record.first_pass.pulled or record.first_pass.aligned)
     before = None
     if deployed:
         before = Trained(run.bundle, None, "auto", None).predict(file)
@@ -124,12 +124,13 @@ def _trained(run: Run, adapter: str) -> Trained:
 
 
 def _learnt(run: Run, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each class, how many images were learnt from; None where they are gone."""
+    """Of each class, how many images were learnt from; None where they are gone, or have no labels."""
     file = Path(os.path.normpath(run.path / run.record.data))
     if not file.is_file():
         return [{"name": name, "images": None} for name in classes]
     with open_dataset(file) as dataset:
-        return [{"name": name, "images": count} for name, count in zip(classes, dataset.counts())]
+        counts: Sequence[int | None] = dataset.counts() or [None] * len(classes)  # images without labels
+        return [{"name": name, "images": count} for name, count in zip(classes, counts)]
 
 
 def _compared(judged: _Judged, classes: Sequence[str]) -> dict[str, Any]:
@@ -226,24 +227,35 @@ def _likeliest(row: Sequence[float]) -> int:
     return max(range(len(row)), key=row.__getitem__)
 
 
-def _curve(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """Steps (step, loss), epochs and choices (as the events say them)."""
-    steps, epochs, choices = [], [], []
+def _events(run: Run) -> Iterator[Event]:
     with (run.path / EVENTS).open(encoding="utf-8") as file:
         for line in file:
             try:
                 event = json.loads(line)
             except ValueError:  # cut off where the power went
                 continue
-            kind = event.get("event") if isinstance(event, dict) else None
-            if kind == "step":
-                steps.append({"step": event["step"], "loss": event["loss"]})
-            elif kind == "epoch":
-                wanted = ("epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
-                epochs.append({name: event.get(name) for name in wanted})
-            elif kind == "choice":
-                choices.append({name: event.get(name) for name in ("share", "epoch", "judge")})
+            if isinstance(event, dict):
+                yield event
+
+
+def _curve(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Steps (step, loss), epochs and choices (as the events say them)."""
+    steps, epochs, choices = [], [], []
+    for event in _events(run):
+        kind = event.get("event")
+        if kind == "step":
+            steps.append({"step": event["step"], "loss": event["loss"]})
+        elif kind == "epoch":
+            wanted = ("epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+            epochs.append({name: event.get(name) for name in wanted})
+        elif kind == "choice":
+            choices.append({name: event.get(name) for name in ("share", "epoch", "judge")})
     return {"steps": steps, "epochs": epochs, "choices": choices}
+
+
+def _aligned(run: Run) -> Event | None:
+    """What came of images without labels."""
+    return next((event for event in _events(run) if event.get("event") == "aligned"), None)
 
 
 def _training(run: Run) -> dict[str, Any]:

@@ -40,6 +40,8 @@ def verdict(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _not_judged(content: Mapping[str, Any]) -> list[str]:
+    if content["aligned"]:
+        return [_of_alignment(content["aligned"]), "Labelled images to judge it on can be named here with --data."]
     why = "With ten of each class some are held out."
     if not content["training"]["result"]["steps"]:
         why = "One pass alone holds none out."
@@ -50,6 +52,19 @@ def _not_judged(content: Mapping[str, Any]) -> list[str]:
             f"The classifier that one pass finds is right in {left_out:.1%}, each image left out of it in turn."
         )
     return sentences
+
+
+def _of_alignment(event: Mapping[str, Any]) -> str:
+    grounds = (
+        f"its answers are {event['sure']:.1%} sure (before: {event['sure_before']:.1%}), and a second classifier "
+        f"agrees with {event['agreed']:.1%} (before: {event['agreed_before']:.1%})"
+    )
+    if event["taken"]:
+        return f"It is aligned with {counted(event['images'], 'image')} without labels: {grounds}."
+    return (
+        f"It is as it was: aligned with {counted(event['images'], 'image')} without labels {grounds}, which tells that "
+        "they do not show all classes alike, or are others in more than light and camera."
+    )
 
 
 def _weak(measures: Mapping[str, Any]) -> list[int]:

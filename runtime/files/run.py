@@ -60,15 +60,17 @@ class Result:
 @dataclass(frozen=True)
 class FirstPass:
     """`known_classes`: how many of the first classes keep of what the classifier had learnt of them; 0: it is new.
-    `pulled`: it knows all of them, and is fitted with a pull towards what it is in the bundle.
-    `features`: the file of what stands in for images that are not at hand: `of_all` classes, or of those without. Of a
-    pulled classifier those that `others` numbers are of the place that it comes from, and have the share `keep`.
+    `pulled`: it knows all of them, and is fitted with a pull towards what it is in the bundle; `aligned`: the images
+    have no labels, and its biases alone follow what the features' mean is here.
+    `features`: the file of what stands in for images that are not at hand: `of_all` classes, or of those without. Of
+    either those that `others` numbers are of the place that it comes from, and have the share `keep`.
     """
 
     known_classes: int
     features: str | None = None
     of_all: bool = False
     pulled: bool = False
+    aligned: bool = False
     keep: float = 0.0
     others: tuple[int, ...] = ()
 

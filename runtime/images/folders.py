@@ -51,6 +51,16 @@ def find_images(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
     return dict(sorted(images.items()))
 
 
+def find_unlabelled(folder: Path) -> list[Path]:
+    """All images in a folder and in folders below it, sorted by name.
+
+    Raises:
+        DataError: the folder is missing or cannot be read.
+    """
+    folders, images = _list_folder(folder)
+    return sorted(images + [image for inner in folders for image in find_unlabelled(inner)])
+
+
 def _refuse_folder_of_data_sets(folder: Path, inner_folders: list[Path]) -> None:
     """Many data sets come as train/<class> and test/<class>: the one to use is a level further down."""
     data_sets = [inner for inner in inner_folders if any(_list_folder(below)[1] for below in _list_folder(inner)[0])]

@@ -19,7 +19,7 @@ from .decoding import UnusableImageError, read_image
 from .depth import DeepPixels
 from .findings import Finding
 from .fingerprint import BYTES, fingerprint
-from .folders import composed, find_images
+from .folders import composed, find_images, find_unlabelled
 from .framing import Framing, range_text
 from .label_table import TABLE, has_table, read_table
 from .overlooked import passed_over
@@ -169,6 +169,36 @@ def pack_files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[s
                 yield _one(UNLABELLED), read_image(path, framing)
             except UnusableImageError as error:
                 raise DataError(f"{shown(path)} cannot be used: {error}.") from None
+
+    write_dataset(out, framing, [], samples(), len(files), SINGLE)
+
+
+def pack_unlabelled(
+    folder: Path,
+    out: Path,
+    framing: Framing,
+    on_warning: Callable[[str], object],
+    on_progress: Callable[[int, int], object],
+) -> None:
+    """Pack all images of a folder, and of folders below it, without labels; what cannot be read is said and skipped.
+
+    Raises:
+        DataError: there is none that can be used.
+        StorageError: `out` cannot be written; what was there before stays.
+    """
+    files = find_unlabelled(folder)
+
+    def samples() -> Iterator[tuple[bytes, bytes]]:
+        packed = 0
+        for done, path in enumerate(files, start=1):
+            try:
+                yield _one(UNLABELLED), read_image(path, framing)
+                packed += 1
+            except UnusableImageError as error:
+                on_warning(f"{shown(path)} was skipped: {error}.")
+            on_progress(done, len(files))
+        if not packed:
+            raise DataError(f"{shown(folder)} has no images{' that can be used' if files else ''}.")
 
     write_dataset(out, framing, [], samples(), len(files), SINGLE)
 

@@ -12,7 +12,7 @@ from tinytl_edge.runtime.wording import list_names
 from .dataset import MULTI, SINGLE, Dataset, open_dataset
 from .label_table import TABLE, has_table
 from .overlooked import refuse_file
-from .packing import pack
+from .packing import pack, pack_unlabelled
 
 OnText = Callable[[str], None]
 OnCount = Callable[[int, int], None]
@@ -44,6 +44,22 @@ def dataset_for(
         source = packed
     with open_dataset(source) as dataset:
         _check(manifest, classes, dataset)
+    return source
+
+
+def unlabelled_for(manifest: Manifest, source: Path, packed: Path, on_warning: OnText, on_progress: OnCount) -> Path:
+    """The dataset file for images without labels: `source` itself, or `packed`, made from a folder.
+
+    Raises:
+        DataError: they are of another size, or none is usable.
+        DamagedFileError: a packed dataset is damaged.
+    """
+    check_exists(source)
+    if source.is_dir():
+        pack_unlabelled(source, packed, manifest.input.framing, on_warning, on_progress)
+        return packed
+    with open_dataset(source) as dataset:
+        _check_framing(manifest, dataset)
     return source
 
 
@@ -87,13 +103,17 @@ def check_kind(manifest: Manifest, source: Path) -> None:
     )
 
 
-def _check(manifest: Manifest, classes: Sequence[str], dataset: Dataset) -> None:
+def _check_framing(manifest: Manifest, dataset: Dataset) -> None:
     framing = manifest.input.framing
     if dataset.framing != framing:
         raise DataError(
             f"{dataset.path} is packed for {dataset.framing}; the bundle takes {framing}: "
             f"pack it again with --bundle, or {framing.options}."
         )
+
+
+def _check(manifest: Manifest, classes: Sequence[str], dataset: Dataset) -> None:
+    _check_framing(manifest, dataset)
     if classes and list(dataset.classes) != list(classes):
         raise DataError(
             f"{dataset.path} has the classes {list_names(dataset.classes)}, "

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -37,6 +38,11 @@ int64_t resident() {
   text[length] = '\0';
   const char* second = std::strchr(text, ' ');
   return second ? std::strtoll(second, nullptr, 10) * sysconf(_SC_PAGESIZE) : 0;
+}
+
+int64_t room_in(int64_t most) {
+  constexpr int64_t kCode = 300'000;
+  return std::max<int64_t>(most - resident() - kCode, 0);
 }
 
 std::string executable_name() {

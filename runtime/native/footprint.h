@@ -12,6 +12,9 @@ int64_t peak_rss();
 // Of now, in bytes (VmRSS), or 0.
 int64_t resident();
 
+// How many bytes the process may still take, of `most` in all; not those of code that comes back where it runs again.
+int64_t room_in(int64_t most);
+
 // The name of the executable that runs: which of those for different processors.
 std::string executable_name();
 

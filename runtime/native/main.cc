@@ -54,6 +54,8 @@ int main(int count, char** words) {
     const std::string command = job.text("command");
     if (command == "train") {
       tinytl::train(job, events);
+    } else if (command == "align") {
+      tinytl::align(job, events);
     } else if (command == "evaluate") {
       tinytl::evaluate(job, events);
     } else if (command == "predict") {
@@ -65,7 +67,7 @@ int main(int count, char** words) {
     } else if (command == "trace") {
       tinytl::trace(job, events);
     } else {
-      tinytl::fail(tinytl::kUsage, "There is no command '%s': train, evaluate, predict, verify, bench or trace.", command.c_str());
+      tinytl::fail(tinytl::kUsage, "There is no command '%s': train, align, evaluate, predict, verify, bench or trace.", command.c_str());
     }
     return 0;
   } catch (const tinytl::Failure& failure) {

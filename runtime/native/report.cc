@@ -66,6 +66,21 @@ std::string choice(const json::Value& event) {
   return text + first + percent(number_of(event, "start_accuracy"), 1) + ")";
 }
 
+// What came of images without labels, and on what grounds.
+std::string aligned(const json::Value& event) {
+  const auto share = [&](const char* now, const char* before) {
+    return percent(number_of(event, now), 1) + " (before: " + percent(number_of(event, before), 1) + ")";
+  };
+  std::string grounds = "  answers " + percent(number_of(event, "sure"), 1) + " sure (before: " +
+                        percent(number_of(event, "sure_before"), 1) + ")  a second classifier agrees with " +
+                        share("agreed", "agreed_before");
+  if (says(event, "val_accuracy")) grounds = "  accuracy " + share("val_accuracy", "accuracy_before");
+  const json::Value* taken = event.find("taken");
+  if (!taken || !taken->boolean()) return "not aligned, as it would not help:" + grounds;
+  return "aligned by " + percent(number_of(event, "share"), 0) + ":" + grounds + "  kept images " +
+         share("kept_accuracy", "kept_accuracy_before");
+}
+
 // "Accuracy 91.7% on 24 held-out images (22 right, likely 74.2% to 97.7%), at the start 87.5%."
 std::string result(const json::Value& done) {
   if (!says(done, "judge")) {
@@ -116,7 +131,7 @@ Report::Report() : Report(2, isatty(2) != 0, terminal_columns()) { said_ = now()
 
 void Report::hear(const json::Value& event, double time) {
   const std::string& kind = text_of(event, "event");
-  const bool says_a_line = kind == "start" || kind == "one_pass" || kind == "epoch" || kind == "choice" || kind == "warning";
+  const bool says_a_line = kind == "start" || kind == "one_pass" || kind == "aligned" || kind == "epoch" || kind == "choice" || kind == "warning";
   if (said_ < 0 || says_a_line) said_ = time;
   if (kind == "warning") return line_.say("warning: " + text_of(event, "message"));
   if (const int64_t rss = integer_of(event, "rss_bytes")) rss_ = rss;
@@ -138,6 +153,9 @@ void Report::hear(const json::Value& event, double time) {
     line_.show(status_);
   } else if (kind == "one_pass") {
     say_one_pass(event, time);
+  } else if (kind == "aligned") {
+    line_.say(aligned(event));
+    status_.clear();
   } else if (kind == "choice") {
     line_.say(choice(event));
   } else if (kind == "step") {

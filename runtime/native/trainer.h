@@ -7,6 +7,8 @@
 namespace tinytl {
 
 void train(const Job& job, Events& events);
+// Aligns the classifier with images that have no labels.
+void align(const Job& job, Events& events);
 void evaluate(const Job& job, Events& events);
 void predict(const Job& job, Events& events);
 // Loads a program, which checks all of it, and says what it is.

@@ -310,8 +310,8 @@ class Training {
     }
     try_junk();
     if (!to_keep_.empty()) {
-      FirstPass stood_in = course_.steps() > 0 ? FirstPass() : first_pass_;  // training changes what features are
-      stood_in.others.clear();                                               // of classes without images alone
+      StandIns stood_in = course_.steps() > 0 ? StandIns() : first_pass_.stand_ins;  // training changes what features are
+      stood_in.others.clear();                                                       // of classes without images alone
       keep_features(*program_, dataset_, samples_, execution_, to_keep_, stood_in, run_, run_ + "/features.safetensors",
                     classes_, [&](uint32_t) { stop_if_asked(false); });
     }

@@ -91,6 +91,25 @@ void TrainingEvents::one_pass(const Fitted& fitted, bool anew, const Score* scor
   send();
 }
 
+void TrainingEvents::aligned(const Alignment& alignment, const Score* start, double ms) {
+  const Aligned& found = alignment.found;
+  json::Writer& event = events_.begin("aligned");
+  event.integer("images", alignment.images)
+      .integer("kept_images", alignment.kept_images)
+      .boolean("taken", alignment.taken)
+      .number("share", found.share)
+      .number("sure_before", found.sure_before)
+      .number("sure", found.sure)
+      .number("agreed_before", found.agreed_before)
+      .number("agreed", found.agreed)
+      .number("kept_accuracy_before", alignment.kept_before)
+      .number("kept_accuracy", alignment.kept)
+      .number("accuracy_before", start ? start->accuracy : NAN);
+  say_score(event, start ? &alignment.score : nullptr);
+  event.number("ms", ms).integer("peak_rss_bytes", peak_rss());
+  send();
+}
+
 void TrainingEvents::warn_of(const Mirrored& mirrored) {
   char message[200];
   std::snprintf(message, sizeof message,

@@ -8,6 +8,7 @@
 #include "events.h"
 #include "job.h"
 #include "judge.h"
+#include "learning/aligned.h"
 #include "learning/one_pass.h"
 #include "learning_rates.h"
 #include "store.h"
@@ -21,6 +22,15 @@ struct Judged {
   int answers;  // about an image
 };
 
+// What came of aligning a classifier with so many images; of so many kept ones' features how many are right, before and now.
+struct Alignment {
+  Aligned found;
+  int64_t images, kept_images;
+  double kept_before = 0, kept = 0;
+  Score score{};  // of the aligned classifier, where there is a judge
+  bool taken = false;
+};
+
 // Scores that are null were not measured. Each event throws Failure where nobody listens any more.
 class TrainingEvents {
  public:
@@ -29,6 +39,8 @@ class TrainingEvents {
   void start(const Job& options, const Course& course, uint32_t images, int64_t batch_size, int64_t step, const Rates& rates);
   void fitting(size_t done, size_t total);
   void one_pass(const Fitted& fitted, bool anew, const Score* score, double ms);
+  // `start`: of the classifier as it was; null without a judge.
+  void aligned(const Alignment& alignment, const Score* start, double ms);
   void warn_of(const Mirrored& mirrored);
   void step(int64_t step, int64_t epoch, double loss, double rate, double ms);
   void checkpoint(int64_t step);

@@ -1,7 +1,7 @@
 """What a worker says: JSON lines on standard output, one event a line, the last says how it ended.
 
-Events of training: start, one_pass, step, checkpoint, epoch, choice, warning, and at the end done or error. Beside them
-`pack`, `fitting` and `evaluating` {done, total}, for a live line.
+Events of training: start, one_pass or aligned, step, checkpoint, epoch, choice, warning, and at the end done or error.
+Beside them `pack`, `fitting` and `evaluating` {done, total}, for a live line.
 """
 
 from __future__ import annotations

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinytl_edge.runtime.files.bundle import Manifest
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import MULTI
 from tinytl_edge.runtime.images.mirrored import Mirrored
+from tinytl_edge.runtime.intervals import likely
 from tinytl_edge.runtime.learning.scaled import scaled_losses
 
 from .measuring import evaluated, right, surest
@@ -31,6 +34,18 @@ def said(score: Score | None, prefix: str = "val") -> dict[str, float | None]:
     """For an event."""
     names = ("loss", "accuracy", "class_accuracy")
     return {f"{prefix}_{name}": getattr(score, name) if score else None for name in names}
+
+
+def judged(judge: Judge | None, manifest: Manifest, start: Score | None, score: Score | None) -> dict[str, Any]:
+    """For an event: on what, where it began, and how good it is."""
+    single = manifest.labels != MULTI
+    return {
+        "judge": judge.what if judge else None,
+        "val_images": len(judge.images) if judge else 0,
+        **said(start, "start"),
+        **said(score),
+        "val_interval": likely(score.accuracy, len(judge.images)) if judge and score and single else None,
+    }
 
 
 class Judge:

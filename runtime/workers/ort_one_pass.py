@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinytl_edge.runtime.files.bundle import Manifest
+from tinytl_edge.runtime.files.run import FirstPass
+from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import MULTI
 from tinytl_edge.runtime.learning.discriminant import fit_discriminant
+from tinytl_edge.runtime.learning.kept_features import read_features
 from tinytl_edge.runtime.learning.known_classes import keep_known
 from tinytl_edge.runtime.learning.label_regression import fit_labels
 from tinytl_edge.runtime.learning.linear_fit import LinearFit
@@ -49,6 +54,36 @@ class Fitted:
             "left_out_loss": self.found.loss,
             "left_out_accuracy": self.found.accuracy,
         }
+
+
+def features_of(
+    session: OrtSession, manifest: Manifest, batches: Batches, images: Sequence[int], first: FirstPass | None,
+    batch_size: int, say: Callable[[int], None],
+) -> tuple[Array, NDArray[np.int64], int]:  # fmt: skip
+    """What the classifier reads of images, [images, features], and their labels, or (multi-label) marks.
+
+    Behind them what stands in for images that are not at hand, and how much that is. `say` is called with the number of
+    images done.
+    """
+    rows: list[Array] = []
+    labels: list[NDArray[np.int64]] = []
+    done = stood_in = 0
+    for batch in batches.evaluation(batch_size, images):
+        rows.append(session.features(batch.feeds))
+        labels.append(batch.labels)
+        done += len(batch.labels)
+        say(done)
+    if first is not None and first.features is not None:
+        assert manifest.head is not None
+        kept, kept_labels = read_features(Path(first.features), manifest.head.features)
+        wanted = np.array(first.others, np.int64)
+        if not first.others:
+            absent = ~np.isin(kept_labels, [] if first.of_all else batches.dataset.labels)
+            wanted = np.flatnonzero(absent)
+        rows.append(kept[wanted])
+        labels.append(kept_labels[wanted])
+        stood_in = len(wanted)
+    return np.concatenate(rows), np.concatenate(labels), stood_in
 
 
 def fit_classifier(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinytl_edge.runtime.errors import DivergedError, InterruptedTrainingError
-from tinytl_edge.runtime.files.adapter import BEST, JUDGED, JUDGED_START, START, Adapter, open_adapter, write_adapter
+from tinytl_edge.runtime.files.adapter import BEST, JUDGED, JUDGED_START, START, open_adapter
 from tinytl_edge.runtime.files.adapter import FILE as ADAPTER
 from tinytl_edge.runtime.files.bundle import Bundle
 from tinytl_edge.runtime.files.features import FILE as FEATURES
@@ -23,8 +22,7 @@ from tinytl_edge.runtime.files.features import write_features
 from tinytl_edge.runtime.files.run import CHECKPOINTS, FirstPass
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
-from tinytl_edge.runtime.intervals import likely
-from tinytl_edge.runtime.learning.kept_features import as_bfloat16, read_features
+from tinytl_edge.runtime.learning.kept_features import as_bfloat16
 from tinytl_edge.runtime.learning.within_error import within_error
 from tinytl_edge.runtime.memory import peak_rss
 from tinytl_edge.runtime.options import LOG_EVERY, TrainOptions, schedule
@@ -32,24 +30,14 @@ from tinytl_edge.runtime.unknown import find_unknown
 
 from .events import emit
 from .measuring import right, surest
-from .ort_judge import Judge, Score, said
-from .ort_one_pass import classifier_rows, fit_classifier
+from .ort_adapter import values_of, write_trained
+from .ort_judge import Judge, Score, judged, said
+from .ort_one_pass import classifier_rows, features_of, fit_classifier
 from .ort_session import Array, OrtSession
 from .ort_standing import Stage, Standing, Sums
+from .stopping import StopRequest
 
 _HOPELESS = 10  # times the loss of guessing: an adapter with a loss above that is not kept
-
-
-class StopRequest:
-    """Remembers SIGINT and SIGTERM, so that training ends between two steps."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True
 
 
 class Training:
@@ -362,30 +350,11 @@ class Training:
     def _features(
         self, images: Sequence[int], first: FirstPass | None, say: Callable[[int], None]
     ) -> tuple[Array, NDArray[np.int64], int]:
-        """What the classifier reads of images, [images, features], and their labels, or (multi-label) marks.
-
-        Behind them what stands in for classes without images, and how much that is.
-        """
-        rows: list[Array] = []
-        labels: list[NDArray[np.int64]] = []
-        done = stood_in = 0
-        for batch in self._batches.evaluation(self._batch_size, images):
-            rows.append(self._session.features(batch.feeds))
-            labels.append(batch.labels)
-            done += len(batch.labels)
+        def between(done: int) -> None:
             say(done)
             self._end_if_asked()
-        if first is not None and first.features is not None:
-            assert self._manifest.head is not None
-            kept, kept_labels = read_features(Path(first.features), self._manifest.head.features)
-            wanted = np.array(first.others, np.int64)
-            if not first.others:
-                absent = ~np.isin(kept_labels, [] if first.of_all else self._batches.dataset.labels)
-                wanted = np.flatnonzero(absent)
-            rows.append(kept[wanted])
-            labels.append(kept_labels[wanted])
-            stood_in = len(wanted)
-        return np.concatenate(rows), np.concatenate(labels), stood_in
+
+        return features_of(self._session, self._manifest, self._batches, images, first, self._batch_size, between)
 
     def _blend(self, share: float) -> tuple[float, float]:
         """Bring the parameters to start + share (parameters - start); the range of the start's logits."""
@@ -416,14 +385,7 @@ class Training:
         return self._at.start if self._judge and self._knows else None
 
     def _judged(self, start: Score | None, score: Score | None) -> dict[str, Any]:
-        judge, single = self._judge, self._manifest.labels != MULTI
-        return {
-            "judge": judge.what if judge else None,
-            "val_images": len(judge.images) if judge else 0,
-            **said(start, "start"),
-            **said(score),
-            "val_interval": likely(score.accuracy, len(judge.images)) if judge and score and single else None,
-        }
+        return judged(self._judge, self._manifest, start, score)
 
     def _end_if_asked(self) -> None:
         if self._stop.asked:
@@ -447,12 +409,7 @@ class Training:
         self._session.load_parameters(dict(values_of(open_adapter(self._run / name, self._bundle))))
 
     def _write(self, name: str) -> None:
-        tensors = {name: (array.shape, array.tobytes()) for name, array in self._session.trainable.items()}
-        logits = self._at.sums.low, self._at.sums.high
-        below = self._at.unknown.below if self._at.unknown else None
-        write_adapter(
-            self._run / name, self._bundle, list(self._manifest.classes), self._at.step, tensors, logits, below
-        )
+        write_trained(self._run / name, self._bundle, self._session, self._at)
 
     def _save(self) -> None:
         if not all(np.isfinite(array).all() for array in self._session.trainable.values()):
@@ -484,9 +441,3 @@ class Training:
 
 def _progress(done: int, total: int) -> None:
     emit("evaluating", done=done, total=total)
-
-
-def values_of(adapter: Adapter) -> Iterator[tuple[str, Array]]:
-    """The parameters of an adapter by name, float32."""
-    for name, entry in adapter.tensors.entries.items():
-        yield name, np.frombuffer(adapter.tensors.read(name), np.float32).reshape(entry.shape)

@@ -1,7 +1,7 @@
 """The onnxruntime-training worker: a process that reads one job on standard input and says events.
 
-Run as `python -m tinytl_edge.runtime.workers.ort_worker`. A job is a JSON object with `command` (train, evaluate or
-predict) and what `runtime/train.py` puts beside it. Imports numpy and onnxruntime-training's extension
+Run as `python -m tinytl_edge.runtime.workers.ort_worker`. A job is a JSON object with `command` (train, align, evaluate
+or predict) and what `runtime/train.py` puts beside it. Imports numpy and onnxruntime-training's extension
 module, never torch or onnx.
 """
 
@@ -21,17 +21,22 @@ from tinytl_edge.runtime.memory import peak_rss
 
 from .events import emit
 from .measuring import evaluated, measure, probabilities
+from .ort_adapter import values_of
+from .ort_aligning import align_classifier
 from .ort_session import OrtSession, out_of_memory, reason
-from .ort_training import StopRequest, Training, values_of
+from .ort_training import Training
+from .stopping import StopRequest
 
 
 def main() -> int:
     """Do the job on standard input; the exit code is the design's."""
     try:
         job = json.loads(sys.stdin.read())
-        stop = StopRequest() if job["command"] == "train" else None
+        stop = StopRequest() if job["command"] in ("train", "align") else None
         bundle = open_bundle(job["bundle"]).with_classes(job["classes"])
-        if stop is not None:
+        if stop is not None and job["command"] == "align":
+            align_classifier(job, bundle, stop)
+        elif stop is not None:
             Training(job, bundle, stop).run()
         elif job["command"] == "evaluate":
             _evaluate(job, bundle)

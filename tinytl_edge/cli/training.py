@@ -145,6 +145,9 @@ def _training_options(function: F) -> F:
 @click.argument("model", type=PATH, metavar="BUNDLE|RUN")
 @click.option("--data", type=PATH, help="Folder of class folders, or with labels.csv; or a packed dataset.")
 @click.option("--val", type=PATH, help="The same, to judge it on.  [default: part of --data is held out]")
+@click.option("--unlabelled", type=PATH,
+              help="In the place of --data: images without labels, a folder or packed. A deployed classifier's biases "
+              "follow what is otherwise here, if --val or how sure its answers are says that it helps.")  # fmt: skip
 @bundle_option
 @runtime_option
 @_training_options
@@ -155,6 +158,7 @@ def train(
     model: Path,
     data: Path | None,
     val: Path | None,
+    unlabelled: Path | None,
     bundle: Path | None,
     runtime: str,
     resume: bool,
@@ -168,9 +172,11 @@ def train(
     stays held out.
     """
     warning = None
+    if unlabelled and (ignored := given(*options.keys() - {"threads"})):
+        warning = f"{', '.join(ignored)} not used: --unlabelled trains nothing."
     if resume and (ignored := given("data", "val", *options.keys() - {"threads", "log_every"})):
         warning = f"{', '.join(ignored)} not used: --resume goes on with the run's own."
-    places = {"model": model, "data": data, "val": val, "bundle": bundle, "out": out}
+    places = {"model": model, "data": data, "val": val, "unlabelled": unlabelled, "bundle": bundle, "out": out}
     asked = {name: None if place is None else os.fspath(place) for name, place in places.items()}
     told: dict[str, Any] = {**asked, "runtime": runtime, "options": options, "resume": resume}
     if owns_process():

@@ -57,6 +57,10 @@ Linear Head::rows(const Program& program) const {
 
 void Head::set(Program& program, size_t label, const float* weight, float bias) const {
   set_row(program, *weight_, static_cast<int64_t>(label), weight);
+  set_bias(program, label, bias);
+}
+
+void Head::set_bias(Program& program, size_t label, float bias) const {
   set_row(program, *bias_, static_cast<int64_t>(label), &bias);
 }
 

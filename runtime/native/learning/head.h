@@ -23,6 +23,7 @@ class Head {
   Linear rows(const Program& program) const;
   // Gives a class its row: weight [features()], and bias.
   void set(Program& program, size_t label, const float* weight, float bias) const;
+  void set_bias(Program& program, size_t label, float bias) const;
 
  private:
   struct Reader {

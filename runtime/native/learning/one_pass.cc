@@ -5,6 +5,7 @@
 #include "../footprint.h"
 #include "../judge.h"
 #include "discriminant.h"
+#include "features.h"
 #include "head.h"
 #include "kept_features.h"
 #include "known_classes.h"
@@ -12,61 +13,10 @@
 #include "pulled.h"
 
 namespace tinytl {
-namespace {
-
-constexpr int64_t kCode = 300'000;  // bytes that come back with the code that runs
-
-// What the classifier reads of samples, and their labels; multi-label, which classes each has.
-struct Features {
-  RowFile rows;
-  std::vector<int32_t> labels;
-  std::vector<uint8_t> marks;  // [rows.count()][classes]
-  int64_t stood_in = 0;
-};
-
-// Of images; behind them what stands in for those that the dataset lacks.
-Features features_of(const Program& program, const Head& head, const Dataset& dataset, Samples& samples, Execution& execution,
-                     const std::vector<uint32_t>& images, const FirstPass& begin, const std::string& folder,
-                     const std::function<void(uint32_t)>& done) {
-  Features found{RowFile(folder, head.features()), {}, {}};
-  std::vector<float> features(static_cast<size_t>(head.features()));
-  execution.observe([&](size_t number, const Record& op, const uint8_t* arena) {
-    head.observe(number, op, arena, features.data());
-  });
-  const Crop crop = centre_crop(dataset.stored(), dataset.input());
-  for (const uint32_t index : images) {
-    samples.fill(index, crop, 0, execution);
-    execution.forward(nullptr);
-    found.rows.append(features.data());
-    if (dataset.multi_label())
-      found.marks.insert(found.marks.end(), dataset.marks(index), dataset.marks(index) + program.classes);
-    else
-      found.labels.push_back(dataset.label(index));
-    done(static_cast<uint32_t>(found.rows.count()));
-  }
-  execution.observe(nullptr);
-  if (begin.features.empty()) return found;
-  std::vector<bool> has_images(static_cast<size_t>(program.classes));
-  for (uint32_t i = 0; i < dataset.count() && !begin.of_all; ++i) has_images[static_cast<size_t>(dataset.label(i))] = true;
-  const KeptFeatures others = KeptFeatures::open(begin.features, head.features(), program.classes);
-  std::vector<int64_t> wanted = begin.others;
-  for (int64_t i = 0; i < others.count() && begin.others.empty(); ++i)
-    if (!has_images[static_cast<size_t>(others.label(i))]) wanted.push_back(i);
-  for (const int64_t i : wanted) {
-    if (i >= others.count()) fail(kDamaged, "%s has no image %lld.", begin.features.c_str(), static_cast<long long>(i));
-    others.read(i, features.data());
-    found.rows.append(features.data());
-    found.labels.push_back(others.label(i));
-    ++found.stood_in;
-  }
-  return found;
-}
-
-}  // namespace
 
 FirstPass FirstPass::of(const Job& job, const Program& program, const std::string& folder) {
-  FirstPass first{static_cast<int>(job.integer("known_classes", 0, 1 << 20)), nullptr, job.optional_text("features"),
-                  job.flag("of_all"), job.number("keep", 0, 1), job.integers("others", 0, 1 << 20)};
+  FirstPass first{static_cast<int>(job.integer("known_classes", 0, 1 << 20)), nullptr, StandIns::of(job),
+                  job.number("keep", 0, 1)};
   if (job.flag("pulled")) first.towards = write_linear(Head(program).rows(program), folder);
   return first;
 }
@@ -75,19 +25,19 @@ Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& sample
                        const std::vector<uint32_t>& images, const FirstPass& begin, const std::string& folder, double smoothing,
                        int64_t most, const std::function<void(uint32_t)>& done) {
   const Head head(program);
-  const Features found = features_of(program, head, dataset, samples, execution, images, begin, folder, done);
+  const Features found = features_of(program, head, dataset, samples, execution, images, begin.stand_ins, folder, done);
   execution.give_back();
   give_back_unused();
   Linear before{head.features(), {}, {}};
   if (begin.known > 0) before = head.rows(program).first(static_cast<size_t>(begin.known));
   if (begin.towards) before = read_linear(*begin.towards, head.features());
-  const Terms terms{head.features(), smoothing, std::max<int64_t>(most - resident() - kCode, 0), folder};
+  const Terms terms{head.features(), smoothing, room_in(most), folder};
   const auto take = [&](size_t label, const float* weight, float bias) { head.set(program, label, weight, bias); };
   const Marks marks{found.marks, static_cast<size_t>(program.classes)};
   Fitted fitted;
   if (begin.towards) {
     const Truth truth{&found.labels, program.multi_label ? &marks : nullptr};
-    const Kept kept{begin.others.empty() ? 0 : found.stood_in, begin.keep};
+    const Kept kept{begin.stand_ins.others.empty() ? 0 : found.stood_in, begin.keep};
     fitted.fit = fit_pulled(found.rows, truth, before, kept, terms, take);
     const std::vector<int32_t> here(found.labels.begin(), found.labels.end() - kept.count);
     const Seen seen = program.multi_label ? look(before, found.rows, marks) : look(before, found.rows, here, 0);
@@ -116,10 +66,10 @@ Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& sample
 }
 
 void keep_features(const Program& program, const Dataset& dataset, Samples& samples, Execution& execution,
-                   const std::vector<uint32_t>& images, const FirstPass& begin, const std::string& folder,
+                   const std::vector<uint32_t>& images, const StandIns& stand_ins, const std::string& folder,
                    const std::string& path, const std::vector<std::string>& classes, const std::function<void(uint32_t)>& done) {
   const Head head(program);
-  const Features found = features_of(program, head, dataset, samples, execution, images, begin, folder, done);
+  const Features found = features_of(program, head, dataset, samples, execution, images, stand_ins, folder, done);
   write_features(path, found.rows, head.features(), found.labels, classes);
 }
 

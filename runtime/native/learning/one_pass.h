@@ -10,25 +10,23 @@
 #include "../job.h"
 #include "../program.h"
 #include "../samples.h"
+#include "features.h"
 #include "linear.h"
 #include "linear_fit.h"
 
 namespace tinytl {
 
 // What a fit begins with: how many of the first classes the classifier knows already (0: none, all rows are new), or the
-// rows that it is pulled towards as they are in the program, biases behind the weights (kept in `folder`); and a file of
-// features that stand in for images that are not at hand ("": there is none): of all classes, or of those of which the
-// dataset has none. Of a classifier that is pulled those that `others` numbers are of the place where it comes from, and have
-// the share `keep`.
+// rows that it is pulled towards as they are in the program, biases behind the weights (kept in `folder`); and what stands in
+// for images that are not at hand. Of a classifier that is pulled those that are numbered are of the place where it comes
+// from, and have the share `keep`.
 struct FirstPass {
   static FirstPass of(const Job& job, const Program& program, const std::string& folder);
 
   int known = 0;
   std::shared_ptr<const Rows> towards;
-  std::string features;
-  bool of_all = false;
+  StandIns stand_ins;
   double keep = 0;
-  std::vector<int64_t> others;
 };
 
 struct Fitted {
@@ -47,10 +45,9 @@ Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& sample
                        const std::vector<uint32_t>& images, const FirstPass& begin, const std::string& folder, double smoothing,
                        int64_t most, const std::function<void(uint32_t)>& done);
 
-// Writes the features of `images`, as the classifier reads them now, to a file; behind them those of `begin`, where it has
-// some.
+// Writes the features of `images`, as the classifier reads them now, to a file; behind them those that stand in.
 void keep_features(const Program& program, const Dataset& dataset, Samples& samples, Execution& execution,
-                   const std::vector<uint32_t>& images, const FirstPass& begin, const std::string& folder,
+                   const std::vector<uint32_t>& images, const StandIns& stand_ins, const std::string& folder,
                    const std::string& path, const std::vector<std::string>& classes, const std::function<void(uint32_t)>& done);
 
 }  // namespace tinytl

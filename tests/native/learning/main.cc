@@ -1,12 +1,14 @@
 // Fits a classifier to the features and labels in a file, which of several labels each sample has where they are bytes, and
 // writes it into another: FEATURES CLASSES THREADS SMOOTHING ROOM OUT. Where the file has rows "before", biases behind the
-// weights, it is pulled towards these; samples behind the first "own" are kept ones, with the share "keep".
+// weights, it is pulled towards these; samples behind the first "own" are kept ones, with the share "keep"; or, without a
+// share, the rows are aligned with the first, which have no labels.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #include "../../../runtime/native/kernels/parallel.h"
+#include "../../../runtime/native/learning/aligned.h"
 #include "../../../runtime/native/learning/discriminant.h"
 #include "../../../runtime/native/learning/label_regression.h"
 #include "../../../runtime/native/learning/linear.h"
@@ -49,11 +51,23 @@ int main(int count, char** words) {
         towards.append(own.data());
       }
       Kept kept;
+      if (const TensorEntry* first = file.find("own")) {
+        int32_t own = 0;
+        file.read(*first, &own);
+        kept.count = samples - own;
+        labels.erase(labels.begin(), labels.end() - (file.find("keep") ? samples : kept.count));
+      }
       if (const TensorEntry* share = file.find("keep")) {
         file.read(*share, &kept.share);
-        int32_t own = 0;
-        file.read(file.entry("own"), &own);
-        kept.count = samples - own;
+      } else if (kept.count > 0) {
+        const Aligned aligned = align(rows, labels, read_linear(towards, length), terms);
+        const double said[] = {aligned.share,         aligned.sure_before,    aligned.sure,
+                               aligned.agreed_before, aligned.agreed, aligned.helps() ? 1.0 : 0.0};
+        write_tensors(words[6],
+                      {{"said", DType::kF64, {6}, said, sizeof said},
+                       {"off", DType::kF64, {classes}, aligned.off.data(), 8 * aligned.off.size()}},
+                      {});
+        return 0;
       }
       found = fit_pulled(rows, {&labels, multi_label ? &marks : nullptr}, read_linear(towards, length), kept, terms, take);
     } else {
