@@ -30,13 +30,14 @@ _MISTAKES = 24  # shown at most
 @dataclass(frozen=True)
 class _Judged:
     """Images, and what was thought of them where the training began (None: nobody knows) and at its end; whether it
-    began with the classifier that was deployed."""
+    began with the classifier that was deployed; what was done."""
 
     on: str  # "held-out", "val" or "data"
     dataset: Dataset
     before: list[Sequence[float]] | None
     after: list[Sequence[float]]
     deployed: bool
+    done: str
 
 
 def report(
@@ -57,7 +58,7 @@ def report(
 
     Returns:
         verdict (enough, headline, sentences); judged (None where there are no images for it: on, images, before and
-        after as `_measures` has them, what before is in words, how many gained and lost, mistakes); classes (name, how
+        after as `_measures` has them, what both are in words, how many gained and lost, mistakes); classes (name, how
         many images were learnt from); curve (what the events say of steps and epochs); aligned (that event, or None);
         training (options, result, memory over time, what trained).
 
@@ -102,13 +103,21 @@ def _judged(run: Run, data: Path | None, folder: Path, watch: OnEvent) -> _Judge
         final, begun = JUDGED, JUDGED_START
     else:
         return None
-    deployed = record.first_pass is not None and (record.first_pass.pulled or record.first_pass.aligned)
+    aligned = record.first_pass is not None and record.first_pass.aligned
+    deployed = aligned or (record.first_pass is not None and record.first_pass.pulled)
     before = None
     if deployed:
         before = Trained(run.bundle, None, "auto", None).predict(file)
     elif (run.path / begun).is_file():
         before = _trained(run, begun).predict(file)
-    return _Judged(on, open_dataset(file), before, _trained(run, final).predict(file), deployed)
+    return _Judged(
+        on,
+        open_dataset(file),
+        before,
+        _trained(run, final).predict(file),
+        deployed,
+        "aligned" if aligned else "after training",
+    )
 
 
 def _there(run: Run, name: str) -> Path:
@@ -145,6 +154,7 @@ def _compared(judged: _Judged, classes: Sequence[str]) -> dict[str, Any]:
         "before": measures(judged.before, dataset) if judged.before is not None else None,
         "before_is": "as deployed" if judged.deployed else "at the start",
         "after": measures(judged.after, dataset),
+        "after_is": judged.done,
         "mistakes": [] if multi_label else _mistakes(judged, classes),
     }
 

@@ -114,7 +114,7 @@ def _of_weak(content: Mapping[str, Any], index: int) -> str:
 def _remarks(content: Mapping[str, Any]) -> list[str]:
     judged, epochs = content["judged"], content["curve"]["epochs"]
     result = content["training"]["result"]
-    sentences = []
+    sentences = [_of_alignment(content["aligned"])] if content["aligned"] else []
     if result["share"] == 0:
         sentences.append("Training further brought nothing on them: what it began with is kept.")
     own = epochs[-1]["train_accuracy"] if epochs else None

@@ -63,7 +63,7 @@ def _verdict(content: Mapping[str, Any]) -> str:
         figures = "".join(
             f'<div class="figure"><span>{words}</span><strong>{measures["accuracy"]:.1%}</strong>'
             f"{_bar(measures['accuracy'], measures['interval'])}</div>"
-            for words, measures in ((judged["before_is"], before), ("after training", after))
+            for words, measures in ((judged["before_is"], before), (judged["after_is"], after))
             if measures is not None
         )
     text = "".join(f"<p>{escape(sentence)}</p>" for sentence in verdict["sentences"])
