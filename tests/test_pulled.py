@@ -144,6 +144,20 @@ def test_what_is_kept_of_the_place_that_it_comes_from_is_not_unlearnt() -> None:
     assert both.kept == pytest.approx((1, there[1]), abs=0.06) and alone.kept is None
 
 
+def test_no_more_than_three_points_of_that_place_are_given_up() -> None:
+    x, labels, _ = problem(8, 4, 30, 20)
+    kept = elsewhere(9, np.arange(80) % 4, 30, 0.01)  # a share that does not keep them by itself
+    before = fit_discriminant(kept.features, kept.labels, 4)
+    rows = np.concatenate([before.weight, before.bias[:, None]], 1)
+    found = fit_pulled(x, labels, rows, kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pulled, "MOST_GIVEN_UP", 1)
+        freely = fit_pulled(x, labels, rows, kept)
+    assert found.kept is not None and freely.kept is not None and found.pull is not None and freely.pull is not None
+    assert found.kept[1] >= found.kept[0] - 0.03 > freely.kept[1]
+    assert found.pull > freely.pull
+
+
 def test_features_that_are_no_numbers_are_refused() -> None:
     x, labels, before = problem(5, 2, 3, 4)
     x[1, 2] = np.nan
@@ -171,11 +185,14 @@ def test_the_native_trainer_finds_the_same(native: NativeFit, problem: Problem) 
     np.testing.assert_allclose([p for p, _ in got.answers], [p for p, _ in wanted.answers], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("each", "others", "shown"), [(12, 60, 3), (2, 9, 3), (3, 300, 3), (12, 60, 2), (6, 20, 1)])
-def test_the_native_trainer_keeps_the_same(native: NativeFit, each: int, others: int, shown: int) -> None:
+@pytest.mark.parametrize(
+    ("each", "others", "shown", "share"),
+    [(12, 60, 3, 0.3), (2, 9, 3, 0.3), (3, 300, 3, 0.3), (12, 60, 2, 0.3), (6, 20, 1, 0.3), (20, 60, 3, 0.01)],
+)
+def test_the_native_trainer_keeps_the_same(native: NativeFit, each: int, others: int, shown: int, share: float) -> None:
     x, labels, before = problem(11, 3, 40, each)
     x, labels = x[labels < shown], labels[labels < shown]
-    kept = elsewhere(12, np.arange(others) % 3, 40, 0.3)
+    kept = elsewhere(12, np.arange(others) % 3, 40, share)
     wanted = fit_pulled(x, labels, before.astype(np.float64), kept)
     got = fitted(native, x, labels, before, kept=kept)
     assert got.pull == wanted.pull

@@ -18,6 +18,7 @@ PULLS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)  # as shares of a sample's me
 _PULL_OF_FEW = 1e-3
 _FEW = 5  # samples of a class, on the mean
 _FOLDS = 5
+MOST_GIVEN_UP = 0.03  # of the accuracy on kept samples
 _MOST_JUDGED = 512  # samples
 _CLOSE, _CLOSE_ENOUGH = 1e-12, 1e-5  # to the least loss: of what comes out, of what is only compared
 
@@ -83,22 +84,35 @@ def _choose_pull(samples: Logistic) -> tuple[float, dict[str, Any]]:
         folds[own] = _FOLDS  # none is left out
     else:
         parts = [np.zeros_like(samples.before) for _ in range(_FOLDS)]
-        losses = np.array([samples.losses(_leave_out(samples, folds, pull, parts))[own] for pull in PULLS])
-        least = losses[(losses @ shares).argmin()]
-        pull = next(pull for pull, loss in zip(PULLS, losses) if within_error(loss, least, shares))
+        found = [_leave_out(samples, folds, pull, parts) for pull in PULLS]
+        losses = [samples.losses(logits)[own] for logits in found]
+        keeping = [at for at, logits in enumerate(found) if _given_up(samples, logits) <= MOST_GIVEN_UP] or [0]
+        least = losses[min(keeping, key=lambda at: float(losses[at] @ shares))]
+        pull = next(PULLS[at] for at in keeping if within_error(losses[at], least, shares))
     logits = _leave_out(samples, folds, pull, [np.zeros_like(samples.before) for _ in range(_FOLDS)])
-    right, before = samples.right(logits), samples.right(samples.before)
+    right = samples.right(logits)
     said: dict[str, Any] = {"loss": None, "accuracy": None, "answers": []}
     if not few:
         said["loss"] = float(shares @ samples.losses(logits)[own])
         said["accuracy"] = float(shares @ right[own].mean(1))
     if not few and not samples.multi_label:
         said["answers"] = [(float(np.float32(p)), bool(ok)) for p, ok in zip(sure(logits), right[own, 0])]
-    there = samples.shares()[samples.own :]
-    if len(there):
-        there = there / there.sum()
-        said["kept"] = (float(there @ before[samples.own :, 0]), float(there @ right[samples.own :, 0]))
+    if samples.own < len(samples.before):
+        said["kept"] = (_kept(samples, samples.before), _kept(samples, logits))
     return pull, said
+
+
+def _kept(samples: Logistic, logits: Array) -> float:
+    """The accuracy on kept samples."""
+    there = samples.shares()[samples.own :]
+    return float(there @ samples.right(logits)[samples.own :, 0] / there.sum())
+
+
+def _given_up(samples: Logistic, logits: Array) -> float:
+    """Of the accuracy on kept samples."""
+    if samples.own == len(samples.before):
+        return 0.0
+    return _kept(samples, samples.before) - _kept(samples, logits)
 
 
 def _leave_out(samples: Logistic, folds: NDArray[np.int64], pull: float, parts: list[Array]) -> Array:

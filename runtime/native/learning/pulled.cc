@@ -13,6 +13,7 @@ constexpr std::array kPulls{1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5};
 constexpr double kPullOfFew = 1e-3;
 constexpr size_t kFew = 5;  // samples of a class, on the mean
 constexpr size_t kFolds = 5;
+constexpr double kMostGivenUp = 0.03;  // of the accuracy on kept samples
 constexpr int64_t kMostJudged = 512;                   // samples
 constexpr double kClose = 1e-12, kCloseEnough = 1e-5;  // to the least loss: of what comes out, of what is only compared
 constexpr int64_t kArrays = 10 + kFolds;               // [samples][classes], in memory at a time
@@ -47,6 +48,11 @@ Doubles leave_out(const Logistic& samples, const std::vector<size_t>& folds, dou
   return left_out;
 }
 
+// The accuracy on kept samples.
+double kept_of(const Logistic& samples, const Doubles& shares, const Doubles& logits) {
+  return mean_of(shares, samples.own(), samples.count(), [&](size_t i) { return samples.right(i, logits); });
+}
+
 // The pull, and what samples that are left out say of it.
 void choose_pull(const Logistic& samples, bool multi_label, LinearFit& found) {
   const size_t own = samples.own();
@@ -58,14 +64,19 @@ void choose_pull(const Logistic& samples, bool multi_label, LinearFit& found) {
     std::fill_n(folds.begin(), own, kFolds);  // none is left out
   } else {
     std::array<Doubles, kFolds> parts;
-    std::vector<Doubles> losses;
+    std::vector<Doubles> losses;  // of pulls by which no more than that is given up
+    std::vector<double> pulls;
     size_t best = 0, chosen = 0;
+    const bool has_kept = own < samples.count();
     for (const double pull : kPulls) {
-      losses.push_back(samples.losses(leave_out(samples, folds, pull, parts)));
+      const Doubles logits = leave_out(samples, folds, pull, parts);
+      if (has_kept && kept_of(samples, shares, samples.before()) - kept_of(samples, shares, logits) > kMostGivenUp) continue;
+      pulls.push_back(pull);
+      losses.push_back(samples.losses(logits));
       if (mean_of(shares, 0, own, [&](size_t i) { return losses.back()[i] - losses[best][i]; }) < 0) best = losses.size() - 1;
     }
-    while (!within_error(losses[chosen], losses[best], shares, own)) ++chosen;
-    found.pull = kPulls[chosen];
+    while (!pulls.empty() && !within_error(losses[chosen], losses[best], shares, own)) ++chosen;
+    found.pull = pulls.empty() ? kPulls.front() : pulls[chosen];
   }
   std::array<Doubles, kFolds> parts;
   const Doubles logits = leave_out(samples, folds, found.pull, parts), losses = samples.losses(logits);
@@ -77,11 +88,8 @@ void choose_pull(const Logistic& samples, bool multi_label, LinearFit& found) {
       found.answers.push_back({static_cast<float>(samples.surest(i, logits)), samples.right(i, logits) > 0});
   }
   if (own == samples.count()) return;
-  const auto accuracy = [&](const Doubles& of) {
-    return mean_of(shares, own, samples.count(), [&](size_t i) { return samples.right(i, of); });
-  };
-  found.kept_before = accuracy(samples.before());
-  found.kept = accuracy(logits);
+  found.kept_before = kept_of(samples, shares, samples.before());
+  found.kept = kept_of(samples, shares, logits);
 }
 
 }  // namespace

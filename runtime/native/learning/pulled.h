@@ -23,6 +23,7 @@ namespace tinytl {
 // neighbours, which may be of one scene, together. Of few samples it is a usual pull.
 //
 // Samples that were kept of that place stand for it, and have a share in the mean loss: their classes stay what they are there.
+// No pull is taken by which, left out, more than 3 points of them are lost, if there is one by which they are not.
 //
 // Of more samples than there is room for some are taken. `take` gets the rows one after another.
 struct Kept {
