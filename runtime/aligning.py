@@ -77,6 +77,10 @@ def _checked(asked: Asked) -> Bundle:
             "--data and --unlabelled are two ways: with labelled images train without --unlabelled; or name them with "
             "--val, to judge by."
         )
+    if asked.keep_images is not None:
+        raise UsageError(
+            "--keep-images are for training: with --unlabelled what the bundle has kept says what is given up."
+        )
     if asked.resume:
         raise UsageError("--resume goes on with a training that was stopped: with --unlabelled there is none.")
     if is_run(Path(asked.model)):

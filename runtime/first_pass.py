@@ -50,6 +50,7 @@ def plan_first_pass(
     kept: Path,
     gone: bool = False,
     judged: Sequence[bytes] = (),
+    has_kept: bool = False,
 ) -> Begin:
     """What to do before training begins.
 
@@ -59,6 +60,7 @@ def plan_first_pass(
         kept: where features would be of images that are not at hand.
         gone: the dataset has none of the images that these features are of.
         judged: fingerprints of further images, which are not to be learnt from.
+        has_kept: there are images of the place that the classifier comes from, which say what features would.
 
     Raises:
         DataError: there are further classes, and nothing shows one of those before.
@@ -87,9 +89,9 @@ def plan_first_pass(
     if options.start != ONE_PASS and not new and not stands_in:
         return _begin_as_it_is(epochs)
     others: list[int] = []
-    if pulled and kept.is_file() and options.keep != 0:
+    if pulled and kept.is_file() and options.keep != 0 and not has_kept:
         others = of_another_place(open_features(kept, manifest.head.features), [*dataset.fingerprints, *judged])
-    if options.keep and not others:
+    if options.keep and not others and not has_kept:
         raise UsageError(
             "--keep is of images that the bundle was prepared with, other than these, where its classifier knows their "
             "classes and training begins with one pass: there are none."

@@ -240,8 +240,18 @@ def summary(done: Event) -> str:
     result = judgement(done)
     result = result[0].upper() + result[1:]
     unknown = done.get("unknown")
+    kept = f"{_in_old_place(done)}\n" if done.get("kept_images") else ""
     sure = f"Less sure than {unknown['below']:.1%} it says unknown: {unknown_said(unknown)}.\n" if unknown else ""
-    return f"{result}. {done['steps']} steps{pace}, peak memory{kind} {peaks}.\n{sure}Adapter: {done['adapter']}\n"
+    return (
+        f"{result}. {done['steps']} steps{pace}, peak memory{kind} {peaks}.\n{kept}{sure}Adapter: {done['adapter']}\n"
+    )
+
+
+def _in_old_place(done: Event) -> str:
+    """What the classifier gives up where it comes from."""
+    count, before, now = done["kept_images"], done["kept_accuracy_before"], done["kept_accuracy"]
+    right = f"{round(now * count)} of {counted(count, 'kept image')} right"
+    return f"Where it comes from: {right}, {now:.1%} (before: {before:.1%})."
 
 
 def judgement(done: Event) -> str:
@@ -281,6 +291,8 @@ def _choice(event: Event) -> str:
         return "blended with the start"
     where = f"on {counted(event['val_images'], _KINDS[event['judge']])}"
     reached = f"loss {event['val_loss']:.3f}  accuracy {event['val_accuracy']:.1%}"
+    if event["kept_accuracy"] is not None:
+        reached += f"  kept images {event['kept_accuracy']:.1%}"
     if not event["share"]:
         return f"best {where}: the start  {reached}"
     how = f"{event['share']:.0%} trained, the rest as at the start"

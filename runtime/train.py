@@ -33,6 +33,7 @@ def train(
     resume: bool = False,
     bundle: str | os.PathLike[str] | None = None,
     unlabelled: str | os.PathLike[str] | None = None,
+    keep_images: str | os.PathLike[str] | None = None,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
     """Train the bundle's trainable parameters on images; returns the `done` event.
@@ -48,12 +49,15 @@ def train(
         unlabelled: in the place of `data`, a folder of images without labels, in folders or not, or a packed dataset:
             the biases of a deployed classifier follow what is otherwise here, where images of `val`, or without them
             how sure its answers are, say that this helps.
+        keep_images: labelled images of the place that a deployed classifier comes from. What is chosen gives up no more
+            than 3 points of its accuracy there, if anything does not; half of them are learnt from, too, in the place
+            of what the bundle has kept.
         on_event: called with every event; for a live line also with `pack` and `evaluating` (done, total).
 
     Raises:
         TinyTLError: of the kind that says what is wrong; an adapter written before stays.
     """
-    asked = Asked(model, data, val, out, runtime, options or TrainOptions(), resume, bundle, unlabelled)
+    asked = Asked(model, data, val, out, runtime, options or TrainOptions(), resume, bundle, unlabelled, keep_images)
     return train_to_the_end(asked, on_event)
 
 

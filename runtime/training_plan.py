@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from .errors import DamagedFileError, DataError, MemoryLimitError, StorageError,
 from .first_pass import Begin, can_be_fitted, keeps_features, plan_first_pass
 from .going_on import Earlier, bring_adapters, open_earlier, with_further
 from .memory import megabytes
+from .old_place import KEPT_FILE, NOT_MEASURED, with_kept_images
 from .options import KEPT, LOG_EVERY, NEW, ONE_PASS, PREPARED, RUN_START, TrainOptions
 from .phases import Phases
 from .threads import THREAD_BYTES, threads_for
@@ -63,6 +64,7 @@ class Asked:
     resume: bool = False
     bundle: str | os.PathLike[str] | None = None
     unlabelled: str | os.PathLike[str] | None = None
+    keep_images: str | os.PathLike[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,9 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
         threads = threads_for(bundle, options.threads)
         options = replace(options, threads=threads, log_every=options.log_every or LOG_EVERY)
         options = replace(options, start=start_of(bundle, options, earlier))
+    keep_images = Path(asked.keep_images) if asked.keep_images is not None and not resumed else None
+    if keep_images is not None:
+        check_exists(keep_images)
     command = worker_command(runtime)
     check_memory(bundle, runtime, options)
     if not resumed:
@@ -152,6 +157,9 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
     if earlier and options.start == RUN_START:
         bring_adapters(earlier, run)
     train_file, val_file = _datasets(run, bundle, data, val, earlier, log)
+    kept_file = None
+    if keep_images is not None:
+        kept_file = _packed(bundle, bundle.manifest.classes, keep_images, run / KEPT_FILE, log, partly=True)
     validated = val_file is not None
     with open_dataset(train_file) as dataset:
         known, bundle = bundle.manifest.class_count, bundle.with_classes(dataset.classes)
@@ -159,7 +167,7 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
             out = resumed.held_out
             first_pass = resumed.first_pass.inside(run.resolve()) if resumed.first_pass else None
         else:
-            begin = _begin(bundle, known, options, dataset, earlier, val_file)
+            begin = _begin(bundle, known, options, dataset, earlier, val_file, kept_file)
             first_pass, options = begin.first_pass, replace(options, epochs=begin.epochs)
             judged = earlier.known(options.start or "") if earlier else Known()
             out = choose_held_out(options, dataset, validated, judged)
@@ -168,6 +176,8 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
             if unjudged and first_pass and first_pass.pulled and asked.options.epochs is None and options.epochs:
                 options = replace(options, epochs=0)
                 log.write({"event": "images", "message": FEW_ALONE})
+            if first_pass and first_pass.pulled and options.epochs and not first_pass.kept_judged:
+                log.write({"event": "images", "message": NOT_MEASURED})
             for warning in _doubts(dataset, val_file, begin.stood_in) + few:
                 log.write({"event": "warning", "message": warning})
             for note in begin.notes:
@@ -182,7 +192,13 @@ def plan_training(asked: Asked, log: EventLog) -> TrainingPlan:
 
 
 def _begin(
-    bundle: Bundle, known: int, options: TrainOptions, dataset: Dataset, earlier: Earlier | None, val_file: Path | None
+    bundle: Bundle,
+    known: int,
+    options: TrainOptions,
+    dataset: Dataset,
+    earlier: Earlier | None,
+    val_file: Path | None,
+    kept_file: Path | None,
 ) -> Begin:
     """What comes first: features that stand in for images are those of the run that is begun with, or the bundle's."""
     if earlier is None or options.start != RUN_START:
@@ -190,8 +206,12 @@ def _begin(
         if val_file is not None:
             with open_dataset(val_file) as val:
                 judged = val.fingerprints
-        return plan_first_pass(bundle, known, options, dataset, bundle.file(FEATURES), judged=judged)
-    return plan_first_pass(bundle, known, options, dataset, earlier.run.path / FEATURES, earlier.images is None)
+        begin = plan_first_pass(
+            bundle, known, options, dataset, bundle.file(FEATURES), judged=judged, has_kept=kept_file is not None
+        )
+    else:
+        begin = plan_first_pass(bundle, known, options, dataset, earlier.run.path / FEATURES, earlier.images is None)
+    return begin if kept_file is None else with_kept_images(begin, kept_file, options)
 
 
 def planned_bytes(bundle: Bundle, runtime: str, options: TrainOptions) -> int | None:
@@ -281,7 +301,7 @@ def claim(run: Path) -> None:
         )
     try:
         make_folder(run)
-        ours = {RUN, EVENTS, *ALL_ADAPTERS, TRAIN_FILE, VAL_FILE, FURTHER_FILE, FEATURES}
+        ours = {RUN, EVENTS, *ALL_ADAPTERS, TRAIN_FILE, VAL_FILE, FURTHER_FILE, KEPT_FILE, FEATURES}
         others = sorted(p.name for p in run.iterdir() if p.name not in ours and not p.name.startswith("."))
         if others:
             raise UsageError(f"{run} holds something else ({others[0]}): choose another --out.")
@@ -313,10 +333,10 @@ def _as_recorded(
     return runtime, options, train_file, val_file
 
 
-def _datasets(
-    run: Path, bundle: Bundle, data: Path | None, val: Path | None, earlier: Earlier | None, log: EventLog
-) -> tuple[Path, Path | None]:
-    """The dataset files: those named, checked, or made from folders."""
+def _packed(
+    bundle: Bundle, classes: Sequence[str], source: Path, out: Path, log: EventLog, partly: bool = False
+) -> Path:
+    """The dataset file of images that were named, checked, or made from a folder."""
 
     def progress(done: int, total: int) -> None:
         log.write({"event": "pack", "done": done, "total": total})
@@ -324,11 +344,16 @@ def _datasets(
     def warn(message: str) -> None:
         log.write({"event": "warning", "message": message})
 
-    def note(message: str) -> None:
-        log.write({"event": "images", "message": message})
+    return dataset_for(bundle.manifest, classes, source, out, warn, progress, partly)
 
-    def packed(source: Path, classes: Sequence[str], out: Path, partly: bool = False) -> Path:
-        return dataset_for(bundle.manifest, classes, source, out, warn, progress, partly)
+
+def _datasets(
+    run: Path, bundle: Bundle, data: Path | None, val: Path | None, earlier: Earlier | None, log: EventLog
+) -> tuple[Path, Path | None]:
+    """The dataset files of what is learnt from, and of what it is judged on."""
+
+    def say(kind: str) -> Callable[[str], None]:
+        return lambda message: log.write({"event": kind, "message": message})
 
     classes: Sequence[str] = bundle.manifest.classes
     if data is not None:
@@ -336,10 +361,12 @@ def _datasets(
         classes = with_new_classes(bundle.manifest, data)
     if earlier is None:
         assert data is not None
-        train_file = packed(data, classes, run / TRAIN_FILE, True)
+        train_file = _packed(bundle, classes, data, run / TRAIN_FILE, log, partly=True)
     else:
-        further = packed(data, classes, run / FURTHER_FILE, True) if data is not None else None
-        train_file = with_further(earlier, further, run / TRAIN_FILE, note, warn)
+        further = None
+        if data is not None:
+            further = _packed(bundle, classes, data, run / FURTHER_FILE, log, partly=True)
+        train_file = with_further(earlier, further, run / TRAIN_FILE, say("images"), say("warning"))
         if further == run / FURTHER_FILE != train_file:
             further.unlink()
     if val is None:
@@ -350,4 +377,4 @@ def _datasets(
         with open_dataset(val) as judged:
             if list(judged.classes) == list(classes[: len(judged.classes)]):
                 classes = judged.classes
-    return train_file, packed(val, classes, run / VAL_FILE)
+    return train_file, _packed(bundle, classes, val, run / VAL_FILE, log)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from bundles import events
 from conftest import CLASSES, ELSEWHERE, fails, make_image, make_images, ok
 from runtimes import RUNTIMES, needs_ort, needs_trainer
 
-from tinytl_edge import evaluate
+from tinytl_edge import evaluate, report
 from tinytl_edge.runtime.course import SHARES
 from tinytl_edge.runtime.evaluate import Trained
 from tinytl_edge.runtime.files.adapter import open_adapter, write_adapter
@@ -129,6 +130,97 @@ def test_of_shares_that_are_about_as_good_the_nearest_to_the_start_is_taken(
     least = min(losses.values(), key=np.mean)
     about = [share for share in SHARES if share and within_error(losses[share], least, np.ones(len(labels)))]
     assert choice["share"] == min(about)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that was prepared with images of the new place, and has kept nothing of the old one."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    ok("prepare", place / "model.onnx", "--data", place / "new", "--out", folder / "bundle")
+    for name, colour in ELSEWHERE.items():
+        for number in range(15):
+            make_image(folder / "images" / name / f"{number}.png", colour, seed=500 + number)
+    return folder
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_images_of_the_old_place_are_learnt_from_and_judged(
+    runtime: str, place: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    ok("train", elsewhere / "bundle", "--data", place / "new", "--keep-images", place / "old", "--out", out,
+       "--runtime", runtime)  # fmt: skip
+    first = open_run(out).record.first_pass
+    assert first is not None and first.kept_images is not None
+    assert len(first.kept_learnt) == len(first.kept_judged) == 18
+    assert set(first.kept_learnt) | set(first.kept_judged) == set(range(36))
+    (fitted,) = [event for event in events(out) if event["event"] == "one_pass"]
+    done = events(out)[-1]
+    assert (fitted["stood_in"], done["kept_images"]) == (18, 18)
+    assert done["kept_accuracy_before"] == fitted["kept_accuracy_before"] == 1
+    assert done["kept_accuracy"] == fitted["kept_accuracy"] == 1
+    assert evaluate(out, place / "old-test")["accuracy"] == evaluate(out, place / "new-test")["accuracy"] == 1
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_training_gives_up_no_more_than_three_points_there(
+    runtime: str, place: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    lost = {}
+    for kept, more in (("kept", ("--keep-images", place / "old")), ("freely", ())):
+        out = tmp_path / kept
+        ok("train", elsewhere / "bundle", "--data", elsewhere / "images", "--epochs", 8, "--lr", 0.03,
+           "--runtime", runtime, "--out", out, *more)  # fmt: skip
+        lost[kept] = 1 - evaluate(out, place / "old-test")["accuracy"]
+    *_, start = (event for event in events(tmp_path / "kept") if event["event"] == "one_pass")
+    done = events(tmp_path / "kept")[-1]
+    assert done["kept_accuracy"] >= min(done["kept_accuracy_before"] - 0.03, start["kept_accuracy"])
+    assert lost["freely"] > 0.1 > lost["kept"]
+    said = [event["message"] for event in events(tmp_path / "freely") if event["event"] == "images"]
+    assert any("--keep-images" in message for message in said)
+
+
+@needs_ort
+@needs_trainer
+def test_both_runtimes_look_back_alike(place: Path, elsewhere: Path, tmp_path: Path) -> None:
+    found = []
+    for runtime in ("native", "onnxruntime-training"):
+        out = tmp_path / runtime
+        ok("train", elsewhere / "bundle", "--data", elsewhere / "images", "--keep-images", place / "old", "--epochs", 3,
+           "--runtime", runtime, "--out", out)  # fmt: skip
+        wanted = ("kept_images", "kept_accuracy", "kept_accuracy_before", "share", "pull", "stood_in")
+        kinds = ("one_pass", "choice", "done")
+        found.append([{name: event.get(name) for name in wanted} for event in events(out) if event["event"] in kinds])
+    assert len(found[0]) == 4
+    for one, other in zip(*found):
+        assert one == {name: pytest.approx(value) for name, value in other.items()}
+
+
+@needs_trainer
+def test_both_places_are_reported(place: Path, elsewhere: Path, tmp_path: Path) -> None:
+    def found(name: str, *options: object) -> dict[str, Any]:
+        ok("train", *options, "--out", tmp_path / name)
+        return report(tmp_path / name, out=tmp_path / f"{name}.html")
+
+    images = found("images", elsewhere / "bundle", "--data", place / "new", "--keep-images", place / "old")
+    assert images["old_place"]["images"] == 18
+    assert images["old_place"]["after"]["accuracy"] == 1 and images["old_place"]["after"]["interval"][0] < 0.9
+    assert any("right in 18 of 18 images" in sentence for sentence in images["verdict"]["sentences"])
+    assert "where it comes from, as deployed" in (tmp_path / "images.html").read_text()
+    features = found("features", place / "bundle", "--data", place / "new")
+    assert features["old_place"]["images"] is None and features["old_place"]["after"]["accuracy"] > 0.9
+    nothing = found("nothing", elsewhere / "bundle", "--data", elsewhere / "images", "--epochs", 2)
+    assert nothing["old_place"] == {"images": 0, "before": None, "after": None}
+    assert any("--keep-images" in sentence for sentence in nothing["verdict"]["sentences"])
+    new = found("new", place / "first", "--data", place / "old", "--epochs", 0)
+    assert new["old_place"] is None
+
+
+@needs_trainer
+def test_images_of_the_old_place_are_of_a_deployed_classifier(place: Path, tmp_path: Path) -> None:
+    said = fails(2, "train", place / "first", "--data", place / "new", "--keep-images", place / "old", "--out",
+                 tmp_path / "run")  # fmt: skip
+    assert said.startswith("--keep-images are of the place that a deployed classifier comes from")
 
 
 def parameters(path: Path) -> dict[str, np.ndarray]:

@@ -45,14 +45,21 @@ def judged(draw: st.DrawFn) -> dict[str, Any]:
     judge = draw(st.sampled_from(["val", "held-out", None]))
     if judge is None:
         none = dict.fromkeys(("val_accuracy", "val_class_accuracy", "start_accuracy", "val_interval"))
-        return {"share": share, "judge": None, "val_images": 0, **none}
+        return {"share": share, "judge": None, "val_images": 0, "kept_accuracy": None, **none}
     accuracy, of_classes = draw(st.floats(0, 1)), draw(st.floats(0, 1))
     return {
         "share": share, "epoch": draw(st.integers(1, 30)), "judge": judge, "val_images": draw(st.integers(1, 3000)),
-        "val_loss": draw(losses), "start_loss": draw(losses), "val_accuracy": accuracy,
+        "val_loss": draw(losses), "start_loss": draw(losses), "val_accuracy": accuracy, "kept_accuracy": draw(shares),
         "val_class_accuracy": draw(st.sampled_from([accuracy, of_classes])), "start_accuracy": draw(shares),
         "val_interval": draw(st.none() | st.lists(st.floats(0, 1), min_size=2, max_size=2)),
     }  # fmt: skip
+
+
+@st.composite
+def in_old_place(draw: st.DrawFn) -> dict[str, Any]:
+    images = draw(st.integers(0, 500))
+    before, now = (draw(st.floats(0, 1)) if images else None for _ in range(2))
+    return {"kept_images": images, "kept_accuracy_before": before, "kept_accuracy": now}
 
 
 def aligned() -> st.SearchStrategy[dict[str, Any]]:
@@ -107,7 +114,7 @@ def trainings(draw: st.DrawFn) -> Timed:
     phases = draw(st.lists(st.sampled_from(["start", "packing", "training"]), unique=True, min_size=1))
     events.append(
         {"event": "done", "steps": steps * epochs, "step_ms_median": draw(st.one_of(st.none(), st.floats(0, 1e6))),
-         "left_out_accuracy": draw(shares), **draw(judged()),
+         "left_out_accuracy": draw(shares), **draw(judged()), **draw(in_old_place()),
          "unknown": draw(st.none() | unknown()), "adapter": "some where/adapter.safetensors",
          "memory": {"measure": draw(st.sampled_from(["PSS", "RSS"])), **{phase: draw(sizes) for phase in phases}}}
     )  # fmt: skip

@@ -148,7 +148,7 @@ def told(confusion: list[list[int]], before: list[list[int]] | None = None, **ch
     }  # fmt: skip
     return {
         "classes": [{"name": name, "images": 20} for name in ("ant", "bee", "cow")],
-        "judged": judged, "curve": {"epochs": [{"train_accuracy": 1.0}]}, "aligned": None,
+        "judged": judged, "curve": {"epochs": [{"train_accuracy": 1.0}]}, "aligned": None, "old_place": None,
         "training": {"result": {"share": 0.5, "left_out_accuracy": 0.9}},
     }  # fmt: skip
 

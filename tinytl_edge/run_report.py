@@ -60,6 +60,7 @@ def report(
         verdict (enough, headline, sentences); judged (None where there are no images for it: on, images, before and
         after as `_measures` has them, what both are in words, how many gained and lost, mistakes); classes (name, how
         many images were learnt from); curve (what the events say of steps and epochs); aligned (that event, or None);
+        old_place (what a deployed classifier gives up where it comes from, see `_old_place`);
         training (options, result, memory over time, what trained).
 
     Raises:
@@ -77,7 +78,8 @@ def report(
         content: dict[str, Any] = {"run": os.fspath(opened.path), "classes": _learnt(opened, classes), "judged": None}
         if judged is not None:
             content["judged"] = _compared(judged, classes)
-        content["curve"], content["aligned"] = _curve(opened), _aligned(opened)
+        content["curve"], content["aligned"] = _curve(opened), _last(opened, "aligned")
+        content["old_place"] = _old_place(opened)
         content["training"] = _training(opened)
         content["verdict"] = verdict(content)
         if out is not None:
@@ -263,9 +265,31 @@ def _curve(run: Run) -> dict[str, list[dict[str, Any]]]:
     return {"steps": steps, "epochs": epochs, "choices": choices}
 
 
-def _aligned(run: Run) -> Event | None:
-    """What came of images without labels."""
-    return next((event for event in _events(run) if event.get("event") == "aligned"), None)
+def _last(run: Run, kind: str) -> Event | None:
+    return next((event for event in reversed(list(_events(run))) if event.get("event") == kind), None)
+
+
+def _old_place(run: Run) -> dict[str, Any] | None:
+    """What a deployed classifier gives up where it comes from: None where it is none.
+
+    images (None: features that were kept, each left out in turn; 0: nobody knows), before and after (accuracy;
+    interval, where it is likely to lie, of images).
+    """
+    first, result = run.record.first_pass, run.record.result
+    if first is None or not first.pulled:
+        return None
+    fitted = _last(run, "one_pass") or {}
+    images: int | None = result.kept_images
+    pair = result.kept_accuracy_before, result.kept_accuracy
+    if not images and not result.steps and fitted.get("kept_accuracy") is not None:
+        images, pair = None, (fitted["kept_accuracy_before"], fitted["kept_accuracy"])
+    before, after = (
+        {"accuracy": accuracy, "interval": list(likely(accuracy, images)) if images else None}
+        if accuracy is not None and images != 0
+        else None
+        for accuracy in pair
+    )
+    return {"images": images, "before": before, "after": after}
 
 
 def _training(run: Run) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def verdict(content: Mapping[str, Any]) -> dict[str, Any]:
 def _not_judged(content: Mapping[str, Any]) -> list[str]:
     if content["aligned"]:
         return [_of_alignment(content["aligned"]), "Labelled images to judge it on can be named here with --data."]
+    of_old_place = _of_old_place(content["old_place"])
     why = "With ten of each class some are held out."
     if not content["training"]["result"]["steps"]:
         why = "One pass alone holds none out."
@@ -51,7 +52,27 @@ def _not_judged(content: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"The classifier that one pass finds is right in {left_out:.1%}, each image left out of it in turn."
         )
-    return sentences
+    return sentences + of_old_place
+
+
+def _of_old_place(found: Mapping[str, Any] | None) -> list[str]:
+    """What a deployed classifier gives up where it comes from."""
+    if found is None:
+        return []
+    before, after, images = found["before"], found["after"], found["images"]
+    if after is None or before is None:
+        return ["Nothing tells what it gives up where it comes from: train it with images of there in --keep-images."]
+    if images is None:
+        return [
+            f"Where it comes from, {after['accuracy']:.1%} of the images whose features were kept are right, each left "
+            f"out in turn; as deployed, which has learnt from them, {before['accuracy']:.1%}."
+        ]
+    low, high = after["interval"]
+    return [
+        f"Where it comes from it is right in {round(after['accuracy'] * images)} of {counted(images, 'image')}, "
+        f"{after['accuracy']:.1%} (of all images likely {low:.0%} to {high:.0%}); as deployed in "
+        f"{round(before['accuracy'] * images)}."
+    ]
 
 
 def _of_alignment(event: Mapping[str, Any]) -> str:
@@ -115,6 +136,7 @@ def _remarks(content: Mapping[str, Any]) -> list[str]:
     judged, epochs = content["judged"], content["curve"]["epochs"]
     result = content["training"]["result"]
     sentences = [_of_alignment(content["aligned"])] if content["aligned"] else []
+    sentences += _of_old_place(content["old_place"])
     if result["share"] == 0:
         sentences.append("Training further brought nothing on them: what it began with is kept.")
     own = epochs[-1]["train_accuracy"] if epochs else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ class Result:
     val_interval: tuple[float, ...] | None = None
     peak_rss_bytes: int | None = None
     memory: Memory | None = None
+    kept_images: int = 0
+    kept_accuracy_before: float | None = None
+    kept_accuracy: float | None = None
     unknown: Unknown | None = None
 
 
@@ -64,6 +68,8 @@ class FirstPass:
     have no labels, and its biases alone follow what the features' mean is here.
     `features`: the file of what stands in for images that are not at hand: `of_all` classes, or of those without. Of
     either those that `others` numbers are of the place that it comes from, and have the share `keep`.
+    `kept_images`: a dataset of there, of which those that `kept_learnt` numbers are learnt from in the same way, and
+    those that `kept_judged` does tell what is given up there.
     """
 
     known_classes: int
@@ -73,6 +79,9 @@ class FirstPass:
     aligned: bool = False
     keep: float = 0.0
     others: tuple[int, ...] = ()
+    kept_images: str | None = None
+    kept_learnt: tuple[int, ...] = ()
+    kept_judged: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.known_classes < 0:
@@ -80,11 +89,18 @@ class FirstPass:
 
     def relative_to(self, run: Path) -> FirstPass:
         """As run.json has it."""
-        return replace(self, features=os.path.relpath(self.features, run) if self.features else None)
+        return self._with_places(lambda place: os.path.relpath(place, run))
 
     def inside(self, run: Path) -> FirstPass:
-        """With the place of the file, where it was relative to the run's folder."""
-        return replace(self, features=os.path.normpath(run / self.features) if self.features else None)
+        """With the places of files, where they were relative to the run's folder."""
+        return self._with_places(lambda place: os.path.normpath(run / place))
+
+    def _with_places(self, place: Callable[[str], str]) -> FirstPass:
+        return replace(
+            self,
+            features=place(self.features) if self.features else None,
+            kept_images=place(self.kept_images) if self.kept_images else None,
+        )
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ void align(const Job& job, Events& events) {
   write_adapter(run + "/adapter.safetensors", *program, job.text("bundle_identity"), job.texts("classes"), at);
   const Score* start = judge ? &at.start : nullptr;
   said.aligned(alignment, start, 1e3 * (now() - begin));
-  said.done(at, {judge ? judge->images() : 0, judge ? "val" : nullptr, samples.answers()}, start, judge ? &at.score : nullptr);
+  said.done(at, {judge ? judge->images() : 0, judge ? "val" : nullptr, samples.answers()}, start, judge ? &at.score : nullptr, 0);
 }
 
 }  // namespace tinytl

@@ -61,6 +61,7 @@ std::string choice(const json::Value& event) {
   if (share == 1) how = worded("as trained in epoch %lld", static_cast<long long>(integer_of(event, "epoch")));
   const std::string loss = worded("  loss %.3f  accuracy ", number_of(event, "val_loss"));
   std::string text = "best " + where(event) + ": " + how + loss + percent(number_of(event, "val_accuracy"), 1);
+  if (says(event, "kept_accuracy")) text += "  kept images " + percent(number_of(event, "kept_accuracy"), 1);
   if (share == 0 || !says(event, "start_accuracy")) return text;
   const std::string first = worded("  (start: %.3f, ", number_of(event, "start_loss"));
   return text + first + percent(number_of(event, "start_accuracy"), 1) + ")";
@@ -231,6 +232,12 @@ std::string summary(const json::Value& done) {
     separator = ", ";
   }
   text += ".\n";
+  if (const int64_t count = integer_of(done, "kept_images")) {
+    const double kept = number_of(done, "kept_accuracy");
+    const double right = std::nearbyint(kept * static_cast<double>(count));
+    text += worded("Where it comes from: %.0f of ", right) + counted(count, "kept image") + " right, " + percent(kept, 1) +
+            " (before: " + percent(number_of(done, "kept_accuracy_before"), 1) + ").\n";
+  }
   if (says(done, "unknown")) {
     const json::Value& unknown = *done.find("unknown");
     text += "Less sure than " + percent(number_of(unknown, "below"), 1) + " it says unknown: " + unknown_words(unknown) + ".\n";

@@ -85,7 +85,9 @@ std::string standing_text(const Standing& at) {
       .integer("ended", at.ended)
       .number("share", at.share)
       .boolean("flips", at.flips)
-      .number("left_out", at.left_out);
+      .number("left_out", at.left_out)
+      .number("kept_before", at.kept_before)
+      .number("kept", at.kept);
   write_score(out, "start", at.start);
   write_score(out, "score", at.score);
   write_score(out, "best", at.best);
@@ -114,6 +116,8 @@ Standing standing_from(const json::Value& told) {
   const json::Value* flips = told.find("flips");
   at.flips = !flips || !flips->is_bool() || flips->boolean();
   at.left_out = number("left_out", NAN);
+  at.kept_before = number("kept_before", NAN);
+  at.kept = number("kept", NAN);
   at.unknown = read_unknown(told, "unknown");
   return at;
 }

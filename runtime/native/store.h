@@ -38,6 +38,7 @@ struct Standing {
   double share = NAN;  // that was chosen
   bool flips = true;  // images may be mirrored
   double left_out = NAN;  // accuracy of the one pass, each image left out in turn
+  double kept_before = NAN, kept = NAN;  // accuracy where the classifier comes from, before and now
   Unknown unknown;
 };
 

@@ -29,6 +29,7 @@ volatile int stop_asked = 0;
 namespace {
 
 constexpr uint32_t kFittingSaid = 16;  // images between two events
+constexpr double kMostGivenUp = 0.03;  // of the accuracy where a deployed classifier comes from
 constexpr double kHopeless = 10;  // an epoch's loss this many times that of guessing will not come back
 
 bool exists(const std::string& path) {
@@ -88,6 +89,10 @@ class Training {
     } else if (!course_.held_out.empty()) {
       judge_ = std::make_unique<Judge>(*program_, dataset_, course_.held_out);
     }
+    if (fits_) {
+      const std::vector<int64_t> judged = job.nested("first_pass").integers("kept_judged", 0, 1 << 20);
+      if (!judged.empty()) old_place_ = std::make_unique<Judge>(*program_, *first_pass_.stand_ins.images, as_numbers(judged));
+    }
     if (!log_priors_.empty() && log_priors_.size() != static_cast<size_t>(program_->classes))
       fail(kUsage, "The job has no prior for every class.");
     goes_on_ = job.flag("resume") && exists(checkpoint_path());
@@ -138,8 +143,10 @@ class Training {
     if (!course_.stages.empty() && !course_.stages[0].start.empty()) read_adapter(course_.stages[0].start, *program_);
     Fitted found;
     const double deployed = judge_ && first_pass_.towards ? measure(false).accuracy : NAN;
+    at_.kept_before = in_old_place();
     if (fits_) found = fit(course_.others);
     if (!std::isnan(deployed)) found.accuracy_before = deployed;
+    look_back(found);
     if (judge_ && knows()) {
       at_.start = at_.score = measure(false);
       if (options_.is_null("flip") && course_.steps() > 0) try_mirrored();
@@ -162,10 +169,26 @@ class Training {
     forget_moments(*program_);
     if (!stage.start.empty()) write(start_path());
     if (!fits_) return;
-    const Fitted found = fit(stage.images);
+    Fitted found = fit(stage.images);
+    look_back(found);
     write(start_path());
     said_.one_pass(found, true, nullptr, 1e3 * (now() - begin));
   }
+
+  // The accuracy where the classifier comes from, if there are images of it.
+  double in_old_place() {
+    return old_place_ ? old_place_->measure(execution_, [&] { stop_if_asked(false); }).accuracy : NAN;
+  }
+
+  // What is given up there is said of the one pass; images left out of it said it before.
+  void look_back(Fitted& found) {
+    if (!old_place_) return;
+    found.fit.kept_before = at_.kept_before;
+    found.fit.kept = at_.kept = in_old_place();
+  }
+
+  // Does it give up little there, or no more than the start does?
+  bool keeps_old_place(double start) const { return !(at_.kept < std::min(at_.kept_before - kMostGivenUp, start)); }
 
   Fitted fit(const std::vector<uint32_t>& images) {
     const double smoothing = options_.number("label_smoothing", 0, 1);
@@ -230,22 +253,21 @@ class Training {
 
   // What the judge likes best: some way from the start to what was trained, or an earlier epoch.
   void choose() {
-    std::vector<Score> scores;
-    std::vector<std::vector<double>> losses;
-    size_t best = 0;
-    for (size_t i = 0; i < shares_.size(); ++i) {
+    std::vector<Candidate> candidates;
+    for (const double share : shares_) {
       read_adapter(adapter_path(), *program_);
-      if (shares_[i] < 1) blend(start_path(), shares_[i], *program_);
+      if (share < 1) blend(start_path(), share, *program_);
       std::vector<float> logits;
-      scores.push_back(judge_->measure(execution_, [&] { stop_if_asked(false); }, nullptr, &logits));
-      losses.push_back(judge_->losses_at_best_scale(logits));
-      if (scores[i].class_loss < scores[best].class_loss) best = i;
+      const Score score = judge_->measure(execution_, [&] { stop_if_asked(false); }, nullptr, &logits);
+      at_.kept = in_old_place();
+      if (!candidates.empty() && !keeps_old_place(candidates.front().kept)) break;
+      candidates.push_back({share, at_.kept, score, judge_->losses_at_best_scale(logits)});
     }
-    if (first_pass_.towards) best = nearest(losses);
-    const double least = scores[best].class_loss;
-    at_.share = shares_[best];
-    at_.score = scores[best];
-    const bool earlier = keeps_best_ && at_.best.class_loss < least;
+    const Candidate& best = first_pass_.towards ? nearest(candidates) : least_loss(candidates);
+    at_.share = best.share;
+    at_.score = best.score;
+    at_.kept = best.kept;
+    const bool earlier = keeps_best_ && at_.best.class_loss < best.score.class_loss && !old_place_;
     if (earlier) {
       at_.share = 1;
       at_.score = at_.best;
@@ -254,21 +276,33 @@ class Training {
     look_closer();
     save();
     const int64_t last = earlier ? at_.best_step : at_.step;
-    said_.choice(at_.share, stage_of(last).epoch_of(last - 1), judged(), start(), score());
+    said_.choice(at_.share, stage_of(last).epoch_of(last - 1), judged(), start(), score(), at_.kept);
+  }
+
+  // What training may end with.
+  struct Candidate {
+    double share, kept;  // of what was trained; the accuracy where the classifier comes from
+    Score score;
+    std::vector<double> losses;  // at the best scale
+  };
+
+  static const Candidate& least_loss(const std::vector<Candidate>& candidates) {
+    return *std::min_element(candidates.begin(), candidates.end(), [](const Candidate& one, const Candidate& other) {
+      return one.score.class_loss < other.score.class_loss;
+    });
   }
 
   // Of a deployed classifier, which knows another place as well: the least share, if any, that is about as good as the best.
   // Its logits are as large as the images that it is pulled to call for; training smooths labels.
-  size_t nearest(const std::vector<std::vector<double>>& losses) const {
+  const Candidate& nearest(const std::vector<Candidate>& candidates) const {
     const std::vector<double> shares = judge_->shares();
-    const auto mean = [&](size_t i) {
-      return mean_of(shares, 0, shares.size(), [&](size_t image) { return losses[i][image]; });
+    const auto mean = [&](const Candidate& candidate) {
+      return mean_of(shares, 0, shares.size(), [&](size_t image) { return candidate.losses[image]; });
     };
-    size_t best = 0;
-    for (size_t i = 1; i < losses.size(); ++i)
-      if (mean(i) < mean(best)) best = i;
-    for (size_t i = 0; i < best; ++i)
-      if (shares_[i] > 0 && within_error(losses[i], losses[best], shares, shares.size())) return i;
+    const Candidate& best = *std::min_element(candidates.begin(), candidates.end(),
+                                              [&](const Candidate& a, const Candidate& b) { return mean(a) < mean(b); });
+    for (const Candidate* one = candidates.data(); one != &best; ++one)
+      if (one->share > 0 && within_error(one->losses, best.losses, shares, shares.size())) return *one;
     return best;
   }
 
@@ -299,24 +333,40 @@ class Training {
     }
   }
 
+  // What was learnt from all images may give up more than what the trial had learnt.
+  void keep_old_place() {
+    if (!old_place_ || course_.steps() == 0) return;
+    const double start = at_.kept;
+    at_.kept = in_old_place();
+    for (auto share = shares_.rbegin(); share != shares_.rend() && !keeps_old_place(start); ++share) {
+      if (*share >= at_.share) continue;
+      at_.share = *share;
+      read_adapter(adapter_path(), *program_);
+      blend(start_path(), at_.share, *program_);
+      at_.kept = in_old_place();
+    }
+  }
+
   void finish() {
     if (course_.steps() > 0 && std::isnan(at_.share)) {
       at_.share = shares_.back();
-      if (at_.share < 1) said_.choice(at_.share, course_.epochs() - 1, judged(), nullptr, nullptr);
+      if (at_.share < 1) said_.choice(at_.share, course_.epochs() - 1, judged(), nullptr, nullptr, NAN);
     }
     if (at_.share < 1) {
       blend(start_path(), at_.share, *program_);
       add_range(start_path(), at_.sums);
     }
+    keep_old_place();
     try_junk();
     if (!to_keep_.empty()) {
       StandIns stood_in = course_.steps() > 0 ? StandIns() : first_pass_.stand_ins;  // training changes what features are
       stood_in.others.clear();                                                       // of classes without images alone
+      stood_in.learnt.clear();
       keep_features(*program_, dataset_, samples_, execution_, to_keep_, stood_in, run_, run_ + "/features.safetensors",
                     classes_, [&](uint32_t) { stop_if_asked(false); });
     }
     write(adapter_path());
-    said_.done(at_, judged(), start(), score());
+    said_.done(at_, judged(), start(), score(), old_place_ ? old_place_->images() : 0);
   }
 
   void one_step(const Stage& stage, int64_t epoch) {
@@ -424,7 +474,7 @@ class Training {
   const Course course_;
   std::vector<uint32_t> order_;
   std::unique_ptr<Dataset> validation_;
-  std::unique_ptr<Judge> judge_;
+  std::unique_ptr<Judge> judge_, old_place_;  // on images like those learnt from, and where the classifier comes from
   bool goes_on_ = false;  // from a checkpoint
   Standing at_;
   double first_loss_ = NAN;  // of this process; one that is high from the start, as with random weights, has not grown

@@ -143,14 +143,15 @@ void TrainingEvents::epoch(int64_t epoch, int64_t step, double loss, double accu
   send();
 }
 
-void TrainingEvents::choice(double share, int64_t epoch, const Judged& judged, const Score* start, const Score* score) {
+void TrainingEvents::choice(double share, int64_t epoch, const Judged& judged, const Score* start, const Score* score,
+                            double kept) {
   json::Writer& event = events_.begin("choice");
-  event.number("share", share).integer("epoch", epoch + 1);
+  event.number("share", share).integer("epoch", epoch + 1).number("kept_accuracy", kept);
   say_judged(event, judged, start, score);
   send();
 }
 
-void TrainingEvents::done(const Standing& at, const Judged& judged, const Score* start, const Score* score) {
+void TrainingEvents::done(const Standing& at, const Judged& judged, const Score* start, const Score* score, int64_t kept_images) {
   json::Writer& event = events_.begin("done");
   event.text("runtime", "native")
       .integer("steps", at.step)
@@ -159,6 +160,7 @@ void TrainingEvents::done(const Standing& at, const Judged& judged, const Score*
       .number("left_out_accuracy", at.left_out)
       .number("share", at.share);
   say_judged(event, judged, start, score);
+  event.integer("kept_images", kept_images).number("kept_accuracy_before", at.kept_before).number("kept_accuracy", at.kept);
   write_unknown(event, "unknown", at.unknown);
   event.integer("peak_rss_bytes", peak_rss());
   send();

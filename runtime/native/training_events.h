@@ -45,8 +45,10 @@ class TrainingEvents {
   void step(int64_t step, int64_t epoch, double loss, double rate, double ms);
   void checkpoint(int64_t step);
   void epoch(int64_t epoch, int64_t step, double loss, double accuracy, const Score* score);
-  void choice(double share, int64_t epoch, const Judged& judged, const Score* start, const Score* score);
-  void done(const Standing& at, const Judged& judged, const Score* start, const Score* score);
+  // `kept`: the accuracy where the classifier comes from (NAN: nobody knows).
+  void choice(double share, int64_t epoch, const Judged& judged, const Score* start, const Score* score, double kept);
+  // `kept_images`: so many are of there.
+  void done(const Standing& at, const Judged& judged, const Score* start, const Score* score, int64_t kept_images);
 
   void tick() { events_.tick(); }
   // Takes room for the times of so many steps, of which the median is said in the end.

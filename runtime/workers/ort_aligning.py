@@ -101,6 +101,9 @@ def align_classifier(job: dict[str, Any], bundle: Bundle, stop: StopRequest) -> 
         left_out_accuracy=None,
         share=None,
         **judged(judge, manifest, start, score),
+        kept_images=0,
+        kept_accuracy_before=None,
+        kept_accuracy=None,
         unknown=None,
         peak_rss_bytes=peak_rss(),
     )

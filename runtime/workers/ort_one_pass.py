@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tinytl_edge.runtime.files.bundle import Manifest
 from tinytl_edge.runtime.files.run import FirstPass
 from tinytl_edge.runtime.images.batches import Batches
-from tinytl_edge.runtime.images.dataset import MULTI
+from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.learning.discriminant import fit_discriminant
 from tinytl_edge.runtime.learning.kept_features import read_features
 from tinytl_edge.runtime.learning.known_classes import keep_known
@@ -73,6 +73,12 @@ def features_of(
         labels.append(batch.labels)
         done += len(batch.labels)
         say(done)
+    if first is not None and first.kept_learnt:
+        assert first.kept_images is not None
+        for batch in Batches(manifest, open_dataset(first.kept_images)).evaluation(batch_size, first.kept_learnt):
+            rows.append(session.features(batch.feeds))
+            labels.append(batch.labels)
+        stood_in = len(first.kept_learnt)
     if first is not None and first.features is not None:
         assert manifest.head is not None
         kept, kept_labels = read_features(Path(first.features), manifest.head.features)
@@ -82,7 +88,7 @@ def features_of(
             wanted = np.flatnonzero(absent)
         rows.append(kept[wanted])
         labels.append(kept_labels[wanted])
-        stood_in = len(wanted)
+        stood_in += len(wanted)
     return np.concatenate(rows), np.concatenate(labels), stood_in
 
 

@@ -39,6 +39,8 @@ class Standing:
     ended: int = 0
     share: float | None = None
     left_out: float | None = None
+    kept_before: float | None = None
+    kept: float | None = None
     flips: bool = True
     unknown: Unknown | None = None
 

@@ -23,7 +23,6 @@ from tinytl_edge.runtime.files.run import CHECKPOINTS, FirstPass
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.learning.kept_features import as_bfloat16
-from tinytl_edge.runtime.learning.within_error import within_error
 from tinytl_edge.runtime.memory import peak_rss
 from tinytl_edge.runtime.options import LOG_EVERY, TrainOptions, schedule
 from tinytl_edge.runtime.unknown import find_unknown
@@ -31,12 +30,14 @@ from tinytl_edge.runtime.unknown import find_unknown
 from .events import emit
 from .measuring import right, surest
 from .ort_adapter import values_of, write_trained
+from .ort_candidates import Candidate, nearest
 from .ort_judge import Judge, Score, judged, said
 from .ort_one_pass import classifier_rows, features_of, fit_classifier
 from .ort_session import Array, OrtSession
 from .ort_standing import Stage, Standing, Sums
 from .stopping import StopRequest
 
+MOST_GIVEN_UP = 0.03  # of the accuracy where a deployed classifier comes from
 _HOPELESS = 10  # times the loss of guessing: an adapter with a loss above that is not kept
 
 
@@ -76,6 +77,10 @@ class Training:
         if self._first_pass and self._first_pass.pulled:
             session = OrtSession(bundle, self._options.threads or 1) if self._resuming else self._session
             self._towards = classifier_rows(session, bundle.manifest)
+        self._old_place: Judge | None = None
+        if self._first_pass and self._first_pass.kept_judged:
+            kept = Batches(bundle.manifest, open_dataset(self._first_pass.kept_images or ""))
+            self._old_place = Judge("kept", kept, self._first_pass.kept_judged)
         self._to_keep: list[int] = job["features_of"]
         self._fits = self._first_pass is not None
         self._knows = self._fits or self._shares[0] < 1
@@ -126,9 +131,11 @@ class Training:
         if self._stages and self._stages[0].start:
             self._load(self._stages[0].start)
         deployed = self._measure(keeps=False) if self._judge and self._towards is not None else None
+        self._at.kept_before = self._in_old_place()
         found = self._fit(self._others) if self._fits else {}
         if deployed:
             found["accuracy_before"] = deployed.accuracy
+        self._look_back(found)
         if self._judge and self._knows:
             self._at.start = self._at.score = self._measure(keeps=False)
             if self._options.flip is None and self._steps:
@@ -152,6 +159,7 @@ class Training:
             self._write(START)
         if self._fits:
             found = self._fit(stage.images)
+            self._look_back(found)
             self._write(START)
             self._say_one_pass(found, True, None, begin)
 
@@ -220,21 +228,23 @@ class Training:
         """What the judge likes best: some way from the start to what was trained, or an earlier epoch."""
         at, judge = self._at, self._judge
         assert judge is not None
-        scores: list[Score] = []
-        losses: list[NDArray[np.float64]] = []
+        candidates: list[Candidate] = []
         for share in self._shares:
             self._load(ADAPTER)
             if share < 1:
                 self._blend(share)
             logits: list[Array] = []
-            scores.append(judge.measure(self._session, _progress, self._end_if_asked, raw=logits))
-            losses.append(judge.losses_at_best_scale(np.array(logits, np.float64)))
-        best = min(range(len(scores)), key=lambda index: scores[index].class_loss)
+            score = judge.measure(self._session, _progress, self._end_if_asked, raw=logits)
+            at.kept = self._in_old_place()
+            if candidates and not self._keeps_old_place(candidates[0].kept):
+                break
+            losses = judge.losses_at_best_scale(np.array(logits, np.float64))
+            candidates.append(Candidate(share, at.kept, score, losses))
+        best = min(candidates, key=lambda candidate: candidate.score.class_loss)
         if self._towards is not None:
-            best = self._nearest(losses)
-        least = scores[best].class_loss
-        at.share, at.score = self._shares[best], scores[best]
-        earlier = self._keeps_best and at.best.class_loss < least
+            best = nearest(candidates, judge.shares())
+        at.share, at.score, at.kept = best.share, best.score, best.kept
+        earlier = self._keeps_best and at.best.class_loss < best.score.class_loss and not self._old_place
         if earlier:
             at.share, at.score = 1, at.best
         self._load(BEST if earlier else ADAPTER)
@@ -242,18 +252,40 @@ class Training:
         self._save()
         last = at.best_step if earlier else at.step
         epoch = self._stage_of(last).epoch_of(last - 1) + 1
-        emit("choice", share=at.share, epoch=epoch, **self._judged(self._start, self._score))
+        reached = self._judged(self._start, self._score)
+        emit("choice", share=at.share, epoch=epoch, kept_accuracy=at.kept, **reached)
 
-    def _nearest(self, losses: list[NDArray[np.float64]]) -> int:
-        """Of a deployed classifier, which knows another place, too: the least share, if any, that is about as good.
+    def _in_old_place(self) -> float | None:
+        """The accuracy where the classifier comes from, if there are images of it."""
+        if self._old_place is None:
+            return None
+        return self._old_place.measure(self._session, _progress, self._end_if_asked).accuracy
 
-        Its logits are as large as the images that it is pulled to call for; training smooths labels.
-        """
-        assert self._judge is not None
-        shares = self._judge.shares()
-        best = min(range(len(losses)), key=lambda index: float(shares @ losses[index]))
-        about = (i for i in range(best) if self._shares[i] > 0 and within_error(losses[i], losses[best], shares))
-        return next(about, best)
+    def _look_back(self, found: dict[str, Any]) -> None:
+        """What is given up there is said of the one pass; images left out of it said it before."""
+        if self._old_place is not None:
+            self._at.kept = self._in_old_place()
+            found.update(kept_accuracy_before=self._at.kept_before, kept_accuracy=self._at.kept)
+
+    def _keeps_old_place(self, start: float | None) -> bool:
+        """Does it give up little there, or no more than the start does?"""
+        at = self._at
+        if at.kept is None or at.kept_before is None or start is None:
+            return True
+        return at.kept >= min(at.kept_before - MOST_GIVEN_UP, start)
+
+    def _keep_old_place(self) -> None:
+        """What was learnt from all images may give up more than what the trial had learnt."""
+        at = self._at
+        if self._old_place is None or not self._steps:
+            return
+        start, at.kept = at.kept, self._in_old_place()
+        for share in reversed(self._shares):
+            if not self._keeps_old_place(start) and at.share is not None and share < at.share:
+                at.share = share
+                self._load(ADAPTER)
+                self._blend(share)
+                at.kept = self._in_old_place()
 
     def _look_closer(self) -> None:
         """At what was chosen, as it will be: how sure its answers are.
@@ -289,9 +321,10 @@ class Training:
             at.share = self._shares[-1]
             if at.share < 1:
                 epochs = sum(stage.epochs for stage in self._stages)
-                emit("choice", share=at.share, epoch=epochs, **self._judged(None, None))
+                emit("choice", share=at.share, epoch=epochs, kept_accuracy=None, **self._judged(None, None))
         if at.share is not None and at.share < 1:
             at.sums.add_range(*self._blend(at.share))
+        self._keep_old_place()
         self._try_junk()
         if self._to_keep:
             self._keep_features()
@@ -305,13 +338,18 @@ class Training:
             left_out_accuracy=at.left_out,
             share=at.share,
             **self._judged(self._start, self._score),
+            kept_images=len(self._old_place.images) if self._old_place else 0,
+            kept_accuracy_before=at.kept_before,
+            kept_accuracy=at.kept,
             unknown=at.unknown.as_dict() if at.unknown else None,
             peak_rss_bytes=peak_rss(),
         )
 
     def _keep_features(self) -> None:
         """Of images, as the classifier reads them now; and those that stood in, where no training changed them."""
-        stood_in = None if self._steps or self._first_pass is None else replace(self._first_pass, others=())
+        stood_in = (
+            None if self._steps or self._first_pass is None else replace(self._first_pass, others=(), kept_learnt=())
+        )
         features, labels, _ = self._features(self._to_keep, stood_in, lambda done: None)
         write_features(
             self._run / FEATURES, self._manifest.classes, labels.tolist(), as_bfloat16(features), features.shape[1]
@@ -341,7 +379,7 @@ class Training:
         first, smoothing = self._first_pass, self._options.label_smoothing
         fitted = fit_classifier(
             self._session, self._manifest, features, labels, first.known_classes, smoothing, self._towards,
-            stood_in if first.others else 0, first.keep,
+            stood_in if first.others or first.kept_learnt else 0, first.keep,
         )  # fmt: skip
         at = self._at
         at.sums, at.left_out, at.unknown = fitted.sums, fitted.found.accuracy, at.unknown or fitted.unknown

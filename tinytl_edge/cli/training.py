@@ -148,6 +148,11 @@ def _training_options(function: F) -> F:
 @click.option("--unlabelled", type=PATH,
               help="In the place of --data: images without labels, a folder or packed. A deployed classifier's biases "
               "follow what is otherwise here, if --val or how sure its answers are says that it helps.")  # fmt: skip
+@click.option(
+    "--keep-images",
+    type=PATH,
+    help="Labelled images of where a deployed classifier comes from: no more than 3 points are given up there.",
+)
 @bundle_option
 @runtime_option
 @_training_options
@@ -159,6 +164,7 @@ def train(
     data: Path | None,
     val: Path | None,
     unlabelled: Path | None,
+    keep_images: Path | None,
     bundle: Path | None,
     runtime: str,
     resume: bool,
@@ -174,9 +180,17 @@ def train(
     warning = None
     if unlabelled and (ignored := given(*options.keys() - {"threads"})):
         warning = f"{', '.join(ignored)} not used: --unlabelled trains nothing."
-    if resume and (ignored := given("data", "val", *options.keys() - {"threads", "log_every"})):
+    if resume and (ignored := given("data", "val", "keep_images", *options.keys() - {"threads", "log_every"})):
         warning = f"{', '.join(ignored)} not used: --resume goes on with the run's own."
-    places = {"model": model, "data": data, "val": val, "unlabelled": unlabelled, "bundle": bundle, "out": out}
+    places = {
+        "model": model,
+        "data": data,
+        "val": val,
+        "unlabelled": unlabelled,
+        "keep_images": keep_images,
+        "bundle": bundle,
+        "out": out,
+    }
     asked = {name: None if place is None else os.fspath(place) for name, place in places.items()}
     told: dict[str, Any] = {**asked, "runtime": runtime, "options": options, "resume": resume}
     if owns_process():

@@ -57,15 +57,17 @@ def _section(title: str, *parts: str) -> str:
 def _verdict(content: Mapping[str, Any]) -> str:
     verdict, judged = content["verdict"], content["judged"]
     kind = {True: "good", False: "wanting", None: "open"}[verdict["enough"]]
-    figures = ""
+    measured = []
     if judged is not None:
-        before, after = judged["before"], judged["after"]
-        figures = "".join(
-            f'<div class="figure"><span>{words}</span><strong>{measures["accuracy"]:.1%}</strong>'
-            f"{_bar(measures['accuracy'], measures['interval'])}</div>"
-            for words, measures in ((judged["before_is"], before), (judged["after_is"], after))
-            if measures is not None
-        )
+        measured += [(judged["before_is"], judged["before"]), (judged["after_is"], judged["after"])]
+    if (old := content["old_place"]) is not None:
+        measured += [("where it comes from, as deployed", old["before"]), ("there, now", old["after"])]
+    figures = "".join(
+        f'<div class="figure"><span>{words}</span><strong>{measures["accuracy"]:.1%}</strong>'
+        f"{_bar(measures['accuracy'], measures['interval'])}</div>"
+        for words, measures in measured
+        if measures is not None
+    )
     text = "".join(f"<p>{escape(sentence)}</p>" for sentence in verdict["sentences"])
     head = f'<h2>{escape(verdict["headline"])}</h2><div class="figures">{figures}</div>'
     return f'<section class="verdict {kind}">{head}{text}</section>'

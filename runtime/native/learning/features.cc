@@ -7,7 +7,13 @@
 namespace tinytl {
 
 StandIns StandIns::of(const Job& job) {
-  return {job.optional_text("features"), job.flag("of_all"), job.integers("others", 0, 1 << 20)};
+  StandIns found{job.optional_text("features"), job.flag("of_all"), job.integers("others", 0, 1 << 20)};
+  const std::string kept = job.optional_text("kept_images");
+  if (kept.empty()) return found;
+  found.images = std::make_shared<const Dataset>(Dataset::open(kept));
+  for (const int64_t index : job.integers("kept_learnt", 0, found.images->count() - 1))
+    found.learnt.push_back(static_cast<uint32_t>(index));
+  return found;
 }
 
 Features features_of(const Program& program, const Head& head, const Dataset& dataset, Samples& samples, Execution& execution,
@@ -18,30 +24,39 @@ Features features_of(const Program& program, const Head& head, const Dataset& da
   execution.observe([&](size_t number, const Record& op, const uint8_t* arena) {
     head.observe(number, op, arena, features.data());
   });
-  const Crop crop = centre_crop(dataset.stored(), dataset.input());
-  for (const uint32_t index : images) {
-    samples.fill(index, crop, 0, execution);
+  const auto look_at = [&](const Dataset& of, Samples& from, uint32_t index) {
+    from.fill(index, centre_crop(of.stored(), of.input()), 0, execution);
     execution.forward(nullptr);
     found.rows.append(features.data());
-    if (dataset.multi_label())
-      found.marks.insert(found.marks.end(), dataset.marks(index), dataset.marks(index) + program.classes);
+    if (of.multi_label())
+      found.marks.insert(found.marks.end(), of.marks(index), of.marks(index) + program.classes);
     else
-      found.labels.push_back(dataset.label(index));
+      found.labels.push_back(of.label(index));
+  };
+  for (const uint32_t index : images) {
+    look_at(dataset, samples, index);
     done(static_cast<uint32_t>(found.rows.count()));
+  }
+  if (!stand_ins.learnt.empty()) {
+    Samples kept(program, *stand_ins.images);
+    for (const uint32_t index : stand_ins.learnt) look_at(*stand_ins.images, kept, index);
+    found.stood_in += static_cast<int64_t>(stand_ins.learnt.size());
   }
   execution.observe(nullptr);
   if (stand_ins.features.empty()) return found;
-  std::vector<bool> has_images(static_cast<size_t>(program.classes));
-  for (uint32_t i = 0; i < dataset.count() && !stand_ins.of_all && stand_ins.others.empty(); ++i) has_images[static_cast<size_t>(dataset.label(i))] = true;
-  const KeptFeatures others = KeptFeatures::open(stand_ins.features, head.features(), program.classes);
   std::vector<int64_t> wanted = stand_ins.others;
-  for (int64_t i = 0; i < others.count() && stand_ins.others.empty(); ++i)
-    if (!has_images[static_cast<size_t>(others.label(i))]) wanted.push_back(i);
+  const KeptFeatures kept = KeptFeatures::open(stand_ins.features, head.features(), program.classes);
+  if (wanted.empty()) {
+    std::vector<bool> has_images(static_cast<size_t>(program.classes));
+    for (uint32_t i = 0; i < dataset.count() && !stand_ins.of_all; ++i) has_images[static_cast<size_t>(dataset.label(i))] = true;
+    for (int64_t i = 0; i < kept.count(); ++i)
+      if (!has_images[static_cast<size_t>(kept.label(i))]) wanted.push_back(i);
+  }
   for (const int64_t i : wanted) {
-    if (i >= others.count()) fail(kDamaged, "%s has no image %lld.", stand_ins.features.c_str(), static_cast<long long>(i));
-    others.read(i, features.data());
+    if (i >= kept.count()) fail(kDamaged, "%s has no image %lld.", stand_ins.features.c_str(), static_cast<long long>(i));
+    kept.read(i, features.data());
     found.rows.append(features.data());
-    found.labels.push_back(others.label(i));
+    found.labels.push_back(kept.label(i));
     ++found.stood_in;
   }
   return found;

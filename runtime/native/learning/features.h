@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -17,13 +18,18 @@
 namespace tinytl {
 
 // Features that stand in for images that are not at hand: a file of them ("": there is none), of all classes, or of those of
-// which the dataset has none, or those that are numbered.
+// which the dataset has none, or those that are numbered. And images of the place where a classifier comes from, of which
+// those that are numbered are learnt from, too.
 struct StandIns {
   static StandIns of(const Job& job);
+
+  bool of_another_place() const { return !others.empty() || !learnt.empty(); }
 
   std::string features;
   bool of_all = false;
   std::vector<int64_t> others;
+  std::shared_ptr<const Dataset> images{};
+  std::vector<uint32_t> learnt{};
 };
 
 // And their labels; multi-label, which classes each has. The last ones stood in.

@@ -37,7 +37,7 @@ Fitted fit_in_one_pass(Program& program, const Dataset& dataset, Samples& sample
   Fitted fitted;
   if (begin.towards) {
     const Truth truth{&found.labels, program.multi_label ? &marks : nullptr};
-    const Kept kept{begin.stand_ins.others.empty() ? 0 : found.stood_in, begin.keep};
+    const Kept kept{begin.stand_ins.of_another_place() ? found.stood_in : 0, begin.keep};
     fitted.fit = fit_pulled(found.rows, truth, before, kept, terms, take);
     const std::vector<int32_t> here(found.labels.begin(), found.labels.end() - kept.count);
     const Seen seen = program.multi_label ? look(before, found.rows, marks) : look(before, found.rows, here, 0);
