@@ -110,7 +110,7 @@ def _by_a_worker(plan: TrainingPlan, log: EventLog) -> dict[str, Any]:
 
     def log_event(event: Event) -> None:
         nonlocal first_pass
-        first_pass = max(first_pass, event["peak_rss_bytes"] if event["event"] == "one_pass" else 0)
+        first_pass = max(first_pass, event["peak_rss_bytes"] if event["event"] in ("one_pass", "aligned") else 0)
         log.write({**event, "executable": record["executable"]} if event["event"] == "start" else event)
 
     try:

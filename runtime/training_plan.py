@@ -321,7 +321,9 @@ def _as_recorded(
     recorded = TrainOptions.from_json(asdict(record.options), run / RUN)
     train_file = Path(os.path.normpath(run / record.data))
     val_file = Path(os.path.normpath(run / record.val)) if record.val is not None else None
-    for file in (train_file, val_file):
+    first = record.first_pass.inside(run) if record.first_pass else None
+    kept_file = Path(first.kept_images) if first and first.kept_images else None
+    for file in (train_file, val_file, kept_file):
         if file is not None and not file.is_file():
             raise DataError(f"{file}, on which {run} was trained, is gone: it cannot be resumed.")
     options = replace(

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_learning import Floats, Labels, NativeFit
 
+from tinytl_edge.runtime.errors import DataError
 from tinytl_edge.runtime.learning.aligned import OldPlace
 from tinytl_edge.runtime.learning.discriminant import fit_discriminant
 
@@ -85,8 +86,10 @@ def test_the_native_trainer_finds_the_same(native: NativeFit, given: Places) -> 
     assert helps == got.helps
 
 
-def test_the_native_trainer_refuses_features_that_are_no_numbers(native: NativeFit) -> None:
+def test_features_that_are_no_numbers_are_refused(native: NativeFit) -> None:
     x, _, kept, known, rows = places(5, 2, 3, 4, 1)
     x[1, 2] = np.inf
     with pytest.raises(AssertionError, match="no numbers"):
         native.aligned(x, kept, known, rows)
+    with pytest.raises(DataError, match="no numbers"):
+        OldPlace(kept, known, rows.astype(np.float64)).align(x)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from bundles import events
 from conftest import CLASSES, ELSEWHERE, fails, make_image, make_images, ok
 from runtimes import RUNTIMES, needs_ort, needs_trainer
 
-from tinytl_edge import evaluate, report
+from tinytl_edge import TrainOptions, evaluate, report, train
 from tinytl_edge.runtime.course import SHARES
+from tinytl_edge.runtime.errors import DataError, InterruptedTrainingError
 from tinytl_edge.runtime.evaluate import Trained
 from tinytl_edge.runtime.files.adapter import open_adapter, write_adapter
 from tinytl_edge.runtime.files.run import open_run
@@ -194,6 +197,46 @@ def test_both_runtimes_look_back_alike(place: Path, elsewhere: Path, tmp_path: P
     assert len(found[0]) == 4
     for one, other in zip(*found):
         assert one == {name: pytest.approx(value) for name, value in other.items()}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("validated", [False, True])
+def test_what_is_given_up_there_is_known_where_it_is_resumed(
+    runtime: str, validated: bool, place: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    """And a best epoch, which images of --val choose, is looked at as well."""
+    val = place / "new-test" if validated else None
+    how = TrainOptions(epochs=4, lr=0.003, log_every=1)
+
+    def run(out: Path, **more: Any) -> dict[str, Any]:
+        return train(elsewhere / "bundle", elsewhere / "images", val, out, runtime=runtime, options=how,
+                     keep_images=place / "old", **more)  # fmt: skip
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(InterruptedTrainingError):
+        run(tmp_path / "on", on_event=stop)
+    resumed = train(elsewhere / "bundle", out=tmp_path / "on", runtime=runtime, resume=True)
+    for name in ("kept_images", "kept_accuracy_before", "kept_accuracy", "share", "val_accuracy"):
+        assert resumed[name] == whole[name], name
+    assert whole["kept_accuracy"] == pytest.approx(evaluate_some(tmp_path / "whole"))
+    (tmp_path / "on" / "adapter.safetensors").unlink()
+    (tmp_path / "on" / "kept.safetensors").unlink()
+    with pytest.raises(DataError, match=r"kept\.safetensors, on which .* is gone"):
+        train(elsewhere / "bundle", out=tmp_path / "on", runtime=runtime, resume=True)
+
+
+def evaluate_some(run: Path) -> float:
+    """The accuracy of a run on what is judged of the old place."""
+    opened = open_run(run)
+    first = opened.record.first_pass
+    assert first is not None and first.kept_images is not None
+    with open_dataset(run / first.kept_images) as dataset:
+        pack_part(dataset, first.kept_judged, run.parent / "judged.safetensors")
+    return float(evaluate(run, run.parent / "judged.safetensors")["accuracy"])
 
 
 @needs_trainer

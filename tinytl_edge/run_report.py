@@ -29,15 +29,15 @@ _MISTAKES = 24  # shown at most
 
 @dataclass(frozen=True)
 class _Judged:
-    """Images, and what was thought of them where the training began (None: nobody knows) and at its end; whether it
-    began with the classifier that was deployed; what was done."""
+    """Images, and what was thought of them where the training began (None: nobody knows) and at its end; what both are
+    in words."""
 
     on: str  # "held-out", "val" or "data"
     dataset: Dataset
     before: list[Sequence[float]] | None
     after: list[Sequence[float]]
-    deployed: bool
-    done: str
+    before_is: str
+    after_is: str
 
 
 def report(
@@ -105,21 +105,17 @@ def _judged(run: Run, data: Path | None, folder: Path, watch: OnEvent) -> _Judge
         final, begun = JUDGED, JUDGED_START
     else:
         return None
-    aligned = record.first_pass is not None and record.first_pass.aligned
-    deployed = aligned or (record.first_pass is not None and record.first_pass.pulled)
+    first = record.first_pass
+    aligned = first is not None and first.aligned
+    deployed = first is not None and (first.pulled or first.aligned)
     before = None
     if deployed:
         before = Trained(run.bundle, None, "auto", None).predict(file)
     elif (run.path / begun).is_file():
         before = _trained(run, begun).predict(file)
-    return _Judged(
-        on,
-        open_dataset(file),
-        before,
-        _trained(run, final).predict(file),
-        deployed,
-        "aligned" if aligned else "after training",
-    )
+    after = _trained(run, final).predict(file)
+    words = "as deployed" if deployed else "at the start", "aligned" if aligned else "after training"
+    return _Judged(on, open_dataset(file), before, after, *words)
 
 
 def _there(run: Run, name: str) -> Path:
@@ -154,9 +150,9 @@ def _compared(judged: _Judged, classes: Sequence[str]) -> dict[str, Any]:
         "gained": None if multi_label else _came_right(judged.before, judged.after, dataset),
         "lost": None if multi_label else _came_right(judged.after, judged.before, dataset),
         "before": measures(judged.before, dataset) if judged.before is not None else None,
-        "before_is": "as deployed" if judged.deployed else "at the start",
+        "before_is": judged.before_is,
         "after": measures(judged.after, dataset),
-        "after_is": judged.done,
+        "after_is": judged.after_is,
         "mistakes": [] if multi_label else _mistakes(judged, classes),
     }
 

@@ -76,15 +76,18 @@ def _of_old_place(found: Mapping[str, Any] | None) -> list[str]:
 
 
 def _of_alignment(event: Mapping[str, Any]) -> str:
+    aligned = f"aligned with {counted(event['images'], 'image')} without labels"
+    if event["val_accuracy"] is not None:
+        return f"It is {aligned}." if event["taken"] else f"It is as it was: {aligned} it is no better."
     grounds = (
         f"its answers are {event['sure']:.1%} sure (before: {event['sure_before']:.1%}), and a second classifier "
         f"agrees with {event['agreed']:.1%} (before: {event['agreed_before']:.1%})"
     )
     if event["taken"]:
-        return f"It is aligned with {counted(event['images'], 'image')} without labels: {grounds}."
+        return f"It is {aligned}: {grounds}."
     return (
-        f"It is as it was: aligned with {counted(event['images'], 'image')} without labels {grounds}, which tells that "
-        "they do not show all classes alike, or are others in more than light and camera."
+        f"It is as it was: {aligned} {grounds}, which tells that they do not show all classes alike, or are others in "
+        "more than light and camera."
     )
 
 
@@ -138,7 +141,8 @@ def _remarks(content: Mapping[str, Any]) -> list[str]:
     sentences = [_of_alignment(content["aligned"])] if content["aligned"] else []
     sentences += _of_old_place(content["old_place"])
     if result["share"] == 0:
-        sentences.append("Training further brought nothing on them: what it began with is kept.")
+        or_harms = ", or gives up more where it comes from" if content["old_place"] else ""
+        sentences.append(f"Training further brought nothing on them{or_harms}: what it began with is kept.")
     own = epochs[-1]["train_accuracy"] if epochs else None
     if own is not None and own - judged["after"]["accuracy"] > _LEARNT_BY_HEART:
         sentences.append(f"Of its own images it knows {own:.1%}, far more than of others: more images would help most.")

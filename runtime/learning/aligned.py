@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tinytl_edge.runtime.errors import DataError
+
 from .discriminant import fit_discriminant
 from .linear_fit import Array
 from .logistic import sure
@@ -52,8 +54,14 @@ class OldPlace:
         self._second = fit_discriminant(kept, labels, classes)
 
     def align(self, features: NDArray[np.float32]) -> Aligned:
-        """Towards where the mean of features [images, features] of another place is what it was here."""
+        """Towards where the mean of features [images, features] of another place is what it was here.
+
+        Raises:
+            DataError: features are no numbers.
+        """
         x, before, second = features.astype(np.float64), self._before, self._second
+        if not np.isfinite(x).all():
+            raise DataError("The network's features of these images are no numbers.")
         moved = x.mean(0) - self._mean
         by_chance = float(((x - x.mean(0)) ** 2).sum()) / len(x) ** 2 + self._by_chance
         share = _SHARE * max(1 - by_chance / max(float((moved**2).sum()), 1e-30), 0.0)

@@ -18,7 +18,7 @@ PULLS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)  # as shares of a sample's me
 _PULL_OF_FEW = 1e-3
 _FEW = 5  # samples of a class, on the mean
 _FOLDS = 5
-MOST_GIVEN_UP = 0.03  # of the accuracy on kept samples
+MOST_GIVEN_UP = 0.03  # of the accuracy where the classifier comes from
 _MOST_JUDGED = 512  # samples
 _CLOSE, _CLOSE_ENOUGH = 1e-12, 1e-5  # to the least loss: of what comes out, of what is only compared
 

@@ -1,7 +1,6 @@
 // A deployed classifier in a place of which there are images without labels.
 #include <algorithm>
 #include <memory>
-#include <numeric>
 
 #include "clock.h"
 #include "dataset.h"
@@ -21,12 +20,6 @@ namespace tinytl {
 namespace {
 
 constexpr uint32_t kSaid = 16;  // images between two events
-
-std::vector<uint32_t> all_of(const Dataset& dataset) {
-  std::vector<uint32_t> numbers(dataset.count());
-  std::iota(numbers.begin(), numbers.end(), 0);
-  return numbers;
-}
 
 // How many of samples with a label are right, as a share.
 double right_of(const Linear& linear, const Features& found) {
@@ -52,7 +45,7 @@ void align(const Job& job, Events& events) {
   std::unique_ptr<Judge> judge;
   if (!job.is_null("val")) {
     validation = std::make_unique<Dataset>(Dataset::open(job.text("val")));
-    judge = std::make_unique<Judge>(*program, *validation, all_of(*validation));
+    judge = std::make_unique<Judge>(*program, *validation, validation->all());
   }
   TrainingEvents said(events);
   said.start(options, Course::of(job, dataset.count(), 1), dataset.count(), 1, 0, {});
@@ -60,7 +53,7 @@ void align(const Job& job, Events& events) {
   if (judge) at.start = at.score = judge->measure(execution, stop_if_asked);
 
   const Head head(*program);
-  Features found = features_of(*program, head, dataset, samples, execution, all_of(dataset), StandIns::of(first), run,
+  Features found = features_of(*program, head, dataset, samples, execution, dataset.all(), StandIns::of(first), run,
                                      [&](uint32_t done) {
                                        stop_if_asked();
                                        said.tick();
@@ -93,6 +86,7 @@ void align(const Job& job, Events& events) {
     for (size_t c = 0; c < biases.size(); ++c) head.set_bias(*program, c, biases[c]);
     rows.bias = biases;
   }
+  // Of all logits the range, for whatever labels.
   const Seen seen = look(rows, found.rows, std::vector<int32_t>(static_cast<size_t>(found.rows.count())), 0);
   at.sums.low = seen.low;
   at.sums.high = seen.high;

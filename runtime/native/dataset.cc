@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <cstring>
 #include <initializer_list>
+#include <numeric>
 
 #include "json.h"
 
@@ -133,6 +134,12 @@ Dataset Dataset::open(const std::string& path) {
   dataset.image_bytes_ = static_cast<size_t>(image_bytes);
   dataset.images_ = &images;
   return dataset;
+}
+
+std::vector<uint32_t> Dataset::all() const {
+  std::vector<uint32_t> numbers(count_);
+  std::iota(numbers.begin(), numbers.end(), 0);
+  return numbers;
 }
 
 void Dataset::read_image(uint32_t index, uint8_t* out) const {

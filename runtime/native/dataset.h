@@ -26,6 +26,7 @@ class Dataset {
 
   const std::string& path() const { return file_.path(); }
   uint32_t count() const { return count_; }  // at least 1
+  std::vector<uint32_t> all() const;         // the numbers of all images
   Size input() const { return input_; }    // what the images are packed for
   Size stored() const { return stored_; }  // of an image in the file
   int32_t channels() const { return channels_; }       // 3 (RGB) or 1 (grey)

@@ -38,7 +38,7 @@ bool TrainFront::hear(const char* kind, json::Writer& event) {
     if (!json_) report_.hear(json::parse_or_fail(passing, kInternal, "An event is no JSON."), now());
     return true;
   }
-  if (std::strcmp(kind, "one_pass") == 0) first_pass_ = peak_rss();
+  if (std::strcmp(kind, "one_pass") == 0 || std::strcmp(kind, "aligned") == 0) first_pass_ = peak_rss();
   if (std::strcmp(kind, "done") == 0) {
     finish(event);
   } else if (std::strcmp(kind, "warning") != 0) {

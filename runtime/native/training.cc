@@ -13,6 +13,7 @@
 #include "judge.h"
 #include "layout.h"
 #include "learning/one_pass.h"
+#include "learning/pulled.h"
 #include "learning_rates.h"
 #include "program.h"
 #include "samples.h"
@@ -29,18 +30,11 @@ volatile int stop_asked = 0;
 namespace {
 
 constexpr uint32_t kFittingSaid = 16;  // images between two events
-constexpr double kMostGivenUp = 0.03;  // of the accuracy where a deployed classifier comes from
 constexpr double kHopeless = 10;  // an epoch's loss this many times that of guessing will not come back
 
 bool exists(const std::string& path) {
   struct stat found;
   return stat(path.c_str(), &found) == 0;
-}
-
-std::vector<uint32_t> all_of(uint32_t count) {
-  std::vector<uint32_t> numbers(count);
-  for (uint32_t i = 0; i < count; ++i) numbers[i] = i;
-  return numbers;
 }
 
 std::vector<uint32_t> as_numbers(const std::vector<int64_t>& integers) { return {integers.begin(), integers.end()}; }
@@ -85,7 +79,7 @@ class Training {
       fail(kUsage, "This bundle is prepared for a batch of 1: train with --batch-size 1, or prepare it with another.");
     if (!job.is_null("val")) {
       validation_ = std::make_unique<Dataset>(Dataset::open(job.text("val")));
-      judge_ = std::make_unique<Judge>(*program_, *validation_, all_of(validation_->count()));
+      judge_ = std::make_unique<Judge>(*program_, *validation_, validation_->all());
     } else if (!course_.held_out.empty()) {
       judge_ = std::make_unique<Judge>(*program_, dataset_, course_.held_out);
     }
@@ -266,13 +260,19 @@ class Training {
     const Candidate& best = first_pass_.towards ? nearest(candidates) : least_loss(candidates);
     at_.share = best.share;
     at_.score = best.score;
-    at_.kept = best.kept;
-    const bool earlier = keeps_best_ && at_.best.class_loss < best.score.class_loss && !old_place_;
+    bool earlier = keeps_best_ && at_.best.class_loss < best.score.class_loss;
+    if (earlier) {
+      read_adapter(best_path(), *program_);
+      at_.kept = in_old_place();
+      earlier = keeps_old_place(candidates.front().kept);
+    }
     if (earlier) {
       at_.share = 1;
       at_.score = at_.best;
+    } else {
+      at_.kept = best.kept;
+      read_adapter(adapter_path(), *program_);
     }
-    read_adapter(earlier ? best_path() : adapter_path(), *program_);
     look_closer();
     save();
     const int64_t last = earlier ? at_.best_step : at_.step;

@@ -23,6 +23,7 @@ from tinytl_edge.runtime.files.run import CHECKPOINTS, FirstPass
 from tinytl_edge.runtime.images.batches import Batches
 from tinytl_edge.runtime.images.dataset import MULTI, open_dataset
 from tinytl_edge.runtime.learning.kept_features import as_bfloat16
+from tinytl_edge.runtime.learning.pulled import MOST_GIVEN_UP
 from tinytl_edge.runtime.memory import peak_rss
 from tinytl_edge.runtime.options import LOG_EVERY, TrainOptions, schedule
 from tinytl_edge.runtime.unknown import find_unknown
@@ -37,7 +38,6 @@ from .ort_session import Array, OrtSession
 from .ort_standing import Stage, Standing, Sums
 from .stopping import StopRequest
 
-MOST_GIVEN_UP = 0.03  # of the accuracy where a deployed classifier comes from
 _HOPELESS = 10  # times the loss of guessing: an adapter with a loss above that is not kept
 
 
@@ -243,11 +243,17 @@ class Training:
         best = min(candidates, key=lambda candidate: candidate.score.class_loss)
         if self._towards is not None:
             best = nearest(candidates, judge.shares())
-        at.share, at.score, at.kept = best.share, best.score, best.kept
-        earlier = self._keeps_best and at.best.class_loss < best.score.class_loss and not self._old_place
+        at.share, at.score = best.share, best.score
+        earlier = self._keeps_best and at.best.class_loss < best.score.class_loss
+        if earlier:
+            self._load(BEST)
+            at.kept = self._in_old_place()
+            earlier = self._keeps_old_place(candidates[0].kept)
         if earlier:
             at.share, at.score = 1, at.best
-        self._load(BEST if earlier else ADAPTER)
+        else:
+            at.kept = best.kept
+            self._load(ADAPTER)
         self._look_closer()
         self._save()
         last = at.best_step if earlier else at.step

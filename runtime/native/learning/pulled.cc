@@ -13,7 +13,6 @@ constexpr std::array kPulls{1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5};
 constexpr double kPullOfFew = 1e-3;
 constexpr size_t kFew = 5;  // samples of a class, on the mean
 constexpr size_t kFolds = 5;
-constexpr double kMostGivenUp = 0.03;  // of the accuracy on kept samples
 constexpr int64_t kMostJudged = 512;                   // samples
 constexpr double kClose = 1e-12, kCloseEnough = 1e-5;  // to the least loss: of what comes out, of what is only compared
 constexpr int64_t kArrays = 10 + kFolds;               // [samples][classes], in memory at a time

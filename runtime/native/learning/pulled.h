@@ -7,6 +7,8 @@
 
 namespace tinytl {
 
+constexpr double kMostGivenUp = 0.03;  // of the accuracy where a deployed classifier comes from
+
 // Logistic regression that is pulled towards the classifier that there is: of its rows W, biases behind the weights, and
 // samples x, which have a 1 there,
 //
