@@ -134,7 +134,7 @@ def measure(
     from tinytl_edge.runtime.errors import DivergedError, TinyTLError
     from tinytl_edge.runtime.images.dataset import open_dataset
     from tinytl_edge.runtime.images.packing import pack
-    from tinytl_edge.runtime.options import TrainOptions
+    from tinytl_edge.runtime.options import PREPARED, TrainOptions
     from tinytl_edge.runtime.train import train
 
     row: dict[str, Any] = {"model": model}
@@ -160,8 +160,9 @@ def measure(
         data = folder / "data.safetensors"
         data.unlink(missing_ok=True)
         pack(out / "images", data, manifest.input.framing, names)
+        # As PyTorch's recipe goes: from the bundle's own classifier, with all images, one step after another.
         options = TrainOptions(
-            epochs=1, log_every=1, threads=1, dropout=None, **{k: rates * v for k, v in RATES.items()}
+            epochs=1, start=PREPARED, hold_out=0, log_every=1, threads=1, **{k: rates * v for k, v in RATES.items()}
         )
         with open_dataset(data) as dataset:
             options = replace(options, epochs=max(1, steps * batch_size // dataset.count)).check()

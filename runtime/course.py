@@ -14,11 +14,11 @@ from tinytl_edge.runtime.images.balance import log_priors
 from tinytl_edge.runtime.images.dataset import SINGLE, Dataset
 from tinytl_edge.runtime.images.held_out import Known, held_out
 
-from .options import BLEND, HELD_OUT, RUN_START, TrainOptions
+from .options import BLEND, BLEND_OF_DEPLOYED, HELD_OUT, KEPT, RUN_START, TrainOptions
 
 # What may be kept: shares of what was trained, the rest being where training began (Wortsman et al., Robust
 # fine-tuning of zero-shot models, 2022). 0: training brought nothing.
-SHARES = (0.0, 0.35, 0.5, 0.65, 0.8, 1.0)
+SHARES = (0.0, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
 _TRIAL = 0.5  # of the epochs
 
 
@@ -98,4 +98,6 @@ def _shares(manifest: Manifest, options: TrainOptions, judged: bool) -> tuple[fl
         return (options.blend,)
     if not options.begins_knowing(manifest):
         return (1.0,)
-    return SHARES if judged else (BLEND,)
+    if judged:
+        return SHARES
+    return (BLEND_OF_DEPLOYED if manifest.classifier == KEPT else BLEND,)

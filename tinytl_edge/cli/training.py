@@ -114,7 +114,8 @@ _TRAINING = [
         "--blend",
         type=float,
         help="Share of what was trained in the result; the rest is where training began.  "
-        "[default: what is judged best; 0.65 without a judge; 1 where a new classifier began at random]",
+        "[default: what is judged best; without a judge 0.65, 0.2 of a deployed classifier; 1 where a new classifier "
+        "began at random]",
     ),
     click.option("--batch-size", type=int, help="Images a step.  [default: the bundle's]"),
     click.option("--lr", type=float, help="Learning rate of the classifier.  [default: by optimizer and batch size]"),
