@@ -49,9 +49,9 @@ class TrainOptions:
     None: KEEP. `epochs` None: as many as `rounds` says; 0: the pass alone.
     `hold_out` is the share of the images that training is first not shown, to be judged on; None: HELD_OUT, where there
     are images enough. `blend` is the share of what was trained in the result, the rest being where training began;
-    None: what is judged best, or BLEND without a judge (BLEND_OF_DEPLOYED of a classifier that the file had); 1 where the
-    classifier did not know its classes at the start.
-    `lr` is the classifier's rate, `lr_bias`, `lr_lite_residual` and `lr_weight` the other groups'; None
+    None: what is judged best, or BLEND without a judge (BLEND_OF_DEPLOYED of a classifier that the file had); 1 where
+    the classifier did not know its classes at the start. `lr` is the classifier's rate, `lr_bias`, `lr_lite_residual`
+    and `lr_weight` the other groups'; None
     stands for the default of the optimizer and batch size. `batch_size` None is the bundle's, `threads` None
     the machine's fastest cores, `log_every` None LOG_EVERY steps, `dropout` None the model's own rate. `min_area` is
     the smallest fraction of an image that a random crop takes (1 and no `flip`: no augmentation). `flip` mirrors images

@@ -1,7 +1,9 @@
 #include <algorithm>
+#include <cstring>
 
 #include "kernels.h"
 #include "parallel.h"
+#include "simd.h"
 
 namespace tinytl {
 namespace {
@@ -82,22 +84,36 @@ void average_pool_dx(const float* dy, float* dx, const Geometry& g, bool include
 
 namespace {
 
+// work(V, c) for the vectors V of channels [begin, end), the last ones one by one.
+template <class Work>
+TINYTL_INLINE void each_vector(int32_t begin, int32_t end, const Work& work) {
+  for (; begin + kLanes <= end; begin += kLanes) work(Vector{}, begin);
+  for (; begin < end; ++begin) work(float{}, begin);
+}
+
 // Number: of an element of a window.
 template <class Number>
 void max_pool_with(const float* x, float* y, Number* index, const Geometry& g) {
   parallel_channels(g.in_channels, [&](int32_t begin, int32_t end) {
     int64_t to = 0;
     each_window(g, [&](const Window& w) {
-      bool first = true;
-      each_pixel(g, w, [&](int64_t at, int32_t pixel) {
-        const auto number = static_cast<Number>(pixel);
-        for (int32_t c = begin; c < end; ++c) {
-          const float v = x[at + c];
-          const bool wins = first || v > y[to + c] || v != v;  // NaN is the largest: it must not get lost
-          y[to + c] = wins ? v : y[to + c];
-          if (index) index[to + c] = wins ? number : index[to + c];
-        }
-        first = false;
+      each_vector(begin, end, [&](auto zero, int32_t c) {
+        using V = decltype(zero);
+        using Numbers = typename VectorOf<lanes_of<V>>::Bits;
+        const int64_t corner = (int64_t{w.top} * g.in_width + w.left) * g.in_channels + c;
+        V largest = load<V>(x + corner);
+        Numbers winners = Numbers{} + static_cast<uint32_t>((w.top - w.corner_y) * g.kernel_width + w.left - w.corner_x);
+        each_pixel(g, w, [&](int64_t at, int32_t pixel) {
+          const V v = load<V>(x + at + c);
+          const auto wins = (v > largest) | (v != v);  // NaN is the largest: it must not get lost
+          largest = wins ? v : largest;
+          winners = wins ? Numbers{} + static_cast<uint32_t>(pixel) : winners;
+        });
+        store(y + to + c, largest);
+        if (!index) return;
+        uint32_t numbers[lanes_of<V>];
+        std::memcpy(numbers, &winners, sizeof(numbers));
+        for (int i = 0; i < lanes_of<V>; ++i) index[to + c + i] = static_cast<Number>(numbers[i]);
       });
       to += g.in_channels;
     });
@@ -110,9 +126,19 @@ void max_pool_dx_with(const float* dy, const Number* index, float* dx, const Geo
     zero_channels(dx, g, begin, end);
     int64_t from = 0;
     each_window(g, [&](const Window& w) {
-      each_pixel(g, w, [&](int64_t at, int32_t pixel) {
-        const auto number = static_cast<Number>(pixel);
-        for (int32_t c = begin; c < end; ++c) dx[at + c] += index[from + c] == number ? dy[from + c] : 0.0f;
+      each_vector(begin, end, [&](auto zero, int32_t c) {
+        using V = decltype(zero);
+        using Numbers = typename VectorOf<lanes_of<V>>::Bits;
+        uint32_t numbers[lanes_of<V>];
+        for (int i = 0; i < lanes_of<V>; ++i) numbers[i] = index[from + c + i];
+        Numbers winners;
+        std::memcpy(&winners, numbers, sizeof(winners));
+        const V gradient = load<V>(dy + from + c);
+        each_pixel(g, w, [&](int64_t at, int32_t pixel) {
+          float* to = dx + at + c;
+          const auto won = winners == Numbers{} + static_cast<uint32_t>(pixel);
+          store(to, V(load<V>(to) + (won ? gradient : V{})));
+        });
       });
       from += g.in_channels;
     });

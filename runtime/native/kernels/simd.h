@@ -24,6 +24,7 @@ struct VectorOf {
 template <>
 struct VectorOf<1> {
   typedef float Type;
+  typedef uint32_t Bits;
 };
 
 constexpr int kLanes = TINYTL_VECTOR_BYTES / 4;
