@@ -23,6 +23,8 @@ CURVES: dict[str, Callable[..., torch.Tensor]] = {
     "softplus": functional.softplus,
     "tanh": torch.tanh,
     "mish": functional.mish,
+    "sqrt": torch.sqrt,
+    "reciprocal": torch.reciprocal,
 }
 
 
@@ -36,14 +38,16 @@ class ReferenceStep:
     """One sample's forward and backward pass; `gradients` by parameter name, in PyTorch's layout."""
 
     def __init__(self, graph: Graph, parameters: Tensors, engine_masks: dict[int, torch.Tensor] | None = None) -> None:
-        """`engine_masks` [1, C, H, W], by the number of the operator that made them, are used instead of its own.
+        """`parameters`: in float64, of those that are not the graph's own. `engine_masks` [1, C, H, W], by the number
+        of the operator that made them, are used instead of its own.
 
         Near a kink float32 and float64 may fall on either side, and both are right.
         """
         self._graph = graph
-        # Numbers for channels may be written [channels, 1, 1].
-        vectors = {name for name, parameter in graph.parameters.items() if parameter.layout == "vector"}
-        self._parameters = {n: p.reshape(-1) if n in vectors else p for n, p in parameters.items()}
+        own = {n: torch.tensor(p.to_torch(p.value), dtype=torch.float64) for n, p in graph.parameters.items()}
+        # Numbers for channels may be written [channels, 1, 1], a filter along channels as [1, 1, 3].
+        given = {n: p.reshape(own[n].shape) for n, p in parameters.items() if n in own}
+        self._parameters = {**own, **given}
         self._engine_masks = engine_masks or {}
         self.gradients: Tensors = {}
         self.bits = self.bits_apart = 0
@@ -139,7 +143,7 @@ class ReferenceStep:
                 self._padded(op, x), self._parameter(op, "weight"), self._parameter(op, "bias"), g["stride"],
                 dilation=g["dilation"], groups=g["groups"],
             )  # fmt: skip
-            y = y[:, :, : g["out"][0], : g["out"][1]]
+            y = y[:, :, : g["out"][0], : g["out"][1]].reshape(self._shape(op.writes["y"]))
         return self._activate(op, {"x": y})
 
     _pointwise = _depthwise = _conv
@@ -156,7 +160,8 @@ class ReferenceStep:
         return g["pad"][1], behind[1], g["pad"][0], behind[0]
 
     def _padded(self, op: Op, x: torch.Tensor) -> torch.Tensor:
-        return functional.pad(x, self._pads(op))
+        height, width, channels = op.attributes["geometry"]["in"]
+        return functional.pad(x.reshape(1, channels, height, width), self._pads(op))  # channels of a pixel as columns
 
     def _conv_dx(self, op: Op, reads: Tensors) -> Tensors:
         g, weight, dy = op.attributes["geometry"], self._parameter(op, "weight"), reads["dy"]
@@ -168,8 +173,10 @@ class ReferenceStep:
         shape = (1, channels, height + top + bottom, width + left + right)
         padded = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
         y = functional.conv2d(padded, weight, None, g["stride"], dilation=g["dilation"], groups=g["groups"])
-        (dx,) = torch.autograd.grad(y[:, :, : g["out"][0], : g["out"][1]], padded, dy)
-        return self._finished(op, reads, dx[:, :, top : top + height, left : left + width])
+        y = y[:, :, : g["out"][0], : g["out"][1]]
+        (dx,) = torch.autograd.grad(y, padded, dy.reshape(y.shape))
+        dx = dx[:, :, top : top + height, left : left + width]
+        return self._finished(op, reads, dx.reshape(self._shape(op.writes["dx"])))
 
     @staticmethod
     def _finished(op: Op, reads: Tensors, dx: torch.Tensor) -> Tensors:
@@ -187,7 +194,8 @@ class ReferenceStep:
         y = functional.conv2d(
             self._padded(op, reads["x"]), weight, None, g["stride"], dilation=g["dilation"], groups=g["groups"]
         )
-        return {"dw": torch.autograd.grad(y[:, :, : g["out"][0], : g["out"][1]], weight, dy)[0]}
+        y = y[:, :, : g["out"][0], : g["out"][1]]
+        return {"dw": torch.autograd.grad(y, weight, dy.reshape(y.shape))[0]}
 
     _pointwise_dw = _depthwise_dw = _conv_dw
 

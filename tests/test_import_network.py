@@ -82,8 +82,7 @@ def check_logits(graph: Graph, exact: EagerNetwork, size: int = SIZE) -> None:
     graph.backward.append(
         Op("loss", reads, {"dx": graph.add_value("gradient", (CLASSES,))}, {}, {"multi_label": False})
     )
-    held = {n: torch.tensor(p.to_torch(p.value), dtype=torch.float64) for n, p in graph.parameters.items()}
-    loss = ReferenceStep(graph, held).run(x[0], targets, [])
+    loss = ReferenceStep(graph, {}).run(x[0], targets, [])
     expected = -(targets * exact(x).log_softmax(1)).sum()
     assert loss == pytest.approx(float(expected.detach()), rel=1e-6)  # constants are float32
 
@@ -159,6 +158,16 @@ OPERATIONS = [
     (["average_pool"], nn.AvgPool2d(3, 2, 1)),
     (["average_pool"], nn.AvgPool2d((3, 4), 3, (0, 1), ceil_mode=True)),
     (["max_pool"], nn.AdaptiveMaxPool2d(1)),
+    (["pointwise", "sigmoid", "pointwise", "multiply"], lambda x: x * torch.sigmoid(x.mean(1, keepdim=True))),
+    (
+        ["pointwise", "global_pool", "pointwise", "multiply"],
+        lambda x: x.mean(1, keepdim=True) * x.mean((2, 3), keepdim=True),
+    ),
+    (["copy", "copy", "add", "copy", "copy"], lambda x: torch.cat(2 * [x.unflatten(1, (2, -1)).sum(1)], 1)),
+    (
+        ["multiply", "resample", "sqrt", "pointwise", "reciprocal", "pointwise", "multiply", "multiply", "add"],
+        lambda x: x * ((g := x.norm(2, (2, 3), keepdim=True)) / (g.mean(1, keepdim=True) + 1e-6)) + x,
+    ),
     (["max_pool", "silu", "max_pool"], nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.SiLU(), nn.MaxPool2d(2))),
 ]
 
@@ -194,6 +203,42 @@ class Squeeze(nn.Module):
     def _factors(self, pooled: torch.Tensor) -> torch.Tensor:
         factors: torch.Tensor = self.up(functional.relu(self.down(pooled)))
         return factors
+
+
+class Branches(nn.Module):
+    """Attention to two branches, which were split or are stacked, as ResNeSt's and selective kernels'."""
+
+    def __init__(self, stacked: bool) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(CHANNELS, CHANNELS if stacked else 2 * CHANNELS, 1)
+        self.up = nn.Conv2d(CHANNELS, 2 * CHANNELS, 1)
+        self.stacked = stacked
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.stack((self.one(x), x), 1) if self.stacked else self.one(x).unflatten(1, (2, CHANNELS))
+        weights = self.up(both.sum(1).mean((2, 3), keepdim=True)).unflatten(1, (2, CHANNELS)).softmax(1)
+        return (both * weights).sum(1)
+
+
+class AlongChannels(nn.Module):
+    """Efficient channel attention: a convolution along the channels of the pooled map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        factors: torch.Tensor = self.one(x.mean((2, 3))[:, None])
+        return x * torch.sigmoid(factors).view(-1, CHANNELS, 1, 1)
+
+
+ATTENTION = [Branches(stacked=True), Branches(stacked=False), AlongChannels()]
+
+
+@pytest.mark.parametrize("operation", ATTENTION)
+def test_attention_to_branches_and_channels(operation: nn.Module) -> None:
+    graph, exact = imported(around(operation))
+    check_logits(graph, exact)
 
 
 @pytest.mark.parametrize("kind", ["linear", "expanded", "mean", "pool"])
@@ -238,9 +283,7 @@ def test_pooling(average: bool, size: int, kernel: int, stride: int, padding: in
     )
     x = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(size)).double()
     expected = functional.conv2d(pool(x), torch.from_numpy(weight["w"]).double()).mean((2, 3))
-    reference = ReferenceStep(
-        compiled, {n: torch.tensor(p.to_torch(p.value)).double() for n, p in compiled.parameters.items()}
-    )
+    reference = ReferenceStep(compiled, {})
     targets = compiled.add_value("targets", (CLASSES,))
     gradient = compiled.add_value("gradient", (CLASSES,))
     compiled.backward.append(
@@ -270,7 +313,9 @@ class Residual(nn.Module):
 
 
 @pytest.mark.parametrize("trained", ["", "bias", "first", "operation.one", "fc"])
-@pytest.mark.parametrize("operation", [Residual(), *(f for _, f in OPERATIONS), *(o for _, o in ACTIVATIONS)])
+@pytest.mark.parametrize(
+    "operation", [Residual(), *ATTENTION, *(f for _, f in OPERATIONS), *(o for _, o in ACTIVATIONS)]
+)
 def test_gradients_against_autograd_in_float64(operation: Callable[[torch.Tensor], torch.Tensor], trained: str) -> None:
     graph, exact = imported(around(operation), trained)
     if not any(parameter.requires_grad for parameter in exact.parameters()):
@@ -286,7 +331,7 @@ def test_gradients_against_autograd_in_float64(operation: Callable[[torch.Tensor
     gradients = {n: p.grad for n, p in exact.parameters_by_name.items() if p.requires_grad}
     assert set(reference.gradients) == set(gradients)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(reference.gradients[name], gradient, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(reference.gradients[name].reshape(gradient.shape), gradient, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,7 @@ def test_gradients_against_float64_with_the_engines_masks(
         for number, op in enumerate(graph.ops())
         if f"mask/{number}" in trace
     }
-    exact = {n: torch.tensor(p.to_torch(p.value), dtype=torch.float64) for n, p in graph.parameters.items()}
-    reference = ReferenceStep(graph, exact, masks)
+    reference = ReferenceStep(graph, {}, masks)
     batch = next(iter(Batches(bundle.manifest, open_dataset(tmp_path / "data")).evaluation(1)))
     x, targets = (torch.from_numpy(batch.feeds[name]).double() for name in ("images", "targets"))
     ones = [torch.ones(d.shape, dtype=torch.float64) for d in bundle.manifest.dropouts]

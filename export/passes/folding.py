@@ -77,16 +77,18 @@ def _value(node: ir.Node, parameters: set[str], batch: int, opset: int) -> Array
 
 
 def _standardised(node: ir.Node) -> Array | None:
-    """BatchNormalization in training of a constant: weight standardisation, as PyTorch's older exporter writes it."""
-    numbers, scale, bias = (constant(value) for value in node.inputs[:3])
+    """BatchNormalization of a constant: weight standardisation, which PyTorch's older exporter writes in training."""
+    numbers, scale, bias, mean, variance = (constant(value) for value in node.inputs)
     if numbers is None or scale is None or bias is None or any(list(output.uses()) for output in node.outputs[1:]):
         return None
-    if len(node.outputs) == 1 and not attribute(node, "training_mode", 0):
-        return None
-    axes = tuple(axis for axis in range(numbers.ndim) if axis != 1)
-    mean, variance = numbers.mean(axes, keepdims=True), numbers.var(axes, keepdims=True)
     by_channel = [-1 if axis == 1 else 1 for axis in range(numbers.ndim)]
-    normal = (numbers - mean) / np.sqrt(variance + np.float32(attribute(node, "epsilon", 1e-5)))
+    if len(node.outputs) > 1 or attribute(node, "training_mode", 0):
+        axes = tuple(axis for axis in range(numbers.ndim) if axis != 1)
+        mean, variance = numbers.mean(axes), numbers.var(axes)
+    if mean is None or variance is None:
+        return None
+    deviation = np.sqrt(variance + np.float32(attribute(node, "epsilon", 1e-5)))
+    normal = (numbers - mean.reshape(by_channel)) / deviation.reshape(by_channel)
     return np.asarray(normal * scale.reshape(by_channel) + bias.reshape(by_channel), np.float32)
 
 

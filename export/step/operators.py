@@ -78,6 +78,8 @@ class Activation(IntEnum):
     SOFTPLUS = 10
     TANH = 11
     MISH = 12
+    SQRT = 13
+    RECIPROCAL = 14
 
 
 # The numbers that an activation takes, in the words ALPHA and BETA.
@@ -249,7 +251,7 @@ def _operators() -> Iterator[Operator]:
     yield from _convolution(1, "pointwise", Rule.POINTWISE)
     yield from _convolution(4, "depthwise", Rule.DEPTHWISE)
     yield from _convolution(7, "conv", Rule.CONVOLUTION)
-    activation = Attribute("activation", AttributeType.ACTIVATION, Word.ACTIVATION, Activation.CLAMP, Activation.MISH)
+    activation = Attribute("activation", AttributeType.ACTIVATION, Word.ACTIVATION, Activation.CLAMP, max(Activation))
     mask = Place("mask", Extent.IN_BITS, optional=True)
     yield Operator(10, "activate", Rule.SAME, (_HOST_X,), (_Y, mask), (), (activation,), forward=True)
     yield Operator(11, "mask_gradient", Rule.SAME, (_HOST_DY, _MASK), (_DX,), (), (), "dy", "dx")
@@ -292,7 +294,7 @@ def _operators() -> Iterator[Operator]:
     yield Operator(30, "load", Rule.FREE, (), (Place("y", Extent.STORED),), loaded, (), "y", "y", forward=True,
                    work="streamed")  # fmt: skip
 
-    curve = Attribute("activation", AttributeType.ACTIVATION, Word.ACTIVATION, Activation.HARD_SWISH, Activation.MISH)
+    curve = Attribute("activation", AttributeType.ACTIVATION, Word.ACTIVATION, Activation.HARD_SWISH, max(Activation))
     yield Operator(31, "activation_dx", Rule.SAME, (_X, _HOST_DY), (_DX,), (), (curve,), "x", "dx")
     by_channel, factor = (_flag("per_channel"),), Place("other", Extent.FACTORS, in_place=True)
     yield Operator(32, "multiply", Rule.SAME, (_HOST_X, factor), (_Y,), (), by_channel, forward=True)

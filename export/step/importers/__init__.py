@@ -30,6 +30,8 @@ _IMPORTERS: dict[str, Callable[[Importer, ir.Node], None]] = {
     "ReduceMean": pooling.reduce,
     "ReduceSum": pooling.reduce,
     "ReduceMax": pooling.reduce,
+    "ReduceL2": pooling.reduce,
+    "Softmax": elementwise.softmax,
     "Resize": pooling.resize,
     "Pad": pooling.pad,
     "LayerNormalization": norms.layer_norm,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tinytl_edge.export.onnx_graph import Array, constant, sizes, weight_source
+from tinytl_edge.export.onnx_graph import Array, attribute, constant, sizes, weight_source
 
 from ..ir import Op
 from .activations import Activation
@@ -57,10 +57,15 @@ def subtract(importer: Importer, node: ir.Node) -> None:
 
 
 def divide(importer: Importer, node: ir.Node) -> None:
-    """Of a map by a constant for each channel."""
-    if node.inputs[0] not in importer.views or node.inputs[1] in importer.views:
-        raise importer.refused(node, "it divides by a map")
+    """Of a map by a constant for each channel, or by another map."""
+    if node.inputs[0] not in importer.views:
+        raise importer.refused(node, "it divides a parameter or a constant by a map")
+    if node.inputs[1] in importer.views:
+        divisor = _whole(importer, node, importer.view(node, 1))
+        inverse = Op("activate", {"x": divisor.name}, {}, {}, {"activation": "reciprocal"})
+        return _product(importer, node, importer.view(node), divisor.like(importer.emit(inverse, node, divisor.shape)))
     _scaled_by(importer, node, 0, (1 / _constant(importer, node, 1).astype(np.float64)).astype(np.float32), None)
+    return None
 
 
 def multiply(importer: Importer, node: ir.Node) -> None:
@@ -73,6 +78,31 @@ def multiply(importer: Importer, node: ir.Node) -> None:
     else:
         index = known.index(True)
         _affine(importer, node, index, node.inputs[1 - index], None)
+
+
+def softmax(importer: Importer, node: ir.Node) -> None:
+    """Of two branches, as attention to them weighs them: the sigmoid of their difference, and what is left of 1."""
+    view = _whole(importer, node, importer.view(node))
+    axis = attribute(node, "axis", -1) % (view.order.ndim + 1) - 1
+    if axis < 0 or view.order.shape[axis] != 2:
+        raise importer.refused(node, "it weighs other than two branches against each other")
+    first, second = importer.slices(node, view, axis)
+    shape = first.shape
+
+    def affine(x: str, weight: float, bias: float) -> str:
+        numbers = {"weight": weight, "bias": bias}
+        parameters = {
+            r: importer.frozen(f"{node.name}/{r}", np.full(shape[2], n, np.float32)) for r, n in numbers.items()
+        }
+        return importer.emit(Op("affine", {"x": x}, {}, parameters), node, shape)
+
+    apart = Op("add", {"x": first.name, "other": affine(second.name, -1, 0)}, {})
+    gate = Op("activate", {"x": importer.emit(apart, node, shape)}, {}, {}, {"activation": "sigmoid"})
+    weighed = importer.emit(gate, node, shape)
+    name = importer.join_channels(node, [(weighed, 0, shape[2]), (affine(weighed, -1, 1), 0, shape[2])])
+    made = (*shape[:2], 2 * shape[2])
+    order = View.of_map(name, made).order.reshape(2, *first.order.shape)
+    importer.views[node.outputs[0]] = View(name, made, np.moveaxis(order, 0, axis))
 
 
 def negate(importer: Importer, node: ir.Node) -> None:
@@ -109,20 +139,34 @@ def _alike(importer: Importer, node: ir.Node, x: View, other: View) -> tuple[Vie
 
 
 def _product(importer: Importer, node: ir.Node, x: View, other: View) -> None:
-    if x.order.size < other.order.size:
-        x, other = other, x
     if x.order.shape == other.order.shape:
         x, other = _alike(importer, node, x, other)
         op = Op("multiply", {"x": x.name, "other": other.name}, {}, {}, {"per_channel": False})
         importer.views[node.outputs[0]] = x.like(importer.emit(op, node, x.shape, in_place=("x", "other")))
-        return
-    x, other = _whole(importer, node, x), _whole(importer, node, other)
+        return None
+    x, other = sorted((_whole(importer, node, view) for view in (x, other)), key=lambda v: v.shape, reverse=True)
+    if x.shape[2] == 1 < other.shape[2] and x.is_map and x.order.ndim == 3:  # of each pixel, and of each channel
+        name = importer.mix_channels(node, x.name, np.ones((other.shape[2], 1)))
+        x = View.of_map(name, (*x.shape[:2], other.shape[2]))
+    if other.shape[2] == 1 < x.shape[2]:  # one factor for all channels
+        other = _spread(importer, node, x, other)
+        if other.shape == x.shape:
+            return _product(importer, node, x, other)
     if other.shape != (1, 1, x.shape[2]) or not _is_of_channels(x, other):
         raise importer.refused(
             node, f"it multiplies maps of shapes {list(x.order.shape)} and {list(other.order.shape)}"
         )
     op = Op("multiply", {"x": x.name, "other": other.name}, {}, {}, {"per_channel": True})
     importer.views[node.outputs[0]] = x.like(importer.emit(op, node, x.shape, in_place=("x",)))
+    return None
+
+
+def _spread(importer: Importer, node: ir.Node, x: View, other: View) -> View:
+    """A map of one channel as one of all channels of x."""
+    name = importer.mix_channels(node, other.name, np.ones((x.shape[2], 1)))
+    made = (*other.shape[:2], x.shape[2])
+    alike = made == x.shape and np.array_equal(np.broadcast_to(other.order, x.order.shape), x.order // x.shape[2])
+    return View(name, made, x.order if alike else View.of_vector(name, made).order.reshape(-1, 1, 1))
 
 
 def _is_of_channels(x: View, other: View) -> bool:

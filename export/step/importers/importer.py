@@ -104,6 +104,28 @@ class Importer:
         }  # fmt: skip
         return self.emit(Op("resample", {"x": x}, {}, parameters, {"geometry": geometry}), node, shape)
 
+    def mix_channels(self, node: ir.Node, x: str, matrix: Array) -> str:
+        """Emit y = matrix x of every pixel: float32 [out channels, channels]."""
+        height, width, entering = self.graph.values[x].shape
+        leaving = len(matrix)
+        weight = self.frozen(f"{node.name}/channels", matrix.astype(np.float32)[:, :, None, None], "conv")
+        geometry = {
+            "in": (height, width, entering), "out": (height, width, leaving), "kernel": (1, 1), "stride": (1, 1),
+            "pad": (0, 0), "dilation": (1, 1), "groups": 1,
+        }  # fmt: skip
+        op = Op("pointwise", {"x": x}, {}, {"weight": weight}, {"geometry": geometry, "activation": "none"})
+        return self.emit(op, node, (height, width, leaving))
+
+    def slices(self, node: ir.Node, view: View, axis: int) -> list[View]:
+        """The slices of a view along an axis, each as a map of its own."""
+        found = []
+        for index in range(view.order.shape[axis]):
+            order = np.take(view.order, index, axis)
+            plain = order.reshape(-1) if view.shape[:2] == (1, 1) else order.reshape(-1, *order.shape[-2:])
+            made = self.arranged(node, view.ordered(plain))
+            found.append(View(made.name, made.shape, made.order.reshape(order.shape)))
+        return found
+
     def pick_channels(self, node: ir.Node, x: str, channels: Array) -> str:
         """Emit a map of these channels of x, in this order."""
         height, width, count = self.graph.values[x].shape
@@ -132,13 +154,15 @@ class Importer:
 
     # Parameters -------------------------------------------------------------------------------------------
 
-    def frozen(self, name: str, value: Array) -> str:
-        """A constant of ours as a parameter that never trains: a vector."""
+    def frozen(self, name: str, value: Array, layout: str = "vector") -> str:
+        """A constant of ours as a parameter that never trains: a vector, or in another layout."""
         unique, number = name, 1
         while unique in self.graph.parameters:
             number += 1
             unique = f"{name}~{number}"
-        self.graph.parameters[unique] = Parameter.from_torch(unique, np.ravel(value), "vector")
+        self.graph.parameters[unique] = Parameter.from_torch(
+            unique, np.ravel(value) if layout == "vector" else value, layout
+        )
         return unique
 
     def parameter(

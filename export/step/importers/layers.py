@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tinytl_edge.export.onnx_graph import attribute, constant, sizes
+from tinytl_edge.export.onnx_graph import Array, attribute, constant, sizes
 
 from ..ir import Op, Shape
 from .importer import Importer
@@ -14,8 +14,11 @@ from .views import View
 
 def convolution(importer: Importer, node: ir.Node) -> None:
     """Conv: dense, grouped, depthwise, or (1x1) a product of each pixel; or of a whole map, a linear layer."""
-    x = importer.map(node)
     weight = constant(node.inputs[1])
+    if weight is not None and weight.ndim == 3 and weight.shape[:2] == (1, 1):
+        _over_channels(importer, node, weight)
+        return
+    x = importer.map(node)
     if weight is None or weight.ndim != 4:
         raise importer.refused(node, "its weight is no constant, or it is no 2-D convolution")
     channels, height, width = sizes(node.outputs[0])
@@ -41,6 +44,25 @@ def convolution(importer: Importer, node: ir.Node) -> None:
         geometry = linear_geometry(1, int(np.prod(x.shape)), channels)
     attributes = {"geometry": geometry, "activation": "none"}
     importer.bind_map(node, importer.emit(Op(kind, {"x": x.name}, {}, parameters, attributes), node, out))
+
+
+def _over_channels(importer: Importer, node: ir.Node, weight: Array) -> None:
+    """Conv1d along the channels of a pixel, as ECA's attention has it: they are the columns of a map of one channel."""
+    view = importer.view(node)
+    before, after = attribute(node, "pads", (0, 0))
+    leaving = sizes(node.outputs[0])[-1]
+    stride, dilation = attribute(node, "strides", (1,))[0], attribute(node, "dilations", (1,))[0]
+    if view.shape[:2] != (1, 1) or not view.is_whole or view.shape[2] != leaving or before != after:
+        raise importer.refused(node, "it is no 2-D convolution, nor one along the channels of a pixel")
+    geometry = {
+        "in": (1, leaving, 1), "out": (1, leaving, 1), "kernel": (1, weight.shape[2]), "stride": (1, stride),
+        "pad": (0, before), "dilation": (1, dilation), "groups": 1,
+    }  # fmt: skip
+    parameters = {"weight": importer.parameter(node, node.inputs[1], "conv", shape=(1, 1, 1, weight.shape[2]))}
+    if len(node.inputs) > 2:
+        parameters["bias"] = importer.parameter(node, node.inputs[2], "vector")
+    op = Op("conv", {"x": view.name}, {}, parameters, {"geometry": geometry, "activation": "none"})
+    importer.bind_map(node, importer.emit(op, node, view.shape))
 
 
 def linear_geometry(pixels: int, entering: int, leaving: int, shape: Shape = (1, 1, 0)) -> dict[str, object]:

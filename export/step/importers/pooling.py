@@ -13,6 +13,7 @@ from .importer import Geometry, Importer
 from .views import View
 
 _LARGEST_WINDOW = 65536  # elements that an index of 16 bits tells apart
+_MOST_BRANCHES = 16
 
 
 def average_pool(importer: Importer, node: ir.Node) -> None:
@@ -82,13 +83,22 @@ def _whole_window(x: View) -> Geometry:
 
 
 def reduce(importer: Importer, node: ir.Node) -> None:
-    """ReduceMean, ReduceSum and ReduceMax over rows, columns or both."""
+    """ReduceMean, ReduceSum, ReduceL2 and ReduceMax over rows, columns or both; the first two over channels, too."""
     view = importer.view(node)
-    if view.order.size != int(np.prod(view.shape)):
+    if view.order.size != int(np.prod(view.shape)) and view.selection() is not None:
         view = importer.arranged(node, view)
-    reduced = _reduced_axes(importer, node, view)
+    axes = _axes(node, view)
+    reduced = _reduced_pixels(view, axes)
+    if reduced is None and node.op_type in ("ReduceMean", "ReduceSum") and len(axes) == 1 and axes[0] >= 0:
+        return _reduce_channels(importer, node, view, axes[0])
+    if reduced is None:
+        raise importer.refused(node, "it reduces something else than rows and columns of a map")
     height, width, channels = view.shape
     mean = node.op_type == "ReduceMean"
+    name = view.name
+    if node.op_type == "ReduceL2":
+        square = Op("multiply", {"x": name, "other": name}, {}, {}, {"per_channel": False})
+        name = importer.emit(square, node, view.shape)
     if reduced == {0, 1} and mean:
         name = importer.emit(Op("global_pool", {"x": view.name}, {}), node, (1, 1, channels))
     elif node.op_type == "ReduceMax":
@@ -102,7 +112,10 @@ def reduce(importer: Importer, node: ir.Node) -> None:
             else np.eye(size, dtype=np.float32)
             for axis, size in enumerate((height, width))
         ]
-        name = importer.resample(node, view.name, *matrices)
+        name = importer.resample(node, name, *matrices)
+    if node.op_type == "ReduceL2":
+        root = Op("activate", {"x": name}, {}, {}, {"activation": "sqrt"})
+        name = importer.emit(root, node, importer.graph.values[name].shape)
     made = importer.graph.values[name].shape
     order = np.arange(int(np.prod(made)), dtype=np.int32).reshape(made)
     if view.channel_axis() == 0:
@@ -111,20 +124,42 @@ def reduce(importer: Importer, node: ir.Node) -> None:
     return None
 
 
-def _reduced_axes(importer: Importer, node: ir.Node, view: View) -> set[int]:
-    """Which of our rows (0) and columns (1) a node reduces."""
+def _axes(node: ir.Node, view: View) -> list[int]:
+    """What a node reduces, of the axes without the batch's, which is -1."""
     rank = view.order.ndim + 1
     axes = attribute(node, "axes") if len(node.inputs) < 2 else constant(node.inputs[1])
-    chosen = {int(axis) % rank - 1 for axis in (axes if axes is not None else range(rank))}
+    return sorted({int(axis) % rank - 1 for axis in (axes if axes is not None else range(rank))})
+
+
+def _reduced_pixels(view: View, axes: list[int]) -> set[int] | None:
+    """Which of our rows (0) and columns (1) are reduced; None: others."""
     channel = view.channel_axis()
-    pixels = [axis for axis in range(rank - 1) if axis != channel]
-    if channel is None or channel in chosen or -1 in chosen or not chosen:
-        raise importer.refused(node, "it reduces something else than rows and columns of a map")
-    if chosen == set(pixels):
+    pixels = [axis for axis in range(view.order.ndim) if axis != channel]
+    if channel is None or channel in axes or -1 in axes or not axes:
+        return None
+    if axes == pixels:
         return {0, 1}
-    if len(pixels) == 2:
-        return {pixels.index(axis) for axis in chosen}
-    raise importer.refused(node, "it reduces something else than rows and columns of a map")
+    return {pixels.index(axis) for axis in axes} if len(pixels) == 2 else None
+
+
+def _reduce_channels(importer: Importer, node: ir.Node, view: View, axis: int) -> None:
+    """Over all channels of each pixel, or over an axis that they were split along, as attention to branches does."""
+    share = 1 / view.order.shape[axis] if node.op_type == "ReduceMean" else 1.0
+    if view.channel_axis() == axis:
+        name = importer.mix_channels(node, view.name, np.full((1, view.shape[2]), share))
+        made = (*view.shape[:2], 1)
+    else:
+        if view.order.shape[axis] > _MOST_BRANCHES:
+            raise importer.refused(node, f"it reduces an axis of more than {_MOST_BRANCHES} elements")
+        first, *others = importer.slices(node, view, axis)
+        name, made = first.name, first.shape
+        for other in others:
+            name = importer.emit(Op("add", {"x": name, "other": other.name}, {}), node, made, in_place=("x", "other"))
+        if share != 1:
+            weight = importer.frozen(f"{node.name}/share", np.full(made[2], share, np.float32))
+            name = importer.emit(Op("affine", {"x": name}, {}, {"weight": weight}), node, made, in_place=("x",))
+    order = View.of_map(name, made).order
+    importer.views[node.outputs[0]] = View(name, made, order.reshape(sizes(node.outputs[0])))
 
 
 def resize(importer: Importer, node: ir.Node) -> None:

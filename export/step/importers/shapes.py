@@ -103,7 +103,9 @@ def concatenate(importer: Importer, node: ir.Node) -> None:
 
 
 def _runs(importer: Importer, node: ir.Node, view: View) -> list[tuple[str, int, int]]:
-    """A view as runs of channels of maps."""
+    """A view as runs of channels of maps, which may be stacked along further axes."""
+    if view.order.ndim > 3:
+        view = view.ordered(view.order.reshape(-1, *view.order.shape[-2:]))
     picked = view.selection()
     if picked is None:
         raise importer.refused(node, "it joins a map in an unusual order of elements")

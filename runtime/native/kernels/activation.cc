@@ -1,5 +1,6 @@
 // Activations by themselves: clamps, with a mask bit for the way back, and curves, which go back from their input.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "epilogue.h"
@@ -101,6 +102,11 @@ TINYTL_INLINE Erf erf(Vector x) {
   return {x < Vector{} ? -result : result, bell};
 }
 
+TINYTL_INLINE Vector square_root(Vector x) {
+  for (int i = 0; i < kLanes; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+}
+
 constexpr float kRootOfHalf = 0.70710678f;
 constexpr float kCubic = 0.044715f, kRootOf2ByPi = 0.79788456f;  // of GELU's approximation
 
@@ -152,6 +158,10 @@ void curve_forward(const float* x, float* y, int64_t elements, const Curve& curv
       return each([](Vector v) { return tanh(v); });
     case Activation::kMish:
       return each([](Vector v) { return v * tanh_of_softplus(v); });
+    case Activation::kSqrt:
+      return each([](Vector v) { return square_root(v); });
+    case Activation::kReciprocal:
+      return each([](Vector v) { return 1.0f / v; });
     case Activation::kNone:
     case Activation::kClamp:
       return;  // are no curves
@@ -211,6 +221,10 @@ void curve_dx(const float* x, const float* dy, float* dx, int64_t elements, cons
         const Vector t = tanh_of_softplus(v);
         return t + v * (1.0f - t * t) * sigmoid(v).open;
       });
+    case Activation::kSqrt:  // of zero none, as a norm's in PyTorch
+      return chain([&](Vector v) { return v > zero ? 0.5f / square_root(v) : zero; });
+    case Activation::kReciprocal:
+      return chain([](Vector v) { return -1.0f / (v * v); });
     case Activation::kNone:
     case Activation::kClamp:
       return;  // a clamp's gradient goes through its mask

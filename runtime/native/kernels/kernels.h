@@ -35,7 +35,9 @@ enum class Activation : int32_t {
   kGeluTanh = 9,   // its approximation, x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2
   kSoftplus = 10,  // log(1 + exp(x))
   kTanh = 11,
-  kMish = 12,  // x tanh(softplus(x))
+  kMish = 12,        // x tanh(softplus(x))
+  kSqrt = 13,
+  kReciprocal = 14,  // 1 / x
 };
 
 // Of a clamp; as they are here, it clamps nothing.

@@ -10,7 +10,8 @@ const Curve kCurves[] = {
     {Activation::kHardSigmoid, 1.0f / 6, 0.5f}, {Activation::kHardSigmoid, 0.2f, 0.5f},
     {Activation::kSigmoid}, {Activation::kSilu}, {Activation::kLeakyRelu, 0.01f}, {Activation::kLeakyRelu, -0.5f},
     {Activation::kElu, 1.0f}, {Activation::kElu, 0.5f}, {Activation::kGelu}, {Activation::kGeluTanh},
-    {Activation::kSoftplus}, {Activation::kTanh}, {Activation::kMish}};
+    {Activation::kSoftplus}, {Activation::kTanh}, {Activation::kMish},
+    {Activation::kSqrt}, {Activation::kReciprocal}};
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }
@@ -29,6 +30,8 @@ double reference(double x, const Curve& curve) {
     case Activation::kSoftplus: return softplus(x);
     case Activation::kTanh: return std::tanh(x);
     case Activation::kMish: return x * std::tanh(softplus(x));
+    case Activation::kSqrt: return std::sqrt(x);
+    case Activation::kReciprocal: return 1 / x;
     case Activation::kNone:
     case Activation::kClamp: break;
   }
@@ -40,8 +43,10 @@ double slope(double x, const Curve& curve) {
   return (reference(x + step, curve) - reference(x - step, curve)) / (2 * step);
 }
 
-// Where a curve has kinks, which finite differences do not want.
+// Where a curve has kinks, which finite differences do not want, or is not.
 bool is_near_kink(float x, const Curve& curve) {
+  if (curve.kind == Activation::kSqrt) return x < 0.05f;
+  if (curve.kind == Activation::kReciprocal) return std::abs(x) < 0.25f;
   if (curve.kind == Activation::kLeakyRelu || curve.kind == Activation::kElu) return std::abs(x) < 1e-3f;
   if (curve.kind != Activation::kHardSwish && curve.kind != Activation::kHardSigmoid) return false;
   const float ramp = curve.alpha * x + curve.beta;
@@ -71,6 +76,7 @@ void check_curve(const Curve& curve, int count) {
 
 // Far out nothing overflows, and what is no number stays none.
 void check_far_out(const Curve& curve) {
+  if (curve.kind == Activation::kSqrt || curve.kind == Activation::kReciprocal) return;  // end, or begin, on the way
   const std::string name = name_of("curve", {int(curve.kind)});
   const Floats x{-1e30f, -1e4f, -104, -88, 88, 104, 1e4f, 1e30f, 0};
   Floats y(x.size()), dx(x.size());
@@ -101,6 +107,8 @@ void check_far_out(const Curve& curve) {
 void check_kinks() {
   const Floats x{-3, 3}, dy{1, 1};
   Floats dx(2);
+  curve_dx(Floats{0, 4}.data(), dy.data(), dx.data(), 2, {Activation::kSqrt});
+  compare("square root", "dx of zero, as a norm's", dx, {0, 0.25});
   curve_dx(x.data(), dy.data(), dx.data(), 2, {Activation::kHardSwish, 1.0f / 6, 0.5f});
   compare("hard swish", "dx at its kinks", dx, {0, 1});
   curve_dx(x.data(), dy.data(), dx.data(), 2, {Activation::kHardSigmoid, 1.0f / 6, 0.5f});
