@@ -9,6 +9,7 @@ from functools import cache
 import onnx_ir as ir
 import pytest
 import torch
+from attention import AlongChannels, Branches, response_normalised
 from graph_cases import floats
 from graph_cases import graph as onnx_graph
 from hypothesis import assume, given, settings
@@ -166,7 +167,7 @@ OPERATIONS = [
     (["copy", "copy", "add", "copy", "copy"], lambda x: torch.cat(2 * [x.unflatten(1, (2, -1)).sum(1)], 1)),
     (
         ["multiply", "resample", "sqrt", "pointwise", "reciprocal", "pointwise", "multiply", "multiply", "add"],
-        lambda x: x * ((g := x.norm(2, (2, 3), keepdim=True)) / (g.mean(1, keepdim=True) + 1e-6)) + x,
+        response_normalised,
     ),
     (["max_pool", "silu", "max_pool"], nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.SiLU(), nn.MaxPool2d(2))),
 ]
@@ -205,34 +206,7 @@ class Squeeze(nn.Module):
         return factors
 
 
-class Branches(nn.Module):
-    """Attention to two branches, which were split or are stacked, as ResNeSt's and selective kernels'."""
-
-    def __init__(self, stacked: bool) -> None:
-        super().__init__()
-        self.one = nn.Conv2d(CHANNELS, CHANNELS if stacked else 2 * CHANNELS, 1)
-        self.up = nn.Conv2d(CHANNELS, 2 * CHANNELS, 1)
-        self.stacked = stacked
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        both = torch.stack((self.one(x), x), 1) if self.stacked else self.one(x).unflatten(1, (2, CHANNELS))
-        weights = self.up(both.sum(1).mean((2, 3), keepdim=True)).unflatten(1, (2, CHANNELS)).softmax(1)
-        return (both * weights).sum(1)
-
-
-class AlongChannels(nn.Module):
-    """Efficient channel attention: a convolution along the channels of the pooled map."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = nn.Conv1d(1, 1, 3, padding=1, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        factors: torch.Tensor = self.one(x.mean((2, 3))[:, None])
-        return x * torch.sigmoid(factors).view(-1, CHANNELS, 1, 1)
-
-
-ATTENTION = [Branches(stacked=True), Branches(stacked=False), AlongChannels()]
+ATTENTION = [Branches(CHANNELS, stacked=True), Branches(CHANNELS, stacked=False), AlongChannels(CHANNELS)]
 
 
 @pytest.mark.parametrize("operation", ATTENTION)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from attention import AlongChannels, Branches, response_normalised
 from bundles import FRAMING, check_moved_by_gradient, make_bundle
 from conftest import CLASSES, make_images
 from graph_cases import floats
@@ -125,10 +126,31 @@ class Excited(nn.Module):
         return logits
 
 
+class Attentive(nn.Module):
+    """What weighs channels and branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GELU())
+        self.branches = nn.Sequential(Branches(8, stacked=True), AlongChannels(8), Branches(8, stacked=False))
+        self.wide = nn.Sequential(nn.Conv2d(8, SPEC.head_channels, 3, 2, 1), nn.GELU())
+        self.classifier = nn.Linear(SPEC.head_channels, len(CLASSES))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = response_normalised(self.wide(self.branches(self.stem(x))))
+        x = x * torch.sigmoid(x.mean(1, keepdim=True))
+        logits: torch.Tensor = self.classifier(x.mean((2, 3)))
+        return logits
+
+
 @pytest.mark.parametrize("runtime", ["native", pytest.param("onnxruntime-training", marks=needs_ort)])
 @pytest.mark.parametrize("recomputed", [0, 1000])
-def test_other_operators_agree_with_pytorch(tmp_path: Path, data: Path, recomputed: int, runtime: str) -> None:
-    network = prepared(Excited(), "full")
+@pytest.mark.parametrize("kind", [Excited, Attentive])
+def test_other_operators_agree_with_pytorch(
+    tmp_path: Path, data: Path, kind: type[nn.Module], recomputed: int, runtime: str
+) -> None:
+    network = prepared(kind(), "full")
     bundle = make_bundle(tmp_path / "bundle", network, knobs=Knobs(recomputed=recomputed, scratch_bytes=4_096))
     train(bundle.path, data / "train.safetensors", None, tmp_path / "run", runtime=runtime, options=OPTIONS)
     expected = losses_in_torch(bundle, data / "train.safetensors", OPTIONS)
