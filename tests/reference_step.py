@@ -136,7 +136,9 @@ class ReferenceStep:
         x = reads["x"]
         weight = self._parameter(op, "weight")
         if weight is not None and weight.dim() == 2:
-            y = functional.linear(x.flatten(1), weight, self._parameter(op, "bias"))[:, :, None, None]
+            y = torch.einsum("bihw,oi->bohw", self._vectors(op, x), weight)
+            bias = self._parameter(op, "bias")
+            y = y if bias is None else y + bias[:, None, None]
         else:
             g = op.attributes["geometry"]
             y = functional.conv2d(
@@ -147,6 +149,12 @@ class ReferenceStep:
         return self._activate(op, {"x": y})
 
     _pointwise = _depthwise = _conv
+
+    @staticmethod
+    def _vectors(op: Op, x: torch.Tensor) -> torch.Tensor:
+        """What a linear layer multiplies: each pixel, or the whole map as one."""
+        height, width, channels = op.attributes["geometry"]["in"]
+        return x.reshape(1, channels, height, width)
 
     @staticmethod
     def _pads(op: Op) -> tuple[int, int, int, int]:
@@ -167,7 +175,8 @@ class ReferenceStep:
         g, weight, dy = op.attributes["geometry"], self._parameter(op, "weight"), reads["dy"]
         assert weight is not None
         if weight.dim() == 2:
-            return self._finished(op, reads, (dy.flatten(1) @ weight)[:, :, None, None])
+            dx = torch.einsum("bohw,oi->bihw", dy, weight)
+            return self._finished(op, reads, dx.reshape(self._shape(op.writes["dx"])))
         left, right, top, bottom = self._pads(op)
         height, width, channels = g["in"]
         shape = (1, channels, height + top + bottom, width + left + right)
@@ -189,7 +198,7 @@ class ReferenceStep:
     def _conv_dw(self, op: Op, reads: Tensors) -> Tensors:
         g, dy, shape = op.attributes["geometry"], reads["dy"], self._trained(op, "dw").shape
         if len(shape) == 2:
-            return {"dw": dy.flatten(1).T @ reads["x"].flatten(1)}
+            return {"dw": torch.einsum("bohw,bihw->oi", dy, self._vectors(op, reads["x"]))}
         weight = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
         y = functional.conv2d(
             self._padded(op, reads["x"]), weight, None, g["stride"], dilation=g["dilation"], groups=g["groups"]

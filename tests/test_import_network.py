@@ -150,6 +150,7 @@ def test_convolutions_take_in_clamps(ends: tuple[float, float], operation: nn.Mo
 OPERATIONS = [
     (["clamp", "multiply"], lambda x: x * functional.relu(x)),
     (["multiply"], lambda x: x * x),
+    (["multiply"], lambda x: x**2),
     (["clamp", "clamp", "multiply"], lambda x: functional.relu(x) * functional.relu(x)),
     (["sigmoid", "multiply", "add"], lambda x: (s := torch.sigmoid(x)) * x + s),
     (["hard_sigmoid", "silu", "add"], lambda x: functional.hardsigmoid(x) + functional.silu(x)),
@@ -206,11 +207,23 @@ class Squeeze(nn.Module):
         return factors
 
 
-ATTENTION = [Branches(CHANNELS, stacked=True), Branches(CHANNELS, stacked=False), AlongChannels(CHANNELS)]
+class ChannelsLast(nn.Module):
+    """Channels, which lie last, are split; some gate the others, joined in another order, as in MambaOut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(CHANNELS, 2 * CHANNELS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, left, right = self.one(x.permute(0, 2, 3, 1)).split([CHANNELS, 2, CHANNELS - 2], -1)
+        return (functional.silu(gate) * torch.cat((right, left), -1)).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("operation", ATTENTION)
-def test_attention_to_branches_and_channels(operation: nn.Module) -> None:
+MODULES = [Branches(CHANNELS, stacked=True), Branches(CHANNELS, stacked=False), AlongChannels(CHANNELS), ChannelsLast()]
+
+
+@pytest.mark.parametrize("operation", MODULES)
+def test_channels_that_are_weighed_and_joined(operation: nn.Module) -> None:
     graph, exact = imported(around(operation))
     check_logits(graph, exact)
 
@@ -287,9 +300,7 @@ class Residual(nn.Module):
 
 
 @pytest.mark.parametrize("trained", ["", "bias", "first", "operation.one", "fc"])
-@pytest.mark.parametrize(
-    "operation", [Residual(), *ATTENTION, *(f for _, f in OPERATIONS), *(o for _, o in ACTIVATIONS)]
-)
+@pytest.mark.parametrize("operation", [Residual(), *MODULES, *(f for _, f in OPERATIONS), *(o for _, o in ACTIVATIONS)])
 def test_gradients_against_autograd_in_float64(operation: Callable[[torch.Tensor], torch.Tensor], trained: str) -> None:
     graph, exact = imported(around(operation), trained)
     if not any(parameter.requires_grad for parameter in exact.parameters()):

@@ -22,6 +22,7 @@ _IMPORTERS: dict[str, Callable[[Importer, ir.Node], None]] = {
     "Mul": elementwise.multiply,
     "Div": elementwise.divide,
     "Neg": elementwise.negate,
+    "Pow": elementwise.power,
     "PRelu": elementwise.prelu,
     "AveragePool": pooling.average_pool,
     "MaxPool": pooling.max_pool,

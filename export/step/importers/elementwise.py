@@ -80,6 +80,15 @@ def multiply(importer: Importer, node: ir.Node) -> None:
         _affine(importer, node, index, node.inputs[1 - index], None)
 
 
+def power(importer: Importer, node: ir.Node) -> None:
+    """Squares."""
+    exponent = constant(node.inputs[1])
+    if exponent is None or exponent.size != 1 or exponent.item() != 2:
+        raise importer.refused(node, "it is another power than the square")
+    view = importer.view(node)
+    _product(importer, node, view, view)
+
+
 def softmax(importer: Importer, node: ir.Node) -> None:
     """Of two branches, as attention to them weighs them: the sigmoid of their difference, and what is left of 1."""
     view = _whole(importer, node, importer.view(node))

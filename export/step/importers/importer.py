@@ -56,8 +56,13 @@ class Importer:
         return self.arranged(node, view)
 
     def arranged(self, node: ir.Node, view: View) -> View:
-        """Rows, columns and channels of a map, picked into a map of their own."""
+        """Rows, columns and channels of a map, picked into a map of their own; channels may be its last axis."""
         picked = view.selection()
+        if picked is None and view.order.ndim == 3:
+            first = view.ordered(view.order.transpose(2, 0, 1))
+            if first.selection() is not None:
+                whole = self.arranged(node, first)
+                return whole.ordered(whole.order.transpose(1, 2, 0))
         if picked is None:
             raise self.refused(
                 node, "it reads a map in an order of elements that is none of channels, rows and columns"

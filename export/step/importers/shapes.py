@@ -88,6 +88,8 @@ def concatenate(importer: Importer, node: ir.Node) -> None:
     views = [importer.view(node, index) for index in range(len(node.inputs))]
     rank = views[0].order.ndim + 1
     axis = attribute(node, "axis", 1) % rank - 1
+    if rank == 4 and axis == 2:
+        views = [view if view.channel_axis() is not None else importer.arranged(node, view) for view in views]
     channel_last = axis == rank - 2 and rank > 2 and all(view.channel_axis() == axis for view in views)
     if rank == 2 or axis == 0 or channel_last:
         runs = []
