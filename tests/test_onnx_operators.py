@@ -105,6 +105,17 @@ BETWEEN: dict[str, tuple[list[Any], dict[str, Array], int, set[str] | None]] = {
         7,
         {"BatchNormalization", "Relu"},
     ),
+    "weights standardised in the graph": (
+        [
+            node("Reshape", ["filters", "rows"], ["q"]),
+            node("BatchNormalization", ["q", "g", "be", "m", "v"], ["q2"]),
+            node("Reshape", ["q2", "filter"], ["q3"]),
+            node("Conv", ["c", "q3"], ["r"]),
+        ],
+        {**CHANNELS, "filters": floats(8, 8, 3, 3), "rows": np.array([1, 8, 72]), "filter": np.array([8, 8, 3, 3])},
+        13,
+        set(),
+    ),
     "dropout of opset 7": ([node("Dropout", ["c"], ["q"], ratio=0.5), node("Relu", ["q"], ["r"])], {}, 7, {"Relu"}),
     "softmax of all channels and pixels": ([node("Softmax", ["c"], ["r"], axis=1)], {}, 11, None),
     "softmax of channels": ([node("Softmax", ["c"], ["r"], axis=1)], {}, 13, {"Softmax"}),
