@@ -30,7 +30,9 @@ from onnx_files import (  # noqa: E402
     write,
 )
 
+from tinytl_edge.export.passes.origin import stored  # noqa: E402
 from tinytl_edge.export.sources.onnx_file import read_onnx  # noqa: E402
+from tinytl_edge.runtime.model_files.stored_numbers import as_stored  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 X = images(2, size=16)
@@ -210,6 +212,30 @@ def test_operators_between(name: str, tmp_path: Path) -> None:
     network = compare(path)
     found = {each.op_type for each in network.model.graph} - {"Conv", "GlobalAveragePool", "Flatten", "Gemm"}
     assert left is None or found == left
+
+
+@pytest.mark.parametrize("perm", [(0, 3, 5, 1, 2, 4), (0, 1, 3, 5, 2, 4)])
+@pytest.mark.parametrize("kernel, stride, pad", [(1, 1, 0), (3, 1, 1), (3, 2, 0)])
+def test_a_convolution_of_blocks_of_pixels_reads_the_pixels(
+    perm: tuple[int, ...], kernel: int, stride: int, pad: int, tmp_path: Path
+) -> None:
+    """And its weight goes back into the file as it was there."""
+    weight = floats(8, 48, kernel, kernel)
+    nodes = [
+        node("Reshape", ["x", "split"], ["q"]), node("Transpose", ["q"], ["q2"], perm=perm),
+        node("Reshape", ["q2", "merged"], ["q3"]),
+        node("Conv", ["q3", "blocks/w"], ["r"], kernel_shape=[kernel] * 2, pads=[pad] * 4, strides=[stride] * 2),
+        MEAN, FLAT, LINEAR,
+    ]  # fmt: skip
+    shapes = {"split": np.array([0, 3, 4, 4, 4, 4]), "merged": np.array([0, 48, 4, 4])}
+    path = write(tmp_path / "m.onnx", nodes, {**shapes, "blocks/w": weight}, 13, outputs=[("l", FLOAT)])
+    network = compare(path)
+    assert next(each.op_type for each in network.model.graph) == "Conv"
+    wide = network.model.graph.initializers["blocks/w"]
+    assert wide.const_value is not None and wide.const_value.shape == (8, 3, 4 * kernel, 4 * kernel)
+    back = stored(wide)
+    content = wide.const_value.numpy().tobytes()
+    assert as_stored("w", lambda _: content, back.steps, back.dtype) == weight.tobytes()
 
 
 MEAN = node("GlobalAveragePool", ["r"], ["p"])

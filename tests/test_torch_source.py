@@ -21,6 +21,7 @@ from tinytl_edge.export.sources.backbones import InvertedResidualNetwork
 from tinytl_edge.export.sources.factory import IMAGENET_MEAN, IMAGENET_STD, read_factory
 from tinytl_edge.export.sources.network import Network
 from tinytl_edge.export.sources.torch_module import from_module
+from tinytl_edge.export.tinytl.classifier import find_classifier
 from tinytl_edge.export.tinytl.methods import METHODS
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 
@@ -78,6 +79,33 @@ def test_custom_network() -> None:
     np.testing.assert_allclose(logits, network(x).detach().numpy(), rtol=1e-4, atol=1e-5)
     (without,) = run_onnx(model, {"images": x.numpy(), dropout.name: 0 * ones})
     assert np.abs(without - logits).max() > 1e-3
+
+
+class TwoHeads(nn.Module):
+    """As RepViT ends: two classifiers of the same features, averaged; one of them normalises these first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm1d(8)
+        self.one, self.other = nn.Linear(8, 4), nn.Linear(8, 4, bias=False)
+        nn.init.normal_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = functional.relu(self.conv(x)).mean((2, 3))
+        return (self.one(self.norm(features)) + self.other(features)) / 2
+
+
+def test_two_heads_become_one_classifier() -> None:
+    torch.manual_seed(0)
+    network = TwoHeads().eval()
+    model, _ = from_module(network, (3, 15, 15))
+    assert find_classifier(model).outputs == 4
+    assert [node.op_type for node in model.graph if node.op_type in ("Gemm", "BatchNormalization")] == ["Gemm"]
+    x = images(3, size=15)
+    (logits,) = run_onnx(model, {"images": x.numpy()})
+    np.testing.assert_allclose(logits, network(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 class _Fixed(nn.Module):

@@ -16,6 +16,7 @@ from tinytl_edge.export.onnx_graph import add_initializer
 from tinytl_edge.runtime.errors import UsageError
 
 from .batch import BATCH, a_batch, free_batch, free_traced_batch, set_batch
+from .blocks_of_pixels import merge_blocks_of_pixels
 from .branches import inline_branches
 from .clamps import merge_clamps
 from .cleaning import drop_zero_biases, remove_idle
@@ -56,6 +57,7 @@ def normalise(model: ir.Model) -> None:
     repeats_to_concat(model)
     explicit_pads(model)
     drop_zero_biases(model, parameters)
+    merge_blocks_of_pixels(model)
     merge_means(model)
     merge_transposes(model)
     merge_clamps(model)

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from tinytl_edge.export.onnx_graph import add_initializer
-from tinytl_edge.export.passes.normalise import lift_constants, normalise
+from tinytl_edge.export.passes.normalise import lift_constants, normalise, remove_unused
+from tinytl_edge.export.passes.two_heads import merge_heads
 from tinytl_edge.export.quiet import quiet
 from tinytl_edge.export.tinytl.dropout import DropoutInput, dropout_inputs
 from tinytl_edge.runtime.errors import UsageError
@@ -46,6 +47,8 @@ def from_module(module: nn.Module, shape: tuple[int, int, int]) -> tuple[ir.Mode
     lift_constants(model)
     model.metadata_props["tinytl-edge.end"] = cut_end(model, []).kind
     normalise(model)
+    merge_heads(model)
+    remove_unused(model)
     return model, dropout_inputs(model, markers)
 
 

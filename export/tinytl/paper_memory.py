@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from tinytl_edge.export.onnx_graph import attribute, constant, sizes, weight_source
+from tinytl_edge.export.onnx_graph import attribute, constant, has_sizes, sizes, weight_source
 from tinytl_edge.export.step.importers.activations import find_activations
 
 from .blocks import find_blocks
@@ -62,7 +62,12 @@ def paper_memory(model: ir.Model, trainable: Collection[str]) -> PaperMemory:
 
 
 def _bytes(value: ir.Value | None) -> int:
-    return BYTES * int(np.prod(sizes(value))) if value is not None else 0
+    """Of one image. In attention the batch is not always the first size."""
+    if value is None or value.shape is None:
+        return 0
+    if has_sizes(value):
+        return BYTES * int(np.prod(sizes(value)))
+    return BYTES * int(np.prod([size for size in value.shape if isinstance(size, int)]))
 
 
 def _layer(node: ir.Node, weight_trains: bool) -> tuple[float, float]:

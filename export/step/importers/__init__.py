@@ -72,14 +72,18 @@ def import_network(model: ir.Model, trainable: Iterable[str], stored_image: Shap
     for node in model.graph:
         if node in inner or node.op_type == "DequantizeLinear":
             continue
-        if node in spelled:
-            norms.spelled_norm(importer, node, spelled[node])
-        elif node in activations:
-            elementwise.activate(importer, node, activations[node])
-        elif node.op_type in _IMPORTERS:
-            _IMPORTERS[node.op_type](importer, node)
-        else:
-            raise importer.refused(node)
+        try:
+            if node in spelled:
+                norms.spelled_norm(importer, node, spelled[node])
+            elif node in activations:
+                elementwise.activate(importer, node, activations[node])
+            elif node.op_type in _IMPORTERS:
+                _IMPORTERS[node.op_type](importer, node)
+            else:
+                raise importer.refused(node)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # Importers expect maps of [batch, channels, height, width]; of other values any of these may come first.
+            raise importer.refused(node, f"it is of a form that is not known here ({error})") from error
     logits = importer.views[model.graph.outputs[0]]
     importer.graph.logits = logits.name
     absorb(importer.graph)
