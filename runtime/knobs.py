@@ -19,6 +19,7 @@ class Knobs:
     saved: str = "float32"  # activations that wait for the backward pass; or 'bfloat16', '8bit'
     recomputed: int = 0  # how many of the segments, the most worthwhile first
     scratch_bytes: int = SCRATCH_BYTES  # for the wide maps of an inverted residual
+    together: int = 1  # samples that go through large linear layers at once
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from tinytl_edge.pictures.memory_timeline import CONSTANT, IN_ARENA, Place, laye
 from tinytl_edge.runtime.errors import DamagedFileError, UsageError
 from tinytl_edge.runtime.files.bundle import Bundle, open_bundle
 
-ALL = Knobs("int8", True, "bfloat16", "8bit", "none", "8bit", 3, 4096)
+ALL = Knobs("int8", True, "bfloat16", "8bit", "none", "8bit", 3, 4096, 2)
 LIMIT = 1_500_000
 SETTINGS = {
     "as it comes": Knobs(scratch_bytes=2**62),

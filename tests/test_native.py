@@ -216,6 +216,45 @@ def test_with_every_knob_it_learns_and_resumes(tmp_path: Path, data: Path, knobs
         np.testing.assert_array_equal(adapter(tmp_path / "parts")[name], value, err_msg=name)
 
 
+class Wide(nn.Module):
+    """As VGG ends: linear layers that are large for this test, dropout and ReLU between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=4)
+        self.one, self.two = nn.Linear(8 * 8 * 8, 60), nn.Linear(60, 40)
+        self.drop = nn.Dropout(0.3)
+        self.classifier = nn.Linear(40, len(CLASSES))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.one(torch.relu(self.conv(x)).flatten(1)))
+        logits: torch.Tensor = self.classifier(self.drop(torch.relu(self.two(self.drop(x)))))
+        return logits
+
+
+@pytest.mark.parametrize("method", ["bias", "full"])
+@pytest.mark.parametrize("knobs", [Knobs(), Knobs("int8", streamed=True)], ids=["mapped", "streamed"])
+def test_samples_that_go_together_learn_as_alone(
+    tmp_path: Path, data: Path, knobs: Knobs, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a last batch and a last few that are not full."""
+    monkeypatch.setattr("tinytl_edge.export.step.joint._LARGE_BYTES", 4 * 40 * 60)
+    options, source = replace(OPTIONS, batch_size=5), data / "train.safetensors"
+    arenas = []
+    for together in (1, 3):
+        torch.manual_seed(0)
+        used = replace(knobs, together=together)
+        bundle = make_bundle(tmp_path / f"bundle{together}", prepared(Wide(), method), "momentum", used)
+        arenas.append(bundle.manifest.planned_memory["arena"])
+        train(bundle.path, source, source, tmp_path / f"run{together}", runtime="native", options=options)
+    assert arenas[1] > arenas[0]
+    np.testing.assert_allclose(losses(tmp_path / "run3"), losses(tmp_path / "run1"), rtol=1e-5)
+    for name, value in adapter(tmp_path / "run1").items():
+        np.testing.assert_allclose(adapter(tmp_path / "run3")[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    expected = losses_in_torch(bundle, source, options)
+    np.testing.assert_allclose(losses(tmp_path / "run3"), expected, rtol=1e-3)
+
+
 def test_a_batch_needs_room_for_sums(tmp_path: Path, data: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", smooth_network("bias"), knobs=Knobs(accumulation="none"))
     with pytest.raises(UsageError, match="--batch-size 1"):

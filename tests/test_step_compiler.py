@@ -18,6 +18,7 @@ from tinytl_edge.export.step.compile import Knobs, StepPlan, compile_step
 from tinytl_edge.export.step.fuse import SCRATCH_BYTES
 from tinytl_edge.export.step.importers import import_network
 from tinytl_edge.export.step.ir import Graph, Op, Parameter, Value
+from tinytl_edge.export.step.joint import Joint
 from tinytl_edge.export.step.plan import ALIGNMENT, plan
 from tinytl_edge.export.step.quantise import quantise
 from tinytl_edge.export.step.recompute import saved_values
@@ -140,6 +141,25 @@ def test_every_plan_passes_the_checker(graph: Graph) -> None:
     planned = plan(graph)
     verify(graph, planned)
     assert planned.arena_bytes >= planned.floor
+
+
+@settings(max_examples=200, deadline=None)
+@given(chains(), st.data())
+def test_plans_with_a_joint_part_pass_the_checker(graph: Graph, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, len(graph.forward) - 1))
+    joint = Joint(first, data.draw(st.integers(first + 1, len(graph.forward))), 0)
+    verify(graph, plan(graph, joint))
+
+
+def test_the_checker_finds_that_samples_overwrite_each_other() -> None:
+    graph = Graph({"image": Value("image", (4,))}, [], {}, "image", "")
+    for read, written in (("image", "y"), ("y", "z")):
+        graph.forward.append(Op("any", {"x": read}, {"y": graph.add_value(written, (4,))}))
+    planned = plan(graph, Joint(1, 2, 0))
+    verify(graph, planned)
+    assert planned.bytes_a_sample > 0
+    with pytest.raises(PlanError, match="'y' was overwritten by 'y'"):
+        verify(graph, dataclasses.replace(planned, shared_bytes=planned.arena_bytes))
 
 
 @settings(max_examples=100, deadline=None)

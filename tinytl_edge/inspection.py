@@ -236,6 +236,8 @@ def _describe_step_text(step: dict[str, Any]) -> list[str]:
     some = f"{knobs['recomputed']} of {step['segments']} segments recomputed"
     if knobs["saved"] != "float32":
         some += f"; saved activations in {'8 bits' if knobs['saved'] == '8bit' else knobs['saved']}"
+    if knobs["together"] > 1:
+        some += f"; {knobs['together']} samples go through large linear layers together"
     gradients = (
         "updates right behind them"
         if knobs["accumulation"] == "none"

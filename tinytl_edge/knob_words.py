@@ -12,6 +12,7 @@ KNOB_WORDS = {
     "streamed": "frozen weights streamed",
     "trained_weights": "trained weights in 16 bits",
     "moments": "optimizer state in 8 bits",
+    "together": "large linear layers for several",
 }
 
 

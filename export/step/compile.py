@@ -12,6 +12,7 @@ from .differentiate import differentiate
 from .fold import fold
 from .fuse import fuse
 from .ir import Graph
+from .joint import find_joint
 from .plan import Plan, plan
 from .quantise import is_quantised
 from .recompute import candidates, multiply_adds, name_segments, recompute
@@ -63,9 +64,10 @@ class StepPlan:
                 moment = part.elements + 4 * -(-part.elements // MOMENT_BLOCK) if coded else 4 * part.elements
                 state += moment * _MOMENTS[optimizer]
         # Heaps and pages are never filled to the end.
-        process += (self.plan.arena_bytes + frozen + trainable + state) // 100
+        arena = self.plan.arena_bytes + (self.knobs.together - 1) * self.plan.bytes_a_sample
+        process += (arena + frozen + trainable + state) // 100
         return {
-            "arena": self.plan.arena_bytes - gradients,
+            "arena": arena - gradients,
             "gradients": gradients,
             "frozen": frozen,
             "trainable": trainable,
@@ -111,6 +113,6 @@ def compile_step(network: Graph, knobs: Knobs | None = None, multi_label: bool =
     add_updates(graph, knobs.accumulation)
     if knobs.streamed:
         stream(graph, knobs.frozen_weights)
-    planned = plan(graph)
+    planned = plan(graph, find_joint(graph) if knobs.together > 1 else None)
     verify(graph, planned)
     return StepPlan(graph, planned, knobs, len(segments))

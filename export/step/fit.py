@@ -38,6 +38,7 @@ def fit(
     compiler = _Compiler(network, optimizer, batch_size, threads, multi_label)
     accumulation = "none" if batch_size == 1 else "float32"
     exact = Knobs(frozen_weights=frozen_weights or "float32", accumulation=accumulation)
+    exact = replace(exact, together=compiler.most_together(exact))
     plain = compiler.step(exact)
     if limit is None or compiler.bytes(plain) <= limit:
         return plain
@@ -73,9 +74,10 @@ def _settings(exact: Knobs, may_round: bool, accumulates: bool, saved: tuple[str
         (exact.accumulation, "bfloat16") if accumulates else (exact.accumulation,),
         saved,
         _SCRATCH,
+        sorted({exact.together, 1}, reverse=True),
     )
-    for frozen, streamed, trained, moments, accumulation, bits, scratch in choices:
-        yield Knobs(frozen, streamed, trained, moments, accumulation, bits, 0, scratch)
+    for frozen, streamed, trained, moments, accumulation, bits, scratch, together in choices:
+        yield Knobs(frozen, streamed, trained, moments, accumulation, bits, 0, scratch, together)
 
 
 class _Compiler:
@@ -101,6 +103,13 @@ class _Compiler:
         if program not in self._compiled:
             self._compiled[program] = compile_step(self._network, program, self._multi_label)
         return replace(self._compiled[program], knobs=knobs)
+
+    def most_together(self, knobs: Knobs) -> int:
+        """Samples that go through large linear layers at once."""
+        if self._batch_size == 1:
+            return 1
+        plan = self.step(replace(knobs, together=2)).plan
+        return plan.joint.samples(self._batch_size, plan.bytes_a_sample) if plan.joint else 1
 
     def with_recomputation(self, step: StepPlan, limit: int) -> StepPlan:
         """The fewest segments recomputed with which the step fits, or all of them."""

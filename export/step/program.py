@@ -26,7 +26,7 @@ from .plan import STORED_IMAGE, Plan
 from .quantise import is_quantised, quantise
 
 FORMAT = "tinytl-edge-step"
-VERSION = "4"
+VERSION = "5"
 
 
 def write_program(path: Path, step: StepPlan, manifest: Manifest) -> None:
@@ -68,6 +68,10 @@ def write_program(path: Path, step: StepPlan, manifest: Manifest) -> None:
         tensors.append((f"value/{parameter.name}", "I8" if quantised else "F32", (parameter.value.size,), content))
     program = {
         "arena_bytes": plan.arena_bytes,
+        "together": knobs.together,
+        "shared_bytes": plan.shared_bytes,
+        "joint_first": plan.joint.first if plan.joint else len(graph.forward),
+        "joint_end": plan.joint.end if plan.joint else len(graph.forward),
         "forward_ops": len(graph.forward),
         "stored_image": plan.offsets[STORED_IMAGE],
         "stored_image_bytes": graph.values[STORED_IMAGE].bytes,

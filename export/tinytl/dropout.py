@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,12 +24,13 @@ class DropoutInput:
 
 
 def dropout_inputs(model: ir.Model, markers: Mapping[str, tuple[str, float]]) -> list[DropoutInput]:
-    """Turn products with marked constants into products with new inputs.
+    """Turn products with marked constants into products with new inputs; a layer that is used twice has two of them.
 
     Args:
         markers: by the name of the constant that marks a dropout layer: the layer's name and its rate.
     """
     found = []
+    uses: Counter[str] = Counter()
     for node in model.graph:
         if node.op_type != "Mul":
             continue
@@ -37,10 +39,10 @@ def dropout_inputs(model: ir.Model, markers: Mapping[str, tuple[str, float]]) ->
             if source is not None and source.name is not None and source.name in markers:
                 name, rate = markers[source.name]
                 shape = sizes(node.outputs[0])
-                mask = ir.Value(
-                    name=f"dropout/{name}", shape=ir.Shape(["batch", *shape]), type=ir.TensorType(ir.DataType.FLOAT)
-                )
+                uses[name] += 1
+                own = f"dropout/{name}" if uses[name] == 1 else f"dropout/{name}~{uses[name]}"
+                mask = ir.Value(name=own, shape=ir.Shape(["batch", *shape]), type=ir.TensorType(ir.DataType.FLOAT))
                 model.graph.inputs.append(mask)
                 node.replace_input_with(index, mask)
-                found.append(DropoutInput(f"dropout/{name}", shape, rate))
+                found.append(DropoutInput(own, shape, rate))
     return found

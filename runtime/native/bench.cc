@@ -44,24 +44,39 @@ void bench(const Job& job, Events& events) {
   if (batch > 1 && !program->accumulates) fail(kUsage, "This bundle is prepared for a batch of 1.");
   Execution execution(*program, job.threads());
   give_back_unused();
-  const Execution::MaskFiller no_dropout = [](int32_t, int64_t elements, float* out) { std::fill(out, out + elements, 1.0f); };
+  const Execution::MaskFiller no_dropout = [](int32_t, int32_t, int64_t elements, float* out) { std::fill(out, out + elements, 1.0f); };
   std::vector<double> step_ms, forward_ms, evaluation_ms;
   Sample sample;
   sample.scale = 1 / static_cast<float>(batch);
   double loss = 0;  // the last step's
   for (int64_t i = -2; i < steps; ++i) {  // the first two touch the memory
     sample.step = i + 3;
-    double whole = 0, forward = 0;
+    double forward = 0, backward = 0;
     loss = 0;
-    for (int64_t position = 0; position < batch; ++position) {
-      fill_with_noise(execution, *program, static_cast<uint64_t>((i + 2) * batch + position));
-      sample.ends_batch = position + 1 == batch;
-      const double begin = now();
-      execution.forward(&no_dropout);
+    for (int64_t first = 0; first < batch; first += program->together) {
+      const auto count = static_cast<int32_t>(std::min<int64_t>(program->together, batch - first));
+      std::vector<Sample> samples(static_cast<size_t>(count), sample);
+      for (int32_t place = 0; place < count; ++place) {
+        execution.turn_to(place);
+        fill_with_noise(execution, *program, static_cast<uint64_t>((i + 2) * batch + first + place));
+        samples[static_cast<size_t>(place)].ends_batch = first + place + 1 == batch;
+        const double begin = now();
+        execution.forward_alone(&no_dropout);
+        forward += now() - begin;
+      }
+      double begin = now();
+      execution.forward_jointly(count, &no_dropout);
       forward += now() - begin;
-      loss += execution.backward(sample) / static_cast<double>(batch);
-      whole += now() - begin;
+      begin = now();
+      execution.backward_jointly(samples);
+      for (int32_t place = 0; place < count; ++place) {
+        execution.turn_to(place);
+        loss += execution.backward_alone(samples[static_cast<size_t>(place)]) / static_cast<double>(batch);
+      }
+      execution.turn_to(0);
+      backward += now() - begin;
     }
+    const double whole = forward + backward;
     if (i == -2) {  // who started us learns how long that took
       events.begin("step").integer("step", 1).number("loss", loss).number("ms", 1e3 * whole);
       events.send();

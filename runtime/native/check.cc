@@ -107,7 +107,8 @@ class Checker {
 
   bool in_arena(int64_t offset, int64_t bytes) const {
     return offset >= 0 && offset % 4 == 0 && bytes > 0 && bytes <= program_.arena_bytes &&
-           offset <= program_.arena_bytes - bytes;
+           offset <= program_.arena_bytes - bytes &&
+           (offset >= program_.shared_bytes || offset + bytes <= program_.shared_bytes);
   }
   void outer(const char* name, int64_t offset, int64_t bytes) const {
     if (!in_arena(offset, bytes)) fail(kDamaged, "%s is damaged: its %s lies nowhere.", path_.c_str(), name);

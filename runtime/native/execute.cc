@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <system_error>
@@ -12,35 +13,82 @@
 
 namespace tinytl {
 
-Execution::Execution(Program& program, int64_t threads) : program_(program) {
+Execution::Execution(Program& program, int64_t threads)
+    : program_(program), losses_(static_cast<size_t>(program.together)) {
   try {
     start_threads(static_cast<int>(threads));
   } catch (const std::system_error& error) {
     fail(kUsage, "The system has no room for %lld threads (%s).", static_cast<long long>(threads), error.what());
   }
   // Pages that no operator touches never become resident.
-  void* memory = mmap(nullptr, static_cast<size_t>(program.arena_bytes), PROT_READ | PROT_WRITE,
+  void* memory = mmap(nullptr, static_cast<size_t>(program.whole_arena_bytes()), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED)
-    fail(kMemoryLimit, "There is no room for an arena of %lld bytes.", static_cast<long long>(program.arena_bytes));
+    fail(kMemoryLimit, "There is no room for an arena of %lld bytes.", static_cast<long long>(program.whole_arena_bytes()));
   arena_ = static_cast<uint8_t*>(memory);
 }
 
-Execution::~Execution() { munmap(arena_, static_cast<size_t>(program_.arena_bytes)); }
+Execution::~Execution() { munmap(arena_, static_cast<size_t>(program_.whole_arena_bytes())); }
 
-void Execution::give_back() { madvise(arena_, static_cast<size_t>(program_.arena_bytes), MADV_DONTNEED); }
+void Execution::give_back() { madvise(arena_, static_cast<size_t>(program_.whole_arena_bytes()), MADV_DONTNEED); }
 
 void Execution::forward(const MaskFiller* masks) {
-  for (int32_t i = 0; i < program_.forward_ops; ++i) run(program_.ops[static_cast<size_t>(i)], masks);
+  run_range(0, program_.forward_ops, masks);
 }
 
 float Execution::backward(const Sample& sample) {
-  sample_ = sample;
-  for (size_t i = static_cast<size_t>(program_.forward_ops); i < program_.ops.size(); ++i) {
-    run(program_.ops[i], nullptr);
-    if (program_.ops[i].opcode == static_cast<int32_t>(Opcode::kLoss) && !std::isfinite(loss_)) break;
+  return backward_jointly({sample}) ? backward_alone(sample) : losses_[0];
+}
+
+void Execution::forward_alone(const MaskFiller* masks) { run_range(0, program_.joint_first, masks); }
+
+void Execution::forward_jointly(int32_t count, const MaskFiller* masks) {
+  for (int32_t i = program_.joint_first; i < program_.forward_ops; ++i)
+    run_jointly(program_.ops[static_cast<size_t>(i)], count, nullptr, masks);
+}
+
+bool Execution::backward_jointly(const std::vector<Sample>& samples) {
+  for (int32_t i = program_.forward_ops; i < program_.joint_end; ++i) {
+    const Record& op = program_.ops[static_cast<size_t>(i)];
+    run_jointly(op, static_cast<int32_t>(samples.size()), &samples, nullptr);
+    const auto is_finite = [](float loss) { return std::isfinite(loss); };
+    if (op.opcode == static_cast<int32_t>(Opcode::kLoss) &&
+        !std::all_of(losses_.begin(), losses_.begin() + static_cast<ptrdiff_t>(samples.size()), is_finite))
+      return false;
   }
-  return loss_;
+  return true;
+}
+
+float Execution::backward_alone(const Sample& sample) {
+  sample_ = sample;
+  const float& loss = losses_[static_cast<size_t>(place_)];
+  for (int32_t i = program_.joint_end; i < static_cast<int32_t>(program_.ops.size()); ++i) {
+    const Record& op = program_.ops[static_cast<size_t>(i)];
+    run(op, nullptr);
+    if (op.opcode == static_cast<int32_t>(Opcode::kLoss) && !std::isfinite(loss)) break;
+  }
+  return loss;
+}
+
+void Execution::run_range(int32_t begin, int32_t end, const MaskFiller* masks) {
+  for (int32_t i = begin; i < end; ++i) run(program_.ops[static_cast<size_t>(i)], masks);
+}
+
+// An operator for the samples in places [0, count): what is loaded is for all of them, and they are updated by the last.
+void Execution::run_jointly(const Record& op, int32_t count, const std::vector<Sample>* samples, const MaskFiller* masks) {
+  const auto kind = static_cast<Opcode>(op.opcode);
+  const bool linear = (kind == Opcode::kPointwise || kind == Opcode::kPointwiseDx) &&
+                      op.geometry.out_height * op.geometry.out_width == 1;
+  const int32_t first = kind == Opcode::kUpdate ? count - 1 : 0;
+  const int32_t end = linear || kind == Opcode::kLoad ? 1 : count;
+  rows_ = linear ? count : 1;
+  for (int32_t place = first; place < end; ++place) {
+    turn_to(place);
+    if (samples) sample_ = (*samples)[static_cast<size_t>(place)];
+    run(op, masks);
+  }
+  rows_ = 1;
+  turn_to(0);
 }
 
 void Execution::update_part(const Record& op) {
@@ -52,12 +100,12 @@ void Execution::update_part(const Record& op) {
   const bool rounded_sums = op.number != 0;
   Gradient gradient;
   if (rounded_sums) {
-    gradient.bf16 = reinterpret_cast<const uint16_t*>(arena_ + op.dw);
+    gradient.bf16 = reinterpret_cast<const uint16_t*>(address(op.dw));
   } else {
     gradient.f32 = at(op.dw);
   }
   update(part.trained, gradient, rule);
-  if (program_.accumulates) std::memset(arena_ + op.dw, 0, static_cast<size_t>(part.elements) * (rounded_sums ? 2 : 4));
+  if (program_.accumulates) std::memset(address(op.dw), 0, static_cast<size_t>(part.elements) * (rounded_sums ? 2 : 4));
 }
 
 void Execution::run(const Record& op, const MaskFiller* masks) {
@@ -81,15 +129,18 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
   const float* b = weight_of(op.bias).f32;
   const int32_t in_pixels = g.in_height * g.in_width, out_pixels = g.out_height * g.out_width;
   const int64_t elements = int64_t{in_pixels} * g.in_channels;
-  uint8_t* mask = op.mask < 0 ? nullptr : arena_ + op.mask;
+  uint8_t* mask = op.mask < 0 ? nullptr : address(op.mask);
   const Curve curve{static_cast<Activation>(op.activation), op.alpha, op.beta};
   const Bounds bounds = curve.kind == Activation::kClamp ? Bounds{op.alpha, op.beta} : Bounds{};
   const auto bands = [&](int32_t part, int32_t results) {
     const auto length = static_cast<int32_t>(program_.parts[static_cast<size_t>(part)].elements / results);
     return Bands{weight_of(part).f32, length - 1};
   };
-  const auto rows = [&] { return bands(op.weight, g.out_height); };
-  const auto columns = [&] { return bands(op.bias, g.out_width); };
+  const auto row_bands = [&] { return bands(op.weight, g.out_height); };
+  const auto column_bands = [&] { return bands(op.bias, g.out_width); };
+  const auto rows = [&](int32_t from, int32_t to) {
+    return LinearRows{at(from), at(to), rows_, program_.bytes_a_sample() / static_cast<int64_t>(sizeof(float))};
+  };
   // A product with a factor for each channel, or of two maps: one pixel of many channels.
   const int32_t factor_pixels = op.number ? in_pixels : 1;
   const auto factor_channels = static_cast<int32_t>(op.number ? g.in_channels : elements);
@@ -100,8 +151,10 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
 
   switch (static_cast<Opcode>(op.opcode)) {
     case Opcode::kPointwise:
+      if (out_pixels == 1) return linear_forward(rows(op.x, op.y), g.in_channels, g.out_channels, w, epilogue);
       return pointwise_forward(at(op.x), at(op.y), out_pixels, g.in_channels, g.out_channels, w, epilogue);
     case Opcode::kPointwiseDx:
+      if (out_pixels == 1) return linear_dx(rows(op.dy, op.dx), g.in_channels, g.out_channels, w, gradient);
       return pointwise_dx(at(op.dy), at(op.dx), out_pixels, g.in_channels, g.out_channels, w, gradient);
     case Opcode::kPointwiseDw:
       return pointwise_dw(at(op.x), at(op.dy), at(op.dw), out_pixels, g.in_channels, g.out_channels);
@@ -151,9 +204,9 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
     case Opcode::kUpsampleDx:
       return upsample_dx(at(op.dy), at(op.dx), g);
     case Opcode::kResample:
-      return resample_forward(at(op.x), at(op.y), g, rows(), columns());
+      return resample_forward(at(op.x), at(op.y), g, row_bands(), column_bands());
     case Opcode::kResampleDx:
-      return resample_dx(at(op.dy), at(op.dx), g, rows(), columns());
+      return resample_dx(at(op.dy), at(op.dx), g, row_bands(), column_bands());
     case Opcode::kPrelu:
       return prelu_forward(at(op.x), at(op.y), in_pixels, g.in_channels, w.f32);
     case Opcode::kPreluBackward:
@@ -189,7 +242,7 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
       const float* x = at(op.x);
       float* y = at(op.y);
       if (masks) {
-        (*masks)(op.number, elements, factors);
+        (*masks)(place_, op.number, elements, factors);
       } else {
         for (int64_t i = 0; i < elements; ++i) factors[i] = 1;
       }
@@ -204,7 +257,7 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
       return;
     }
     case Opcode::kLoss:
-      loss_ = (op.number ? sigmoid_cross_entropy : softmax_cross_entropy)(at(op.x), at(op.other), at(op.dx),
+      losses_[static_cast<size_t>(place_)] = (op.number ? sigmoid_cross_entropy : softmax_cross_entropy)(at(op.x), at(op.other), at(op.dx),
                                                                           program_.outputs, sample_.scale);
       return;
     case Opcode::kZero:
@@ -213,18 +266,18 @@ void Execution::execute(const Record& op, const MaskFiller* masks) {
     case Opcode::kUpdate:
       return update_part(op);
     case Opcode::kAddRounded:
-      return add_rounded(at(op.x), reinterpret_cast<uint16_t*>(arena_ + op.y), elements,
+      return add_rounded(at(op.x), reinterpret_cast<uint16_t*>(address(op.y)), elements,
                          sample_.seed + static_cast<uint64_t>(op.y));
     case Opcode::kCompress:
-      return op.number == 16 ? compress_16(at(op.x), reinterpret_cast<uint16_t*>(arena_ + op.y), elements)
-                             : compress_8(at(op.x), arena_ + op.y, elements);
+      return op.number == 16 ? compress_16(at(op.x), reinterpret_cast<uint16_t*>(address(op.y)), elements)
+                             : compress_8(at(op.x), address(op.y), elements);
     case Opcode::kDecompress: {
       const int64_t made = int64_t{out_pixels} * g.out_channels;
-      return op.number == 16 ? decompress_16(reinterpret_cast<const uint16_t*>(arena_ + op.x), at(op.y), made)
-                             : decompress_8(arena_ + op.x, at(op.y), made);
+      return op.number == 16 ? decompress_16(reinterpret_cast<const uint16_t*>(address(op.x)), at(op.y), made)
+                             : decompress_8(address(op.x), at(op.y), made);
     }
     case Opcode::kLoad:
-      return program_.load_part(program_.parts[static_cast<size_t>(op.weight)], arena_ + op.y);
+      return program_.load_part(program_.parts[static_cast<size_t>(op.weight)], address(op.y));
   }
   fail(kDamaged, "The program has an operator of unknown kind %d.", op.opcode);
 }

@@ -139,7 +139,7 @@ std::unique_ptr<Program> Program::load(const std::string& path, bool for_trainin
   const std::string* description = file->metadata("program");
   if (!format || *format != "tinytl-edge-step" || !description)
     fail(kDamaged, "%s is no step program of tinytl-edge.", path.c_str());
-  if (!version || *version != "4") fail(kDamaged, "%s is a step program of another version: prepare the bundle again.", path.c_str());
+  if (!version || *version != "5") fail(kDamaged, "%s is a step program of another version: prepare the bundle again.", path.c_str());
   const std::string damaged = path + " is no usable step program: its description is not JSON.";
   const json::Value tree = json::parse_or_fail(*description, kDamaged, damaged.c_str());
   const Fields fields(tree, path);
@@ -179,6 +179,11 @@ std::unique_ptr<Program> Program::load(const std::string& path, bool for_trainin
   program->ops.resize(static_cast<size_t>(ops.shape[0]));
   file->read(ops, program->ops.data());
   program->forward_ops = static_cast<int32_t>(fields.integer("forward_ops", 1, ops.shape[0]));
+  program->joint_first = static_cast<int32_t>(fields.integer("joint_first", 0, program->forward_ops));
+  program->joint_end = static_cast<int32_t>(fields.integer("joint_end", program->forward_ops, ops.shape[0]));
+  program->shared_bytes = fields.integer("shared_bytes", 0, program->arena_bytes);
+  program->together = static_cast<int32_t>(fields.integer("together", 1, kMostLinearRows));
+  if (program->shared_bytes % 64 != 0 || program->whole_arena_bytes() >= kLargest) fields.bad("shared_bytes");
 
   program->streamed = fields.get("streamed").boolean();
   program->accumulates = fields.text("accumulation") != "none";

@@ -101,10 +101,14 @@ struct Program {
   std::array<float, 3> mean{}, std{};       // of its channels
   Optimizer optimizer = Optimizer::kSgd;
   std::vector<DropoutLayer> dropouts;
-  int64_t arena_bytes = 0;
+  int64_t arena_bytes = 0;  // with one sample's region
   int32_t stored_image = 0, image = 0, targets = 0, logits = 0;  // places
   int64_t stored_image_bytes = 0;  // of a packed one
   int32_t forward_ops = 0;
+  // Operators [joint_first, joint_end) run for so many samples together, before the next one runs; see export/step/joint.py.
+  // Each sample has a region of its own of what lies behind shared_bytes.
+  int32_t together = 1, joint_first = 0, joint_end = 0;
+  int64_t shared_bytes = 0;
   bool streamed = false;     // frozen weights are read where they are needed
   bool multi_label = false;  // each class by itself; as the loss says
   bool accumulates = false;         // gradients of a batch are summed; otherwise every sample is a step
@@ -115,6 +119,8 @@ struct Program {
   // Only so many outputs stand for a class. Fails (exit code 2) where there are not as many.
   void use_classes(size_t count);
   int64_t bytes(const Part& part) const;  // of its stored values
+  int64_t bytes_a_sample() const { return arena_bytes - shared_bytes; }
+  int64_t whole_arena_bytes() const { return arena_bytes + (together - 1) * bytes_a_sample(); }
   // Reads a streamed part to `place`, where its operators find it until it is read elsewhere.
   void load_part(Part& part, uint8_t* place);
 

@@ -369,39 +369,63 @@ class Training {
     said_.done(at_, judged(), start(), score(), old_place_ ? old_place_->images() : 0);
   }
 
+  // Images [first, end) of an epoch, which go together through the program's joint part; returns the sum of their losses.
+  double learn_from(const Stage& stage, int64_t epoch, int64_t first, int64_t end, Sample sample, int64_t batch_end) {
+    const double smoothing = options_.number("label_smoothing", 0, 1);
+    const double min_area = options_.number("min_area", 0, 1);
+    const bool flip = options_.is_null("flip") ? at_.flips : options_.flag("flip");
+    const auto e = static_cast<uint64_t>(epoch - stage.first_epoch);
+    const auto image = [&](int64_t position) { return stage.images[order_[static_cast<size_t>(position)]]; };
+    const Execution::MaskFiller masks = [&](int32_t place, int32_t layer, int64_t elements, float* out) {
+      const DropoutLayer& dropout = program_->dropouts[static_cast<size_t>(layer)];
+      const double rate = options_.is_null("dropout") ? dropout.rate : options_.number("dropout", 0, 0.99);
+      dropout_mask(seed_, e, static_cast<uint64_t>(first + place), static_cast<uint64_t>(layer),
+                   static_cast<size_t>(dropout.pixels), static_cast<size_t>(elements / dropout.pixels), rate, out);
+    };
+    const auto each = [&](const auto& body) {
+      for (int64_t position = first; position < end; ++position) {
+        execution_.turn_to(static_cast<int32_t>(position - first));
+        body(position);
+      }
+    };
+    std::vector<Sample> samples;
+    each([&](int64_t position) {
+      const auto p = static_cast<uint64_t>(position);
+      sample.ends_batch = position + 1 == batch_end;
+      sample.seed = key({seed_, e, p});
+      samples.push_back(sample);
+      samples_.fill(image(position), random_crop(seed_, e, p, dataset_.stored(), min_area, flip), smoothing, execution_);
+      execution_.forward_alone(&masks);
+    });
+    execution_.forward_jointly(static_cast<int32_t>(samples.size()), &masks);
+    each([&](int64_t position) {
+      at_.sums.correct += samples_.right_answers(image(position), execution_.logits());
+      at_.sums.add_range(execution_.logits(), program_->classes);
+      for (size_t i = 0; i < log_priors_.size(); ++i) execution_.logits()[i] += static_cast<float>(log_priors_[i]);
+    });
+    double loss = execution_.backward_jointly(samples) ? 0 : NAN;
+    if (std::isnan(loss)) diverged("the loss is no longer a number");
+    each([&](int64_t position) {
+      loss += execution_.backward_alone(samples[static_cast<size_t>(position - first)]);
+      if (!std::isfinite(loss)) diverged("the loss is no longer a number");
+      said_.tick();
+    });
+    execution_.turn_to(0);
+    return loss;
+  }
+
   void one_step(const Stage& stage, int64_t epoch) {
     const double begin = now();
     const int64_t inside = at_.step - stage.first_step, count = static_cast<int64_t>(stage.images.size());
     const int64_t first = inside % stage.steps_an_epoch * batch_size_;
     const int64_t last = std::min<int64_t>(first + batch_size_, count);
-    const double smoothing = options_.number("label_smoothing", 0, 1);
-    const double min_area = options_.number("min_area", 0, 1);
-    const bool flip = options_.is_null("flip") ? at_.flips : options_.flag("flip");
-    Sample sample{.scale = static_cast<float>(1.0 / static_cast<double>(last - first)),
+    const Sample sample{.scale = static_cast<float>(1.0 / static_cast<double>(last - first)),
                   .ends_batch = false,
                   .schedule = schedule(inside, stage.steps()),
                   .step = inside + 1};
     double loss = 0;
-    for (int64_t position = first; position < last; ++position) {
-      const uint32_t index = stage.images[order_[static_cast<size_t>(position)]];
-      const auto e = static_cast<uint64_t>(epoch - stage.first_epoch), p = static_cast<uint64_t>(position);
-      samples_.fill(index, random_crop(seed_, e, p, dataset_.stored(), min_area, flip), smoothing, execution_);
-      const Execution::MaskFiller masks = [&](int32_t layer, int64_t elements, float* out) {
-        const DropoutLayer& dropout = program_->dropouts[static_cast<size_t>(layer)];
-        const double rate = options_.is_null("dropout") ? dropout.rate : options_.number("dropout", 0, 0.99);
-        dropout_mask(seed_, e, p, static_cast<uint64_t>(layer), static_cast<size_t>(dropout.pixels),
-                     static_cast<size_t>(elements / dropout.pixels), rate, out);
-      };
-      execution_.forward(&masks);
-      at_.sums.correct += samples_.right_answers(index, execution_.logits());
-      at_.sums.add_range(execution_.logits(), program_->classes);
-      for (size_t i = 0; i < log_priors_.size(); ++i) execution_.logits()[i] += static_cast<float>(log_priors_[i]);
-      sample.ends_batch = position + 1 == last;
-      sample.seed = key({seed_, e, p});
-      loss += execution_.backward(sample);
-      if (!std::isfinite(loss)) diverged("the loss is no longer a number");
-      said_.tick();
-    }
+    for (int64_t position = first; position < last; position += program_->together)
+      loss += learn_from(stage, epoch, position, std::min<int64_t>(position + program_->together, last), sample, last);
     ++at_.step;
     at_.sums.losses += loss;
     at_.sums.seen += last - first;

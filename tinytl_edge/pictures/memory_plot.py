@@ -44,6 +44,7 @@ _KIND_OF = {
     "streamed": "frozen",
     "trained_weights": "trainable",
     "moments": "optimizer",
+    "together": "transient",
 }
 _VISIBLE = 5000  # bytes that are not 0.00 MB
 _STRETCHES = 68  # names that have room below the axis

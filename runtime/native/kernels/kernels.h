@@ -80,6 +80,20 @@ struct Geometry {
   int32_t groups;
 };
 
+// What a linear layer reads and writes for several samples: row r of each begins r * stride floats behind the first, and
+// so does its mask.
+struct LinearRows {
+  const float* from;
+  float* to;
+  int32_t count;  // at most kMostLinearRows
+  int64_t stride;
+};
+constexpr int32_t kMostLinearRows = 16;
+// Row by row y[out] = sum_in x[in] w[in][out], and dx[in] = sum_out dy[out] w[in][out]. Masks are those of the first row;
+// db is added to by all.
+void linear_forward(const LinearRows& rows, int32_t in, int32_t out, const Weight& w, const Epilogue& epilogue);
+void linear_dx(const LinearRows& rows, int32_t in, int32_t out, const Weight& w, const GradientEpilogue& epilogue);
+
 // y[p][out] = sum_in x[p][in] w[in][out], for `pixels` pixels. A 1x1 convolution, or a linear layer of 1 pixel.
 void pointwise_forward(const float* x, float* y, int32_t pixels, int32_t in, int32_t out, const Weight& w,
                        const Epilogue& epilogue);

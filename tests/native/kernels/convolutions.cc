@@ -54,6 +54,40 @@ void check_pointwise(int pixels, int in, int out, Form form, int variant) {
   compare(name, "dw", dw, rdw, pixels);
 }
 
+// Several samples at once, each as if it were alone, but for rounding; nothing between them is touched.
+void check_linear(int rows, int in, int out, Form form, int variant) {
+  const std::string name = name_of("linear", {rows, in, out, int(form), variant});
+  TestWeight w(int64_t(in) * out, out, form);
+  const int64_t stride = std::max(in, out) + 16 + (std::max(in, out) + 7) / 8, total = rows * stride;
+  const Floats x = random_floats(total, -2, 2), before = random_floats(total), bias = random_floats(out);
+  const Bounds bounds = kBounds[variant % 4];
+  Floats sums(in, 0.5f), sums_alone = sums;
+  for (const bool adds : {false, true}) {
+    Floats y = before, dx = before, y_alone = before, dx_alone = before;
+    std::vector<uint8_t> mask = dirty_mask(size_t(total) * 32), mask_alone = mask;
+    linear_forward({x.data(), y.data(), rows, stride}, in, out, w.weight, {bias.data(), bounds, mask.data(), adds});
+    linear_dx({x.data(), dx.data(), rows, stride}, in, out, w.weight, {mask.data(), sums.data(), adds});
+    for (int row = 0; row < rows; ++row) {
+      const int64_t at = row * stride;
+      uint8_t* bits = mask_alone.data() + at * 4;
+      pointwise_forward(&x[size_t(at)], &y_alone[size_t(at)], 1, in, out, w.weight, {bias.data(), bounds, bits, adds});
+      pointwise_dx(&x[size_t(at)], &dx_alone[size_t(at)], 1, in, out, w.weight, {bits, sums_alone.data(), adds});
+    }
+    compare(name, "y", y, Doubles(y_alone.begin(), y_alone.end()), in);
+    compare(name, "dx", dx, Doubles(dx_alone.begin(), dx_alone.end()), out);
+    compare(name, "db", sums, Doubles(sums_alone.begin(), sums_alone.end()), rows * out);
+    for (int64_t i = 0; i < total * 4; ++i) {
+      const bool written = i % (stride * 4) < (out + 7) / 8;
+      if (!written && mask[size_t(i)] != 0xa5) return fail(name, "beyond the mask", size_t(i), mask[size_t(i)], 0xa5);
+    }
+    for (int row = 0; row < rows; ++row) {
+      const auto bits_at = mask.begin() + row * stride * 4;
+      const std::vector<uint8_t> bits(bits_at, bits_at + (out + 7) / 8);
+      check_mask(name, Floats(y.begin() + row * stride, y.begin() + row * stride + out), bounds, bits);
+    }
+  }
+}
+
 void check_conv(const Geometry& g, bool depthwise, Form form, int variant) {
   const std::string name =
       name_of(depthwise ? "depthwise" : "conv",
@@ -193,6 +227,12 @@ void test_pointwise() {
       check_pointwise(pixels, 2570, 37, form, 5);
       check_pointwise(pixels, 37, 2570, form, 5);
       check_pointwise(pixels, 300, 400, form, 4);
+    }
+  }
+  for (Form form : {Form::kFloat32, Form::kInt8, Form::kBfloat16}) {
+    for (int rows : {1, 2, 3, 4, 7, 16}) {
+      for (const auto& [in, out] : {std::pair{600, 523}, {37, 130}, {1280, 10}, {9, 1100}})
+        check_linear(rows, in, out, form, rows + in % 3);
     }
   }
   check_pointwise(1000, 24, 144, Form::kInt8, 5);
