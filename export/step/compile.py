@@ -24,7 +24,7 @@ MOMENT_BLOCK = 128  # elements of 8-bit optimizer state that share a scale
 _MOMENTS = {"sgd": 0, "momentum": 1, "adam": 2}
 # The trainer beside what is planned, fitted to measured peaks (benchmarks/native_memory.py): the pages of code that
 # run, stack and heap; what the heap holds for an operator and for a parameter; what page bounds cost a mapped weight.
-PROCESS_BYTES = 1_450_000
+PROCESS_BYTES = 1_700_000
 OPERATOR_BYTES = 450
 PARAMETER_BYTES = 1_300
 MAPPED_BYTES = 3_500
